@@ -1,0 +1,33 @@
+"""Shares of a device. A phase applies its side of a `Split` at its own iteration's end."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tandem.types import Phase, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The share is in force; `detail` says what was done (cores, threads, SM groups)."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestartRequired:
+    """Only a new process can have this share."""
+
+    detail: str
+
+
+class PartitionBackend(Protocol):
+    """Applies one phase's side of a split to this process."""
+
+    @property
+    def name(self) -> str:
+        """As in configuration and logs (``cpu-affinity``)."""
+        ...
+
+    def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
+        """Called between two steps. DeviceError when the share cannot be had at all."""
+        ...

@@ -1,0 +1,106 @@
+"""The seam between the memory daemon and everybody else.
+
+`MemoryStore` is implemented by memd's own store over the `Ledger` and by the gRPC client; both pass the same contract
+tests. Who owns what:
+
+- *Spare* blocks belong to a holder (an attached phase), leased ahead so that no step waits. They return to the pool
+  when its attachment ends.
+- A *sequence lease* belongs to the request: the gateway names it, renews it and releases it. A phase acquires it,
+  adds its spare blocks to it and seals tokens; the next phase acquires the same lease, and no KV moves. Acquiring
+  takes the lease from whoever held it before, whose later updates are refused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tandem.types import Block, Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceLease:
+    """What the ledger holds of a sequence: its blocks by position, and how many tokens' KV is complete."""
+
+    lease_id: int
+    blocks: tuple[Block, ...]
+    num_sealed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceUpdate:
+    """Extend and seal: `add_blocks` come from the holder's spare ones; `num_sealed_tokens` never falls."""
+
+    lease_id: int
+    add_blocks: tuple[Block, ...]
+    num_sealed_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class HolderStatistics:
+    """One attached phase."""
+
+    holder_id: int
+    service: str
+    pid: int
+    num_spare_blocks: int
+    num_sequences: int
+
+
+@dataclass(frozen=True, slots=True)
+class StorageStatistics:
+    """``num_blocks = free + spare + leased + cached``, always."""
+
+    fingerprint: Fingerprint
+    epoch: int
+    num_blocks: int
+    num_free_blocks: int
+    num_spare_blocks: int
+    num_leased_blocks: int
+    num_cached_blocks: int
+    num_sequences: int
+    weight_bytes: int
+    kv_bytes: int
+    holders: tuple[HolderStatistics, ...]
+
+
+class MemoryStore(Protocol):
+    """Blocks and leases. Every call is atomic."""
+
+    async def lease_blocks(self, holder_id: int, num_blocks: int) -> tuple[Block, ...]:
+        """Spare blocks; fewer than asked for, down to none, when the pool is low. NotFoundError: no such holder."""
+        ...
+
+    async def return_blocks(self, holder_id: int, blocks: Sequence[Block]) -> None:
+        """Gives spare blocks back. StaleBlockError or LeaseError when one is not the holder's; then none is."""
+        ...
+
+    async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
+        """Takes the lease over, or opens it when `create`. NotFoundError when it does not exist otherwise."""
+        ...
+
+    async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
+        """Applies each update whole or not at all; returns the leases that are not this holder's (any more).
+
+        The spare blocks named in a refused update stay the holder's. StaleBlockError when a block is not.
+        """
+        ...
+
+    async def fork_sequence(self, parent_lease_id: int, child_lease_id: int, request_id: str, num_tokens: int) -> int:
+        """Opens a lease that shares the parent's full, sealed blocks of the first `num_tokens` tokens.
+
+        Returns the number of shared tokens, a multiple of the block size. NotFoundError: no parent.
+        LeaseError: the child exists.
+        """
+        ...
+
+    async def renew_sequences(self, lease_ids: Sequence[int]) -> frozenset[int]:
+        """Starts the leases' time to live anew; returns those that do not exist."""
+        ...
+
+    async def release_sequences(self, lease_ids: Sequence[int]) -> int:
+        """Ends leases; returns how many blocks became free. Unknown ones are passed over."""
+        ...
+
+    async def statistics(self) -> StorageStatistics:
+        """The pool as it is now."""
+        ...
