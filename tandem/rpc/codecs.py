@@ -1,0 +1,200 @@
+"""Between the protos of the phases and `tandem.types`; each pair of functions is the other's inverse."""
+
+from tandem.rpc.stubs.common.v1 import common_pb2 as common
+from tandem.rpc.stubs.decode.v1 import decode_pb2 as decode
+from tandem.rpc.stubs.prefill.v1 import prefill_pb2 as prefill
+from tandem.types import (
+    AbortSequence,
+    DecodeResult,
+    DropReason,
+    FinishReason,
+    PhaseCommand,
+    Prefilled,
+    PrefillResult,
+    SamplingSpec,
+    SequenceDropped,
+    SequenceOutput,
+    SequenceSpec,
+    StopSpec,
+    Submit,
+    TokenLogprobs,
+    TopLogprob,
+)
+
+
+def sampling_to_proto(spec: SamplingSpec) -> common.SamplingSpec:
+    """See `SamplingSpec`."""
+    return common.SamplingSpec(
+        temperature=spec.temperature,
+        top_p=spec.top_p,
+        top_k=spec.top_k,
+        min_p=spec.min_p,
+        repetition_penalty=spec.repetition_penalty,
+        presence_penalty=spec.presence_penalty,
+        frequency_penalty=spec.frequency_penalty,
+        seed=spec.seed,
+        logit_bias=dict(spec.logit_bias),
+        logprobs=spec.logprobs,
+        num_top_logprobs=spec.num_top_logprobs,
+    )
+
+
+def sampling_from_proto(message: common.SamplingSpec) -> SamplingSpec:
+    """See `SamplingSpec`."""
+    return SamplingSpec(
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        seed=message.seed,
+        logit_bias=dict(message.logit_bias),
+        logprobs=message.logprobs,
+        num_top_logprobs=message.num_top_logprobs,
+    )
+
+
+def stop_to_proto(spec: StopSpec) -> common.StopSpec:
+    """See `StopSpec`."""
+    return common.StopSpec(max_tokens=spec.max_tokens, min_tokens=spec.min_tokens, stop_token_ids=spec.stop_token_ids)
+
+
+def stop_from_proto(message: common.StopSpec) -> StopSpec:
+    """See `StopSpec`."""
+    return StopSpec(message.max_tokens, message.min_tokens, tuple(message.stop_token_ids))
+
+
+def sequence_to_proto(spec: SequenceSpec) -> common.SequenceSpec:
+    """See `SequenceSpec`."""
+    return common.SequenceSpec(
+        lease_id=spec.lease_id,
+        request_id=spec.request_id,
+        token_ids=spec.token_ids,
+        num_prompt_tokens=spec.num_prompt_tokens,
+        sampling=sampling_to_proto(spec.sampling),
+        stop=stop_to_proto(spec.stop),
+        priority=spec.priority,
+        arrival_unix_ns=spec.arrival_unix_ns,
+    )
+
+
+def sequence_from_proto(message: common.SequenceSpec) -> SequenceSpec:
+    """See `SequenceSpec`."""
+    return SequenceSpec(
+        lease_id=message.lease_id,
+        request_id=message.request_id,
+        token_ids=tuple(message.token_ids),
+        num_prompt_tokens=message.num_prompt_tokens,
+        sampling=sampling_from_proto(message.sampling),
+        stop=stop_from_proto(message.stop),
+        priority=message.priority,
+        arrival_unix_ns=message.arrival_unix_ns,
+    )
+
+
+def command_to_prefill(command: PhaseCommand) -> prefill.RunRequest:
+    """A command on prefill's stream."""
+    if isinstance(command, AbortSequence):
+        return prefill.RunRequest(abort_lease_id=command.lease_id)
+    return prefill.RunRequest(submit=sequence_to_proto(command.sequence))
+
+
+def command_to_decode(command: PhaseCommand) -> decode.RunRequest:
+    """A command on decode's stream."""
+    if isinstance(command, AbortSequence):
+        return decode.RunRequest(abort_lease_id=command.lease_id)
+    return decode.RunRequest(submit=sequence_to_proto(command.sequence))
+
+
+def command_from_proto(message: prefill.RunRequest | decode.RunRequest) -> PhaseCommand | None:
+    """A command of either stream; None when it holds none (of a newer version's kind)."""
+    match message.WhichOneof("command"):
+        case "submit":
+            return Submit(sequence_from_proto(message.submit))
+        case "abort_lease_id":
+            return AbortSequence(message.abort_lease_id)
+        case _:
+            return None
+
+
+def output_to_proto(output: SequenceOutput) -> common.SequenceOutput:
+    """See `SequenceOutput`."""
+    message = common.SequenceOutput(
+        lease_id=output.lease_id,
+        token_id=output.token_id,
+        finish_reason=common.FinishReason.ValueType(output.finish_reason),
+    )
+    if output.logprobs is not None:
+        message.logprobs.logprob = output.logprobs.logprob
+        message.logprobs.top.extend(
+            common.TopLogprob(token_id=top.token_id, logprob=top.logprob) for top in output.logprobs.top
+        )
+    return message
+
+
+def output_from_proto(message: common.SequenceOutput) -> SequenceOutput:
+    """See `SequenceOutput`."""
+    logprobs = None
+    if message.HasField("logprobs"):
+        top = tuple(TopLogprob(entry.token_id, entry.logprob) for entry in message.logprobs.top)
+        logprobs = TokenLogprobs(message.logprobs.logprob, top)
+    return SequenceOutput(message.lease_id, message.token_id, logprobs, FinishReason(message.finish_reason))
+
+
+def dropped_to_proto(dropped: SequenceDropped) -> common.SequenceDropped:
+    """See `SequenceDropped`."""
+    return common.SequenceDropped(
+        lease_id=dropped.lease_id,
+        reason=common.DropReason.ValueType(dropped.reason),
+        message=dropped.message,
+    )
+
+
+def dropped_from_proto(message: common.SequenceDropped) -> SequenceDropped:
+    """See `SequenceDropped`."""
+    return SequenceDropped(message.lease_id, DropReason(message.reason), message.message)
+
+
+def prefill_result_to_proto(result: PrefillResult) -> prefill.RunResponse:
+    """See `PrefillResult`."""
+    return prefill.RunResponse(
+        prefilled=[
+            prefill.Prefilled(
+                output=output_to_proto(entry.output),
+                wait_ms=entry.wait_ms,
+                compute_ms=entry.compute_ms,
+                num_cached_tokens=entry.num_cached_tokens,
+            )
+            for entry in result.prefilled
+        ],
+        dropped=[dropped_to_proto(entry) for entry in result.dropped],
+    )
+
+
+def prefill_result_from_proto(message: prefill.RunResponse) -> PrefillResult:
+    """See `PrefillResult`."""
+    return PrefillResult(
+        prefilled=tuple(
+            Prefilled(output_from_proto(entry.output), entry.wait_ms, entry.compute_ms, entry.num_cached_tokens)
+            for entry in message.prefilled
+        ),
+        dropped=tuple(dropped_from_proto(entry) for entry in message.dropped),
+    )
+
+
+def decode_result_to_proto(result: DecodeResult) -> decode.RunResponse:
+    """See `DecodeResult`."""
+    return decode.RunResponse(
+        outputs=[output_to_proto(entry) for entry in result.outputs],
+        dropped=[dropped_to_proto(entry) for entry in result.dropped],
+    )
+
+
+def decode_result_from_proto(message: decode.RunResponse) -> DecodeResult:
+    """See `DecodeResult`."""
+    return DecodeResult(
+        outputs=tuple(output_from_proto(entry) for entry in message.outputs),
+        dropped=tuple(dropped_from_proto(entry) for entry in message.dropped),
+    )
