@@ -1,0 +1,28 @@
+"""A phase's one way to the model: rows in, logits out."""
+
+from collections.abc import Sequence
+
+import torch
+
+from tandem.model.batch import SequenceRows, prepare_batch
+from tandem.model.family import Decoder
+
+
+class ModelRunner:
+    """Runs a decoder over the KV segment. The caller owns both, and calls from one thread at a time."""
+
+    def __init__(self, decoder: Decoder, kv_cache: torch.Tensor, block_size: int) -> None:
+        """`kv_cache` is ``[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]``."""
+        self._decoder = decoder
+        self._kv_cache = kv_cache
+        self._block_size = block_size
+
+    @torch.inference_mode()
+    def execute(self, rows: Sequence[SequenceRows]) -> torch.Tensor:
+        """Stores the rows' KV; returns the logits of each sequence's last row, ``[num_seqs, vocab_size]`` float32.
+
+        ValueError as of `prepare_batch`.
+        """
+        batch = prepare_batch(rows, self._block_size)
+        hidden = self._decoder.hidden_states(batch, self._kv_cache)
+        return self._decoder.logits(hidden[batch.last_rows])

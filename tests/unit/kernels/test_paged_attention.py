@@ -1,0 +1,194 @@
+"""Paged attention against dense float64 attention, over caches whose unused slots are NaN."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from kernels.paged_attention import TILE_ROWS, paged_attention, plan_attention
+from kernels.store_kv import store_kv
+from tests.support.paged_decoder import one_thread
+
+NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 6, 2, 24
+SCALE = HEAD_DIM**-0.5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@dataclass(frozen=True)
+class Sequence64:
+    """One sequence's whole context in float64; its last `num_rows` positions are the step's rows."""
+
+    query: torch.Tensor  # [num_rows, num_heads, head_dim]
+    key: torch.Tensor  # [context_len, num_kv_heads, head_dim]
+    value: torch.Tensor
+
+
+def make_sequence(context_len: int, num_rows: int, generator: torch.Generator) -> Sequence64:
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    kv_shape = (context_len, NUM_KV_HEADS, HEAD_DIM)
+    return Sequence64(normal(num_rows, NUM_HEADS, HEAD_DIM), normal(*kv_shape), normal(*kv_shape))
+
+
+def dense_attention(sequence: Sequence64, sliding_window: int | None = None) -> torch.Tensor:
+    """Row by row, head by head, from the definition."""
+    output = torch.empty_like(sequence.query)
+    first_position = len(sequence.key) - len(sequence.query)
+    for row, query in enumerate(sequence.query):
+        position = first_position + row
+        first = 0 if sliding_window is None else max(0, position - sliding_window + 1)
+        for head in range(NUM_HEADS):
+            kv_head = head * NUM_KV_HEADS // NUM_HEADS
+            keys = sequence.key[first : position + 1, kv_head]
+            weights = (keys @ query[head] * SCALE).softmax(0)
+            output[row, head] = weights @ sequence.value[first : position + 1, kv_head]
+    return output
+
+
+class PagedStep:
+    """Scatters the sequences into a poisoned cache, through permuted block tables."""
+
+    def __init__(
+        self, sequences: Sequence[Sequence64], block_size: int, dtype: torch.dtype = torch.float32, seed: int = 1
+    ) -> None:
+        self.block_size, self.dtype = block_size, dtype
+        num_blocks = [-(-len(sequence.key) // block_size) for sequence in sequences]
+        total = sum(num_blocks) + 3
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        shape = (total, block_size, NUM_KV_HEADS, HEAD_DIM)
+        self.key_cache = torch.full(shape, float("nan"), dtype=dtype)
+        self.value_cache = torch.full(shape, float("nan"), dtype=dtype)
+        self.block_tables = torch.zeros(len(sequences), max(num_blocks), dtype=torch.int64)
+        self.block_tables += order[-1]  # the padding names a block of NaN
+        for index, (sequence, count) in enumerate(zip(sequences, num_blocks, strict=True)):
+            start = sum(num_blocks[:index])
+            self.block_tables[index, :count] = order[start : start + count]
+            self._store(sequence, self.block_tables[index])
+        lengths = torch.tensor([len(sequence.query) for sequence in sequences])
+        self.query_start = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+        self.context_lens = torch.tensor([len(sequence.key) for sequence in sequences])
+        self.query = torch.cat([sequence.query for sequence in sequences]).to(dtype)
+
+    def _store(self, sequence: Sequence64, table: torch.Tensor) -> None:
+        slots = self.slots(table, torch.arange(len(sequence.key)))
+        store_kv(sequence.key, sequence.value, self.key_cache, self.value_cache, slots)
+
+    def slots(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return table[positions // self.block_size] * self.block_size + positions % self.block_size
+
+    def attention(self, sliding_window: int | None = None) -> torch.Tensor:
+        plan = plan_attention(
+            self.block_tables,
+            self.query_start,
+            self.context_lens,
+            block_size=self.block_size,
+            num_kv_heads=NUM_KV_HEADS,
+            sliding_window=sliding_window,
+        )
+        return paged_attention(self.query, self.key_cache, self.value_cache, plan, scale=SCALE)
+
+
+def sequences_of(shapes: Sequence[tuple[int, int]], seed: int = 0) -> list[Sequence64]:
+    generator = torch.Generator().manual_seed(seed)
+    return [make_sequence(context_len, num_rows, generator) for context_len, num_rows in shapes]
+
+
+BATCHES = {
+    "one token": [(1, 1)],
+    "whole prompt": [(37, 37)],
+    "more rows than a tile": [(2 * TILE_ROWS + 5, 2 * TILE_ROWS + 5)],
+    "a chunk in the middle of tiles": [(3 * TILE_ROWS, TILE_ROWS + 9)],
+    "decode of unlike lengths": [(1, 1), (2, 1), (16, 1), (17, 1), (130, 1), (5, 1), (63, 1), (64, 1)],
+    "decode and chunks": [(9, 1), (50, 7), (33, 33), (200, 1), (70, 2)],
+}
+
+
+@pytest.mark.parametrize("sliding_window", [None, 1, 13, 64, 500])
+@pytest.mark.parametrize("block_size", [1, 5, 16])
+@pytest.mark.parametrize("shapes", BATCHES.values(), ids=BATCHES.keys())
+def test_equals_dense_attention(shapes: list[tuple[int, int]], block_size: int, sliding_window: int | None) -> None:
+    sequences = sequences_of(shapes)
+    actual = PagedStep(sequences, block_size).attention(sliding_window)
+    expected = torch.cat([dense_attention(sequence, sliding_window) for sequence in sequences])
+    torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=0)
+
+
+def test_bfloat16_is_near_dense_attention() -> None:
+    sequences = sequences_of(BATCHES["decode and chunks"])
+    actual = PagedStep(sequences, 16, torch.bfloat16).attention()
+    expected = torch.cat([dense_attention(sequence) for sequence in sequences])
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.double(), expected, atol=3e-2, rtol=0)
+
+
+def test_a_cache_of_another_dtype_is_cast_to_the_query() -> None:
+    sequences = sequences_of([(20, 1), (30, 4)])
+    step = PagedStep(sequences, 4, torch.bfloat16)
+    step.query = step.query.float()
+    expected = torch.cat([dense_attention(sequence) for sequence in sequences])
+    actual = step.attention()
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), expected, atol=3e-2, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunks_give_the_rows_of_the_whole(chunk: int) -> None:
+    (whole,) = sequences_of([(150, 150)])
+    pieces = []
+    for start in range(0, 150, chunk):
+        end = min(start + chunk, 150)
+        piece = Sequence64(whole.query[start:end], whole.key[:end], whole.value[:end])
+        pieces.append(PagedStep([piece], 16).attention())
+    expected = PagedStep([whole], 16).attention()
+    torch.testing.assert_close(torch.cat(pieces), expected, atol=2e-6, rtol=0)
+
+
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    sequences = sequences_of(BATCHES["decode and chunks"])
+    together = PagedStep(sequences, 16).attention()
+    alone = torch.cat([PagedStep([sequence], 16).attention() for sequence in sequences])
+    torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_later_key_does_not_change_a_row_by_one_bit(dtype: torch.dtype) -> None:
+    context_len, row = 2 * TILE_ROWS + 20, TILE_ROWS + 3  # in the middle of a tile
+    step = PagedStep(sequences_of([(context_len, context_len)]), 16, dtype)
+    before = step.attention()
+    later = step.slots(step.block_tables[0], torch.arange(row + 1, context_len))
+    for cache in (step.key_cache, step.value_cache):
+        cache.view(-1, NUM_KV_HEADS, HEAD_DIM)[later] *= -3.0
+    after = step.attention()
+    assert torch.equal(before[: row + 1], after[: row + 1])
+    assert not torch.equal(before[row + 1], after[row + 1])
+
+
+def test_decode_padding_is_bounded() -> None:
+    lengths = [3, 1000, 4, 700, 33, 60]
+    plan = plan_attention(
+        torch.arange(6 * 63).view(6, 63),
+        torch.arange(7),
+        torch.tensor(lengths),
+        block_size=16,
+        num_kv_heads=1,
+    )
+    gathered = sum(group.head_rows.numel() for group in plan.groups)
+    assert gathered <= 2 * sum(lengths)
+    assert sorted(row for group in plan.groups for tile in group.tiles for row in tile.rows.tolist()) == list(range(6))
+
+
+def test_store_kv_writes_only_the_mapped_slots() -> None:
+    key_cache, value_cache = torch.zeros(2, 4, 3, 5, 1), torch.zeros(2, 4, 3, 5, 1)
+    key, value = torch.rand(2, 5, 1) + 1, torch.rand(2, 5, 1) + 1
+    key_cache, value_cache = key_cache[0], value_cache[1]
+    store_kv(key, value, key_cache, value_cache, torch.tensor([7, 2]))
+    assert torch.equal(key_cache[2, 1], key[0])
+    assert torch.equal(value_cache[0, 2], value[1])
+    assert int(key_cache.count_nonzero()) == int(value_cache.count_nonzero()) == 10
