@@ -8,8 +8,10 @@
     ├── DuplicateRequestError    the request_id is running
     ├── NotFoundError            no such request, lease or holder
     ├── QueueFullError           the waiting queue's bound; carries a retry delay
+    ├── SlowReaderError          the client leaves too much of its answer unread
     ├── DeadlineError            the client's deadline has passed
     ├── NotReadyError            loading, draining, or a peer is away: a retry may help
+    ├── SequenceFailedError      a phase failed on the sequence, each time it was tried
     ├── ModelError               the model's files
     │   ├── ModelNotFoundError
     │   ├── ModelFormatError         truncated, wrong types, not a model
@@ -62,12 +64,20 @@ class QueueFullError(TandemError):
         self.retry_delay_s = retry_delay_s
 
 
+class SlowReaderError(TandemError):
+    """The client left more of its answer unread than the server keeps for it."""
+
+
 class DeadlineError(TandemError):
     """The client's deadline passed before the answer was complete."""
 
 
 class NotReadyError(TandemError):
     """Not now: loading, draining, or a peer is away. A retry may help."""
+
+
+class SequenceFailedError(TandemError):
+    """A phase failed on the sequence, each time it was tried."""
 
 
 class ModelError(TandemError):

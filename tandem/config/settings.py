@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Percent = Annotated[int, Field(ge=1, le=100)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -23,15 +24,25 @@ def default_run_dir() -> Path:
     return Path(base) / f"tandem-{os.getuid()}"
 
 
+def default_cache_dir() -> Path:
+    """Where fetched models stay, shared by every deployment of the user."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "tandem"
+
+
 class CommonConfig(BaseModel):
     """What every service knows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = "default"  # default | a GGUF file | a Hugging Face folder | random:<path of a config.json>
-    run_dir: Path = Field(default_factory=default_run_dir)  # sockets, logs; created 0700
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    drain_timeout_s: Seconds = 20.0  # from SIGTERM until what is left is handed back
+    model: str = Field(
+        "default", description="default, a GGUF file, a Hugging Face folder, or random:<path of a config.json>"
+    )
+    run_dir: Path = Field(default_factory=default_run_dir, description="sockets and logs; created 0700")
+    cache_dir: Path = Field(default_factory=default_cache_dir, description="where the default model is kept")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="events below it are cut")
+    drain_timeout_s: Seconds = Field(20.0, description="from SIGTERM until what is left is handed back")
+    metrics_host: str = Field("127.0.0.1", description="where the metrics endpoint listens")
 
     def socket(self, service: str) -> str:
         """gRPC address of a service of this deployment."""
@@ -41,28 +52,34 @@ class CommonConfig(BaseModel):
 class MemdConfig(CommonConfig):
     """The memory daemon."""
 
-    metrics_port: NotNegative = 0  # 0: no metrics endpoint
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    block_size: Positive = 16  # tokens
-    kv_bytes: Positive = 1 << 30
-    lease_ttl_s: Seconds = 30.0
-    reserve_blocks: NotNegative = 16  # kept from prefill, so that running sequences can grow
+    metrics_port: Port = Field(0, description="0: no metrics endpoint")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="of weights and KV; auto: bfloat16 where the processor has it"
+    )
+    block_size: Positive = Field(16, description="tokens in a KV block")
+    kv_bytes: Positive = Field(1 << 30, description="memory for KV blocks")
+    lease_ttl_s: Seconds = Field(30.0, description="a sequence lease that nobody renews ends after this")
+    reserve_blocks: NotNegative = Field(16, description="kept from prefill, so that running sequences can grow")
 
 
 class PhaseConfig(CommonConfig):
     """What prefill and decode have in common."""
 
-    metrics_port: NotNegative = 0
-    dtype: Literal["", "bfloat16", "float32"] = ""  # refuse storage of another dtype; empty: take what memd has
-    max_sequences: Positive = 32  # worked on at once
-    spare_blocks: Positive = 64  # leased ahead of need
-    partition_backend: Literal["cpu-affinity"] = "cpu-affinity"
+    metrics_port: Port = Field(0, description="0: no metrics endpoint")
+    dtype: Literal["", "bfloat16", "float32"] = Field(
+        "", description="refuse storage of another dtype; empty: take what memd has"
+    )
+    max_sequences: Positive = Field(32, description="sequences worked on at once")
+    spare_blocks: Positive = Field(64, description="KV blocks leased ahead of need")
+    partition_backend: Literal["cpu-affinity"] = Field(
+        "cpu-affinity", description="how a share of the device is applied"
+    )
 
 
 class PrefillConfig(PhaseConfig):
     """The prefill phase."""
 
-    chunk_tokens: Positive = 512  # token budget of a step, over all its sequences
+    chunk_tokens: Positive = Field(512, description="token budget of a step, over all its sequences")
 
 
 class DecodeConfig(PhaseConfig):
@@ -72,25 +89,25 @@ class DecodeConfig(PhaseConfig):
 class ControllerConfig(CommonConfig):
     """The controller."""
 
-    metrics_port: NotNegative = 0
-    planner: Literal["static"] = "static"
-    prefill_percent: Percent = 50
-    decode_percent: Percent = 50
-    window_requests: Positive = 400  # over which latencies are reported
+    metrics_port: Port = Field(0, description="0: no metrics endpoint")
+    planner: Literal["static"] = Field("static", description="what decides the split")
+    prefill_percent: Percent = Field(50, description="prefill's share of the device at the start")
+    decode_percent: Percent = Field(50, description="decode's share of the device at the start")
+    window_requests: Positive = Field(400, description="newest requests over which latencies are reported")
 
 
 class GatewayConfig(CommonConfig):
     """The gateway."""
 
-    metrics_port: NotNegative = 0
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 50051  # 0: any free port
-    max_waiting: Positive = 256  # requests in the queue; beyond it RESOURCE_EXHAUSTED
-    max_running: Positive = 48  # sequences in the phases at once
-    max_tokens_default: Positive = 512
-    max_n: Positive = 16
-    max_message_bytes: Positive = 4 << 20
-    max_buffered_tokens: Positive = 4096  # unread by one client; beyond it the request is ended
+    metrics_port: Port = Field(0, description="0: no metrics endpoint")
+    host: str = Field("127.0.0.1", description="address that clients connect to")
+    port: Port = Field(50051, description="0: any free port")
+    max_waiting: Positive = Field(256, description="requests in the queue; beyond it RESOURCE_EXHAUSTED")
+    max_running: Positive = Field(48, description="sequences in the phases at once")
+    max_tokens_default: Positive = Field(512, description="of a request that sets no max_tokens")
+    max_n: Positive = Field(16, description="most answers to one prompt")
+    max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message accepted")
+    max_buffered_tokens: Positive = Field(4096, description="unread by one client; beyond it the request is ended")
 
 
 SERVICES: dict[str, type[CommonConfig]] = {

@@ -61,6 +61,8 @@ class StorageStatistics:
     weight_bytes: int
     kv_bytes: int
     holders: tuple[HolderStatistics, ...]
+    num_reserve_blocks: int = 0  # kept from prefill
+    lease_ttl_s: float = 30.0  # of a sequence lease that nobody renews
 
 
 class MemoryStore(Protocol):

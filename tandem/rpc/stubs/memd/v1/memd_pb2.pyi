@@ -599,6 +599,8 @@ class GetStatisticsResponse(_message.Message):
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
+    NUM_RESERVE_BLOCKS_FIELD_NUMBER: _builtins.int
+    LEASE_TTL_S_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     num_blocks: _builtins.int
     """= free + spare + leased + cached"""
@@ -609,6 +611,10 @@ class GetStatisticsResponse(_message.Message):
     num_sequences: _builtins.int
     weight_bytes: _builtins.int
     kv_bytes: _builtins.int
+    num_reserve_blocks: _builtins.int
+    """kept from prefill, so that running sequences can grow"""
+    lease_ttl_s: _builtins.float
+    """of a sequence lease that nobody renews"""
     @_builtins.property
     def fingerprint(self) -> Global___Fingerprint: ...
     @_builtins.property
@@ -627,10 +633,12 @@ class GetStatisticsResponse(_message.Message):
         weight_bytes: _builtins.int = ...,
         kv_bytes: _builtins.int = ...,
         holders: _abc.Iterable[Global___HolderStatistics] | None = ...,
+        num_reserve_blocks: _builtins.int = ...,
+        lease_ttl_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "holders", b"holders", "kv_bytes", b"kv_bytes", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_free_blocks", b"num_free_blocks", "num_leased_blocks", b"num_leased_blocks", "num_sequences", b"num_sequences", "num_spare_blocks", b"num_spare_blocks", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "holders", b"holders", "kv_bytes", b"kv_bytes", "lease_ttl_s", b"lease_ttl_s", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_free_blocks", b"num_free_blocks", "num_leased_blocks", b"num_leased_blocks", "num_reserve_blocks", b"num_reserve_blocks", "num_sequences", b"num_sequences", "num_spare_blocks", b"num_spare_blocks", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

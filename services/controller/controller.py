@@ -1,0 +1,183 @@
+"""The controller's state: what was observed, the decision in force, and the phases that are to follow it.
+
+All of it lives on one asyncio loop and nothing in it waits, except a link for its next decision.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from tandem.clock import Clock
+from tandem.errors import InvalidRequestError
+from tandem.partition.observations import Observations, RequestWindow, StepWindow
+from tandem.partition.planner import Plan, Planner
+from tandem.partition.status import ControllerStatus, Decision, PhaseHello, PhaseStatus, ShareApplied
+from tandem.telemetry.metrics import ControllerMetrics
+from tandem.types import Phase, RequestObservation, Split, StepStatistics
+
+_log = structlog.get_logger()
+
+
+class PhaseLink:
+    """One open link: says each decision once, skipping those that were overtaken."""
+
+    def __init__(self, hello: PhaseHello, decision: Callable[[], Decision]) -> None:
+        self.hello = hello
+        self._decision = decision
+        self._told_id = 0
+        self._is_closed = False
+        self._changed = asyncio.Event()
+        self._changed.set()
+
+    def notify(self) -> None:
+        """There may be a decision that the phase has not been told."""
+        self._changed.set()
+
+    def close(self) -> None:
+        """Nothing more is to be told."""
+        self._is_closed = True
+        self._changed.set()
+
+    async def next_decision(self) -> Decision | None:
+        """Waits for the newest decision that was not told yet; None when the link is closed."""
+        while not self._is_closed:
+            await self._changed.wait()
+            self._changed.clear()
+            decision = self._decision()
+            if not self._is_closed and decision.decision_id != self._told_id:
+                self._told_id = decision.decision_id
+                return decision
+        return None
+
+
+@dataclass(slots=True)
+class _PhaseRecord:
+    status: PhaseStatus
+    window: StepWindow = field(default_factory=StepWindow)
+    link: PhaseLink | None = None
+
+
+class Controller:
+    """Decides the split and tells it to the phases that are there."""
+
+    def __init__(
+        self, planner: Planner, initial: Split, window_requests: int, clock: Clock, metrics: ControllerMetrics
+    ) -> None:
+        self._planner = planner
+        self._clock = clock
+        self._metrics = metrics
+        self._requests = RequestWindow(window_requests)
+        self._phases = {phase: _PhaseRecord(PhaseStatus(phase)) for phase in Phase}
+        self._is_fixed_by_hand = False
+        self._decision = Decision(0, initial, "nothing decided")
+        self._decide(planner.plan(self._observations(), initial))
+
+    @property
+    def decision(self) -> Decision:
+        """The decision in force."""
+        return self._decision
+
+    def open_link(self, hello: PhaseHello) -> PhaseLink:
+        """A phase has come. A link that it had before is closed: the newest process of a phase counts."""
+        record = self._phases[hello.phase]
+        if record.link is not None:
+            record.link.close()
+        record.link = PhaseLink(hello, lambda: self._decision)
+        record.status = PhaseStatus(hello.phase, True, hello.pid, hello.partition_backend)
+        record.window = StepWindow()
+        self._metrics.phase_connected.labels(hello.phase).set(1)
+        _log.info("phase.connected", phase=hello.phase, pid=hello.pid, backend=hello.partition_backend)
+        return record.link
+
+    def close_link(self, link: PhaseLink) -> None:
+        """The link has ended. Nothing changes for its phase when a newer link has taken its place."""
+        link.close()
+        record = self._phases[link.hello.phase]
+        if record.link is not link:
+            return
+        record.link = None
+        record.status = replace(record.status, connected=False)
+        self._metrics.phase_connected.labels(link.hello.phase).set(0)
+        _log.warning("phase.gone", phase=link.hello.phase, pid=link.hello.pid)
+
+    def close(self) -> None:
+        """Ends every link."""
+        for record in self._phases.values():
+            if record.link is not None:
+                record.link.close()
+
+    def report_step(self, phase: Phase, step: StepStatistics) -> None:
+        """Takes one step of a phase in."""
+        self._phases[phase].window.add(step, self._clock.now())
+
+    def report_applied(self, phase: Phase, applied: ShareApplied) -> None:
+        """Records what a phase did with a decision."""
+        record = self._phases[phase]
+        record.status = replace(record.status, applied_decision_id=applied.decision_id, applied_detail=applied.detail)
+        self._metrics.split_applied.labels(phase).inc()
+        _log.info(
+            "split.applied",
+            phase=phase,
+            decision_id=applied.decision_id,
+            restart_required=applied.restart_required,
+            detail=applied.detail,
+            apply_ms=round(applied.apply_ms, 3),
+        )
+
+    def observe(self, observation: RequestObservation) -> None:
+        """Takes one request in, and asks the planner again."""
+        self._requests.add(observation)
+        self._metrics.requests_observed.inc()
+        if not self._is_fixed_by_hand:
+            self._decide(self._planner.plan(self._observations(), self._decision.split))
+
+    def fix_split(self, split: Split) -> Decision:
+        """A split by hand, which the planner leaves alone from then on. InvalidRequestError outside (0, 100]."""
+        _check_percent("split.prefill_percent", split.prefill_percent)
+        _check_percent("split.decode_percent", split.decode_percent)
+        self._is_fixed_by_hand = True
+        self._decide(Plan(split, "fixed by hand"))
+        return self._decision
+
+    def status(self) -> ControllerStatus:
+        """All that is known now."""
+        now_s = self._clock.now()
+        phases = [
+            replace(record.status, statistics=record.window.statistics(now_s)) for record in self._phases.values()
+        ]
+        return ControllerStatus(self._decision, self._planner.name, tuple(phases), self._requests.statistics())
+
+    def _observations(self) -> Observations:
+        now_s = self._clock.now()
+        steps = {phase: record.window.statistics(now_s) for phase, record in self._phases.items()}
+        return Observations(self._requests.statistics(), steps)
+
+    def _decide(self, plan: Plan) -> None:
+        is_first = self._decision.decision_id == 0
+        if plan.split == self._decision.split and not is_first:
+            return
+        self._decision = Decision(self._decision.decision_id + 1, plan.split, plan.reason)
+        self._publish(self._decision)
+        for record in self._phases.values():
+            if record.link is not None:
+                record.link.notify()
+
+    def _publish(self, decision: Decision) -> None:
+        prefill_percent, decode_percent = decision.split.prefill_percent, decision.split.decode_percent
+        self._metrics.split_decisions.inc()
+        self._metrics.split_percent.labels(Phase.PREFILL).set(prefill_percent)
+        self._metrics.split_percent.labels(Phase.DECODE).set(decode_percent)
+        _log.info(
+            "split.decided",
+            decision_id=decision.decision_id,
+            prefill_percent=prefill_percent,
+            decode_percent=decode_percent,
+            reason=decision.reason,
+        )
+
+
+def _check_percent(field_name: str, percent: int) -> None:
+    if not 0 < percent <= 100:
+        raise InvalidRequestError(field_name, f"got {percent}; expected a share in (0, 100]")

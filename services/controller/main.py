@@ -1,0 +1,52 @@
+"""The controller's process."""
+
+import asyncio
+import sys
+
+from prometheus_client import CollectorRegistry
+
+from services.controller.controller import Controller
+from services.controller.service import SERVICE_NAME, add_to_server
+from tandem.clock import MonotonicClock
+from tandem.config.settings import ControllerConfig
+from tandem.partition.registry import make_planner
+from tandem.rpc.server import ServiceHost, service_main
+from tandem.telemetry.metrics import ControllerMetrics, start_metrics_server
+from tandem.types import Split
+
+STOP_GRACE_S = 0.2  # the controller holds nothing that a peer would miss
+
+
+def make_controller(config: ControllerConfig, registry: CollectorRegistry) -> Controller:
+    """The controller as configured."""
+    initial = Split(config.prefill_percent, config.decode_percent)
+    planner = make_planner(config.planner, initial)
+    metrics = ControllerMetrics.create(registry)
+    return Controller(planner, initial, config.window_requests, MonotonicClock(), metrics)
+
+
+async def serve(config: ControllerConfig, stop: asyncio.Event) -> int:
+    """Serves until `stop`; the exit status."""
+    registry = CollectorRegistry()
+    controller = make_controller(config, registry)
+    metrics_server = start_metrics_server(registry, config.metrics_port, config.metrics_host)
+    host = ServiceHost([SERVICE_NAME], [config.socket("controller")])
+    add_to_server(controller, host.server)
+    try:
+        await host.start()
+        host.set_serving(True)
+        await stop.wait()
+        controller.close()
+    finally:
+        await host.stop(STOP_GRACE_S)
+        metrics_server.close()
+    return 0
+
+
+def main() -> int:
+    """Runs the service; the exit status."""
+    return service_main("controller", ControllerConfig, serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Decode: continuous batching of prefilled sequences, one token each a step.
+
+Who steps, joins and is preempted is decided by `tandem.scheduler.decode`; no step awaits memd.
+"""
+
+from collections.abc import Sequence
+
+import structlog
+
+from tandem.phase.engine import EngineFrame
+from tandem.phase.loop import Load
+from tandem.phase.outfit import Outfit
+from tandem.phase.sequence import SequenceState, WorkingSequence
+from tandem.phase.session import Session
+from tandem.phase.stepper import StepPart
+from tandem.phase.stopping import banned_tokens, finish_reason
+from tandem.runner.sampler import SampledToken
+from tandem.scheduler.decode import BlockStock, DecodeCandidate, DecodePlan, Grant, PoolState, plan_step
+from tandem.types import DecodeResult, DropReason, FinishReason, Phase, PhaseCommand, SequenceOutput
+
+_log = structlog.get_logger()
+
+REFUSALS_UNTIL_DRY = 2  # the first one makes memd ask the other phase for what it can spare
+BARREN_AFTER_S = 2.0
+
+DecodeSequence = WorkingSequence[DecodeResult]
+
+
+class DecodeEngine:
+    """Carries out the plans; everything but the steps themselves happens on the loop."""
+
+    def __init__(self, outfit: Outfit) -> None:
+        self._outfit = outfit
+        self._frame: EngineFrame[SequenceOutput, DecodeResult] = EngineFrame(Phase.DECODE, outfit, DecodeResult)
+        self._roster = self._frame.roster
+        self._leases = self._frame.leases
+        self._batch: list[DecodeSequence] = []
+        self._progress_s = outfit.clock.now()
+
+    def start(self) -> None:
+        """Spawns the step loop into the outfit's crew."""
+        self._frame.start(self)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Finishes what it can in time and hands the rest back; then every stream ends."""
+        await self._frame.drain(timeout_s)
+
+    def open_session(self) -> Session[DecodeResult]:
+        """A gateway's stream has begun."""
+        return self._roster.open_session()
+
+    def command(self, session: Session[DecodeResult], command: PhaseCommand) -> None:
+        """DuplicateRequestError when the lease is being worked on."""
+        self._roster.command(session, command)
+
+    def close_session(self, session: Session[DecodeResult]) -> None:
+        """The stream has ended; its sequences are let go."""
+        self._roster.close_session(session)
+
+    async def reclaim(self, num_blocks: int) -> None:
+        """memd asks for spare blocks: one stays for each running sequence."""
+        num_running = len(self._roster.in_state(SequenceState.RUNNING))
+        await self._leases.supply.reclaim(num_blocks, num_kept=num_running)
+
+    def prepare(self) -> Sequence[StepPart]:
+        """The running and the joining that have the blocks for their next row."""
+        self._roster.settle()
+        plan = self._plan()
+        self._let_go(plan)
+        self._note_progress(plan)
+        self._batch = [self._enter(grant) for grant in plan.grants]
+        self._leases.supply.demand(plan.demand)
+        return [_part(sequence) for sequence in self._batch]
+
+    def finish(self, tokens: Sequence[SampledToken | None]) -> None:
+        """Each running sequence's token, and the end of those it ends."""
+        for sequence, token in zip(self._batch, tokens, strict=True):
+            sequence.num_computed = len(sequence.token_ids)
+            if sequence.state is SequenceState.RUNNING and token is not None:
+                self._take(sequence, token)
+
+    def fail(self, message: str) -> None:
+        """The step's sequences are dropped."""
+        for sequence in self._batch:
+            self._roster.leave(sequence, DropReason.FAILED, message)
+
+    def deliver(self) -> None:
+        """One message a stream."""
+        self._frame.outbox.deliver()
+
+    def load(self) -> Load:
+        """As it is now."""
+        return Load(
+            num_waiting=len(self._roster.in_state(SequenceState.WAITING)),
+            num_running=len(self._roster.in_state(SequenceState.RUNNING)),
+            num_spare_blocks=self._leases.supply.num_spare,
+        )
+
+    def _plan(self) -> DecodePlan:
+        limits = self._outfit.limits
+        stock = BlockStock(self._leases.supply.num_spare, limits.num_pool_blocks, self._pool_state())
+        return plan_step(
+            [self._candidate(sequence) for sequence in self._roster.in_state(SequenceState.RUNNING)],
+            [self._candidate(sequence) for sequence in self._roster.in_state(SequenceState.WAITING)],
+            stock,
+            limits.max_sequences,
+        )
+
+    def _candidate(self, sequence: DecodeSequence) -> DecodeCandidate:
+        spec = sequence.spec
+        missing = sequence.num_missing_blocks(self._outfit.limits.block_size)
+        return DecodeCandidate(spec.lease_id, spec.priority, spec.arrival_unix_ns, len(sequence.block_ids), missing)
+
+    def _pool_state(self) -> PoolState:
+        if self._leases.supply.num_refusals < REFUSALS_UNTIL_DRY:
+            return PoolState.OPEN
+        if self._outfit.clock.now() - self._progress_s < BARREN_AFTER_S:
+            return PoolState.DRY
+        return PoolState.BARREN
+
+    def _note_progress(self, plan: DecodePlan) -> None:
+        if plan.grants or not plan.demand.num_running_blocks:
+            self._progress_s = self._outfit.clock.now()
+
+    def _let_go(self, plan: DecodePlan) -> None:
+        for lease_id in plan.preempted:
+            self._roster.leave(self._roster.get(lease_id), DropReason.PREEMPTED)
+        for lease_id in plan.hopeless:
+            message = f"needs more than the pool's {self._outfit.limits.num_pool_blocks} blocks"
+            self._roster.leave(self._roster.get(lease_id), DropReason.FAILED, message)
+        if plan.preempted:
+            self._outfit.metrics.preemptions.inc(len(plan.preempted))
+            self._leases.supply.forgive()
+        self._roster.settle()
+
+    def _enter(self, grant: Grant) -> DecodeSequence:
+        sequence = self._roster.get(grant.lease_id)
+        if sequence.state is SequenceState.WAITING:
+            sequence.enter(SequenceState.RUNNING)
+        if grant.num_blocks:
+            blocks = self._leases.grow(grant.lease_id, grant.num_blocks, sequence.num_computed)
+            sequence.block_ids.extend(block.block_id for block in blocks)
+        return sequence
+
+    def _take(self, sequence: DecodeSequence, token: SampledToken) -> None:
+        sequence.append(token.token_id)
+        room = self._outfit.limits.max_context_tokens - len(sequence.token_ids)
+        reason = finish_reason(sequence.spec.stop, token.token_id, len(sequence.output_token_ids), room)
+        output = SequenceOutput(sequence.lease_id, token.token_id, token.logprobs, reason)
+        self._frame.outbox.say(sequence.session, output)
+        if reason is not FinishReason.NONE:
+            _log.info(
+                "sequence.finished",
+                request_id=sequence.spec.request_id,
+                lease_id=sequence.lease_id,
+                reason=reason.name,
+                num_output_tokens=len(sequence.output_token_ids),
+            )
+            self._roster.end(sequence)
+
+
+def _part(sequence: DecodeSequence) -> StepPart:
+    """One row, or those that were never sealed as well, in the step in which it joins."""
+    banned = banned_tokens(sequence.spec.stop, len(sequence.output_token_ids))
+    return StepPart(sequence.rows(sequence.num_uncomputed), sequence.draw(banned))

@@ -1,0 +1,26 @@
+"""The decode phase's process."""
+
+import asyncio
+import sys
+
+from services.decode.engine import DecodeEngine
+from services.decode.service import SERVICE_NAME, register
+from tandem.config.settings import DecodeConfig
+from tandem.phase.process import PhaseService, run_phase
+from tandem.rpc.server import service_main
+from tandem.types import DecodeResult, Phase
+
+
+async def serve(config: DecodeConfig, stop: asyncio.Event) -> int:
+    """Serves until `stop`, or until memd is gone; the exit status."""
+    service: PhaseService[DecodeResult] = PhaseService(Phase.DECODE, SERVICE_NAME, register, DecodeEngine)
+    return await run_phase(service, config, stop)
+
+
+def main() -> int:
+    """Runs the service; the exit status."""
+    return service_main("decode", DecodeConfig, serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

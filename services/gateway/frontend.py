@@ -1,0 +1,172 @@
+"""What the API does, in plain values: prompts become tokens, requests are checked and handed to the orchestrator."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from services.gateway.chat import ChatMessage, ChatTemplate
+from services.gateway.orchestrator import Orchestrator
+from services.gateway.pool import PoolWatch
+from services.gateway.requests import Arrival, Request, new_request
+from services.gateway.validation import Limits, SamplingFields, check_prompt, check_request_id, resolve
+from tandem.clock import Clock
+from tandem.config.settings import GatewayConfig
+from tandem.errors import InvalidRequestError
+from tandem.model.metadata import ModelMetadata
+
+INLINE_CHARS = 16_384  # longer texts are tokenised on a thread, so that streams go on meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What Generate and Chat have in common. An empty `request_id` is drawn."""
+
+    request_id: str = ""
+    sampling: SamplingFields = field(default_factory=SamplingFields)
+    priority: int = 0
+    remaining_s: float | None = None  # until the client's deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Where the random values come from."""
+
+    seed: Callable[[], int]  # 64 bits
+    request_id: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a client may want to know of the model."""
+
+    name: str
+    architecture: str
+    dtype: str
+    vocab_size: int
+    max_context_tokens: int
+    max_output_tokens_default: int
+    eos_token_ids: tuple[int, ...]
+    has_chat_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """When a call came in."""
+
+    clock_s: float
+    unix_ns: int
+
+
+class Frontend:
+    """Everything between a client's fields and a running request."""
+
+    def __init__(
+        self,
+        *,
+        config: GatewayConfig,
+        model: ModelMetadata,
+        template: ChatTemplate,
+        pool: PoolWatch,
+        orchestrator: Orchestrator,
+        draws: Draws,
+        clock: Clock,
+        unix_ns: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._model = model
+        self._template = template
+        self._pool = pool
+        self._orchestrator = orchestrator
+        self._draws = draws
+        self._clock = clock
+        self._unix_ns = unix_ns
+
+    async def generate_text(self, call: Call, text: str) -> Request:
+        """Answers a plain prompt; the model's own first token is put before it.
+
+        InvalidRequestError, and what `Orchestrator.admit` raises; so do the other two.
+        """
+        arrived = self._arrive(call)
+        return self._admit(call, arrived, await self._tokenised(text, add_special_tokens=True), "text")
+
+    async def generate_ids(self, call: Call, token_ids: Sequence[int]) -> Request:
+        """Answers a prompt that is tokenised already."""
+        return self._admit(call, self._arrive(call), token_ids, "token_ids")
+
+    async def chat(self, call: Call, messages: Sequence[ChatMessage]) -> Request:
+        """Answers a conversation."""
+        arrived = self._arrive(call)
+        return self._admit(call, arrived, await self.tokenize_chat(messages), "messages")
+
+    def cancel(self, request: Request) -> None:
+        """Its client has gone; nothing happens when it has ended."""
+        self._orchestrator.cancel(request)
+
+    def abort(self, request_id: str) -> None:
+        """NotFoundError when it is not running."""
+        self._orchestrator.abort(request_id)
+
+    async def tokenize_text(self, text: str) -> list[int]:
+        """As `generate_text` would."""
+        return await self._tokenised(text, add_special_tokens=True)
+
+    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """As `chat` would."""
+        return await self._tokenised(self._template.render(messages), add_special_tokens=False)
+
+    def model_info(self) -> ModelInfo:
+        """NotReadyError before memd was there: the pool bounds the context."""
+        limits = self._limits()
+        return ModelInfo(
+            name=self._model.name,
+            architecture=self._model.config.family,
+            dtype=self._pool.pool.dtype,
+            vocab_size=limits.vocab_size,
+            max_context_tokens=limits.max_context_tokens,
+            max_output_tokens_default=limits.max_tokens_default,
+            eos_token_ids=limits.eos_token_ids,
+            has_chat_template=self._template.usable,
+        )
+
+    def _arrive(self, call: Call) -> _Arrived:
+        """Refuses what can be refused before the prompt is looked at."""
+        check_request_id(call.request_id)
+        self._limits()
+        return _Arrived(self._clock.now(), self._unix_ns())
+
+    def _admit(self, call: Call, arrived: _Arrived, token_ids: Sequence[int], prompt_field: str) -> Request:
+        limits = self._limits()
+        check_prompt(token_ids, prompt_field, limits)
+        arrival = Arrival(
+            request_id=call.request_id or self._draws.request_id(),
+            prompt_token_ids=tuple(token_ids),
+            resolved=resolve(call.sampling, len(token_ids), self._draws.seed(), limits),
+            priority=call.priority,
+            clock_s=arrived.clock_s,
+            unix_ns=arrived.unix_ns,
+        )
+        request = new_request(arrival, self._model.tokenizer, self._config.max_buffered_tokens)
+        spent_s = self._clock.now() - arrived.clock_s
+        self._orchestrator.admit(request, None if call.remaining_s is None else call.remaining_s - spent_s)
+        return request
+
+    def _limits(self) -> Limits:
+        config = self._model.config
+        return Limits(
+            vocab_size=config.vocab_size,
+            max_context_tokens=min(config.max_position_embeddings, self._pool.pool.max_tokens),
+            max_tokens_default=self._config.max_tokens_default,
+            max_n=self._config.max_n,
+            eos_token_ids=config.eos_token_ids,
+        )
+
+    async def _tokenised(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        tokenizer = self._model.tokenizer
+        if len(text) <= INLINE_CHARS:
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+def no_prompt(field_path: str, choices: str) -> InvalidRequestError:
+    """For a request in which none of several fields is set."""
+    return InvalidRequestError(field_path, f"is missing; set {choices}")

@@ -1,0 +1,73 @@
+"""What memd says of the pool, asked again and again: it bounds the context, and shows whether memd is there."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from tandem.errors import NotReadyError, TandemError
+from tandem.kv.store import MemoryStore, StorageStatistics
+
+POLL_S = 1.0
+RETRY_S = 0.2
+PEER = "memd"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The part of memd's statistics that does not change while it runs."""
+
+    dtype: str
+    max_tokens: int  # that one sequence can have in blocks, the reserve left alone
+    lease_ttl_s: float
+
+
+class PoolWatch:
+    """Knows the pool since memd was first there. `on_connected` hears when it comes and goes."""
+
+    def __init__(self, store: MemoryStore, on_connected: Callable[[bool], None]) -> None:
+        self._store = store
+        self._on_connected = on_connected
+        self._pool: Pool | None = None
+        self._answered: bool | None = None  # at the last poll
+
+    @property
+    def pool(self) -> Pool:
+        """As last seen. NotReadyError before memd was there."""
+        if self._pool is None:
+            raise NotReadyError("the memory daemon has not been connected yet; try again soon")
+        return self._pool
+
+    def lease_ttl_s(self) -> float:
+        """As last seen; before memd was there no lease can be, and the time until the next poll will do."""
+        return POLL_S if self._pool is None else self._pool.lease_ttl_s
+
+    async def poll(self) -> bool:
+        """Asks once; whether memd answered, its pool made."""
+        try:
+            pool = pool_of(await self._store.statistics())
+        except TandemError:
+            pool = None
+        answered = pool is not None and pool.max_tokens > 0
+        if answered:
+            self._pool = pool
+        if answered is not self._answered:
+            self._answered = answered
+            _log.info("peer.connected" if answered else "peer.away", peer=PEER)
+            self._on_connected(answered)
+        return answered
+
+    async def run(self) -> None:
+        """Polls for ever."""
+        while True:  # noqa: ASYNC110 - memd is asked, it does not call
+            await asyncio.sleep(POLL_S if await self.poll() else RETRY_S)
+
+
+def pool_of(statistics: StorageStatistics) -> Pool:
+    """See `Pool`."""
+    fingerprint = statistics.fingerprint
+    num_blocks = statistics.num_blocks - statistics.num_reserve_blocks
+    return Pool(fingerprint.dtype, num_blocks * fingerprint.block_size, statistics.lease_ttl_s)

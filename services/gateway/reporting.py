@@ -1,0 +1,123 @@
+"""What is told of requests: metrics, the log, and the controller's observations."""
+
+import structlog
+
+from services.gateway.ports import ObservationSink
+from services.gateway.rates import RateMeter
+from services.gateway.requests import Request, Sequence
+from tandem.clock import Clock
+from tandem.errors import TandemError
+from tandem.rpc.status import status_of
+from tandem.telemetry.metrics import GatewayMetrics
+from tandem.types import FinishReason, Prefilled, RequestObservation
+
+_log = structlog.get_logger()
+
+
+class Reporter:
+    """Told by the orchestrator what happens; keeps nothing of a request itself."""
+
+    def __init__(self, clock: Clock, metrics: GatewayMetrics, observations: ObservationSink) -> None:
+        self.requests = RateMeter(clock)
+        self.tokens = RateMeter(clock)
+        self._clock = clock
+        self._metrics = metrics
+        self._observations = observations
+
+    def admitted(self, request: Request) -> None:
+        """It has its place in the queue."""
+        arrival = request.arrival
+        _log.info(
+            "request.admitted",
+            request_id=arrival.request_id,
+            num_prompt_tokens=len(arrival.prompt_token_ids),
+            n=arrival.resolved.n,
+            max_tokens=arrival.resolved.stop.max_tokens,
+            priority=arrival.priority,
+        )
+
+    def prefilled(self, request: Request, sequence: Sequence, entry: Prefilled) -> None:
+        """A first prefill: `entry` comes before its token is taken in."""
+        num_prompt_tokens = len(request.arrival.prompt_token_ids)
+        self._metrics.prompt_tokens.inc(num_prompt_tokens)
+        self._metrics.prefix_cache_queries.inc(num_prompt_tokens)
+        self._metrics.prefix_cache_hits.inc(sequence.num_cached_tokens)
+        if not request.started:
+            request.prefill_compute_ms = entry.compute_ms
+
+    def token(self, request: Request, sequence: Sequence) -> None:
+        """Comes before the token is taken in."""
+        now_s = self._clock.now()
+        self.tokens.add()
+        self._metrics.generation_tokens.inc()
+        if sequence.output_token_ids:
+            self._metrics.inter_token_latency_seconds.observe(now_s - sequence.last_token_s)
+        elif sequence.index == 0:
+            self._metrics.time_to_first_token_seconds.observe(now_s - request.arrival.clock_s)
+
+    def sent_back(self, sequence: Sequence, reason: str) -> None:
+        """To the queue, with what it has."""
+        self._metrics.preemptions.inc()
+        _log.info(
+            "sequence.requeued",
+            request_id=sequence.arrival.request_id,
+            index=sequence.index,
+            reason=reason,
+            num_output_tokens=len(sequence.output_token_ids),
+        )
+
+    def load(self, num_waiting: int, num_running: int) -> None:
+        """How full the gateway is now, in requests."""
+        self._metrics.num_requests_waiting.set(num_waiting)
+        self._metrics.num_requests_running.set(num_running)
+
+    def completed(self, request: Request, reason: FinishReason, unix_ns: int, num_waiting: int) -> None:
+        """Every answer is complete; `reason` is the last one's."""
+        self.requests.add()
+        name = reason.name.lower()
+        self._metrics.request_success.labels(name).inc()
+        self._metrics.e2e_request_latency_seconds.observe(self._clock.now() - request.arrival.clock_s)
+        self._observe(request, reason is not FinishReason.ABORT, unix_ns, num_waiting)
+        _log.info("request.finished", finish_reason=name, **self._fields(request))
+
+    def failed(self, request: Request, error: TandemError | None, unix_ns: int, num_waiting: int) -> None:
+        """It ended early, with an error or because its client has gone (None)."""
+        code = "CANCELLED" if error is None else status_of(error).name
+        self._metrics.request_failure.labels(code).inc()
+        self._observe(request, False, unix_ns, num_waiting)
+        _log.info("request.failed", code=code, message="" if error is None else str(error), **self._fields(request))
+
+    def _observe(self, request: Request, ok: bool, unix_ns: int, num_waiting: int) -> None:
+        self._observations.observe(observation(request, self._clock.now(), ok, unix_ns, num_waiting))
+
+    def _fields(self, request: Request) -> dict[str, object]:
+        seconds = self._clock.now() - request.arrival.clock_s
+        num_tokens = sum(len(sequence.output_token_ids) for sequence in request.sequences)
+        return {"request_id": request.request_id, "num_output_tokens": num_tokens, "duration_ms": round(seconds * 1e3)}
+
+
+def observation(request: Request, now_s: float, ok: bool, unix_ns: int, num_waiting: int) -> RequestObservation:
+    """TTFT is answer 0's, or the whole time of a request that got no token; TPOT is the mean over the answers."""
+    first = request.sequences[0]
+    ttft_s = (first.first_token_s if request.started else now_s) - request.arrival.clock_s
+    compute_ms = min(request.prefill_compute_ms, ttft_s * 1e3)
+    return RequestObservation(
+        request_id=request.request_id,
+        ttft_ms=ttft_s * 1e3,
+        ttft_wait_ms=ttft_s * 1e3 - compute_ms,
+        ttft_compute_ms=compute_ms,
+        tpot_ms=_mean_tpot_ms(request),
+        num_prompt_tokens=len(request.arrival.prompt_token_ids),
+        num_output_tokens=sum(len(sequence.output_token_ids) for sequence in request.sequences),
+        num_cached_tokens=first.num_cached_tokens,
+        ok=ok,
+        unix_ns=unix_ns,
+        num_waiting=num_waiting,
+    )
+
+
+def _mean_tpot_ms(request: Request) -> float:
+    """Over all gaps between one answer's tokens."""
+    num_gaps = sum(max(0, len(sequence.output_token_ids) - 1) for sequence in request.sequences)
+    seconds = sum(sequence.last_token_s - sequence.first_token_s for sequence in request.sequences)
+    return seconds / num_gaps * 1e3 if num_gaps else 0.0

@@ -1,0 +1,173 @@
+"""The state of every request and of each of its sequences. What a client has been told is kept here alone: phases
+may die, and the sequence goes on from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from types import MappingProxyType
+
+from services.gateway.detokenizer import Detokenizer, TextStep, TokenBytes
+from services.gateway.output import OutputBuffer, Piece, Usage
+from services.gateway.validation import ResolvedRequest, seed_of_answer
+from tandem.scheduler.waiting import WaitingEntry
+from tandem.types import FinishReason, SequenceOutput, SequenceSpec
+
+
+class State(Enum):
+    """Where a sequence is."""
+
+    HELD = auto()  # answer 1 and up, until answer 0's prompt is computed and can be shared
+    QUEUED = auto()  # waits for its turn; may have a forked lease
+    PREFILLING = auto()  # prefill has it
+    PREFILLED = auto()  # no phase has it: decode is away
+    DECODING = auto()  # decode has it
+    FINISHED = auto()  # the client has all that it gets
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
+    {
+        State.HELD: frozenset({State.QUEUED, State.FINISHED}),
+        State.QUEUED: frozenset({State.PREFILLING, State.FINISHED}),
+        State.PREFILLING: frozenset({State.PREFILLED, State.QUEUED, State.FINISHED}),
+        State.PREFILLED: frozenset({State.DECODING, State.FINISHED}),
+        State.DECODING: frozenset({State.QUEUED, State.FINISHED}),
+        State.FINISHED: frozenset(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request as it came in, checked. `clock_s` is the orchestrator's clock; the queue wait counts from it."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    resolved: ResolvedRequest
+    priority: int
+    clock_s: float
+    unix_ns: int
+
+
+class Sequence:
+    """One answer to one request. `lease_id` names its attempt in progress, or the fork that the next one starts on."""
+
+    def __init__(self, arrival: Arrival, index: int, tokenizer: TokenBytes) -> None:
+        resolved = arrival.resolved
+        self.arrival = arrival
+        self.index = index
+        self.state = State.QUEUED if index == 0 else State.HELD
+        self.lease_id: int | None = None
+        self.output_token_ids: list[int] = []
+        self.num_cached_tokens = 0
+        self.num_failures = 0
+        self.num_losses = 0  # phases that went away with it, since its last token
+        self.first_token_s = 0.0
+        self.last_token_s = 0.0
+        self._sampling = seed_of_answer(resolved.sampling, index)
+        self._detokenizer = Detokenizer(tokenizer, resolved.stop_strings, resolved.stop.min_tokens)
+
+    def to(self, state: State) -> None:
+        """Changes state. ValueError when the table does not have it."""
+        if state not in TRANSITIONS[self.state]:
+            raise ValueError(f"answer {self.index} of {self.arrival.request_id}: {self.state} to {state}")
+        self.state = state
+
+    def spec(self, lease_id: int) -> SequenceSpec:
+        """What a phase is told, the tokens emitted so far included."""
+        arrival = self.arrival
+        return SequenceSpec(
+            lease_id=lease_id,
+            request_id=arrival.request_id,
+            token_ids=(*arrival.prompt_token_ids, *self.output_token_ids),
+            num_prompt_tokens=len(arrival.prompt_token_ids),
+            sampling=self._sampling,
+            stop=arrival.resolved.stop,
+            priority=arrival.priority,
+            arrival_unix_ns=arrival.unix_ns,
+        )
+
+    def entry(self) -> WaitingEntry:
+        """Its claim on a place in the queue; the same each time it comes back."""
+        return WaitingEntry(self.arrival.priority, self.arrival.unix_ns, self.index)
+
+    def push(self, output: SequenceOutput, now_s: float) -> Piece:
+        """Takes a token in; returns what the client hears of it. Its finish reason may be a stop string's."""
+        self._note_token(output.token_id, now_s)
+        by_token = output.finish_reason is FinishReason.STOP
+        step = TextStep("") if by_token else self._detokenizer.push(output.token_id)
+        if step.matched_stop is None and output.finish_reason is not FinishReason.NONE:
+            rest = self._detokenizer.finish()
+            step = TextStep(step.text + rest.text, rest.matched_stop)
+        if step.matched_stop is not None:
+            return self._piece(output, step.text, FinishReason.STOP, step.matched_stop)
+        matched = self._stop_token_text(output.token_id) if by_token else ""
+        return self._piece(output, step.text, output.finish_reason, matched)
+
+    def last_words(self) -> Piece:
+        """The piece that ends an aborted answer, with the text that was held back."""
+        text = self._detokenizer.finish().text
+        return Piece(self.index, text, finish_reason=FinishReason.ABORT, usage=self.usage())
+
+    def usage(self) -> Usage:
+        """Up to now."""
+        num_prompt_tokens = len(self.arrival.prompt_token_ids)
+        return Usage(num_prompt_tokens, len(self.output_token_ids), self.num_cached_tokens)
+
+    def _note_token(self, token_id: int, now_s: float) -> None:
+        self.output_token_ids.append(token_id)
+        self.num_losses = 0
+        self.last_token_s = now_s
+        if len(self.output_token_ids) == 1:
+            self.first_token_s = now_s
+
+    def _stop_token_text(self, token_id: int) -> str:
+        """Only of ids that the client named: an end-of-sequence token is no news."""
+        return str(token_id) if token_id in self.arrival.resolved.client_stop_ids else ""
+
+    def _piece(self, output: SequenceOutput, text: str, reason: FinishReason, matched_stop: str) -> Piece:
+        return Piece(
+            index=self.index,
+            text_delta=text,
+            token_ids=(output.token_id,),
+            logprobs=() if output.logprobs is None else (output.logprobs,),
+            finish_reason=reason,
+            matched_stop=matched_stop,
+            usage=None if reason is FinishReason.NONE else self.usage(),
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A request from its admission to the end of its last sequence."""
+
+    arrival: Arrival
+    sequences: tuple[Sequence, ...]
+    output: OutputBuffer
+    prefill_compute_ms: float = field(default=0.0)  # of the request's first token
+
+    @property
+    def request_id(self) -> str:
+        """As the client knows it."""
+        return self.arrival.request_id
+
+    @property
+    def started(self) -> bool:
+        """Whether it has a first token."""
+        return bool(self.sequences[0].output_token_ids)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every answer is complete, by whatever cause."""
+        return all(sequence.state is State.FINISHED for sequence in self.sequences)
+
+    @property
+    def unfinished(self) -> tuple[Sequence, ...]:
+        """Answers that go on."""
+        return tuple(sequence for sequence in self.sequences if sequence.state is not State.FINISHED)
+
+
+def new_request(arrival: Arrival, tokenizer: TokenBytes, max_unread_tokens: int) -> Request:
+    """A request at its beginning."""
+    n = arrival.resolved.n
+    sequences = tuple(Sequence(arrival, index, tokenizer) for index in range(n))
+    return Request(arrival, sequences, OutputBuffer(n, max_unread_tokens))

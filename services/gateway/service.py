@@ -1,0 +1,205 @@
+"""tandem.gateway.v1 as the frontend's calls: translates, and decides nothing."""
+# ruff: noqa: N802 - gRPC names the methods
+
+from __future__ import annotations  # grpc's generic types are so in its stub files only
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from services.gateway.chat import ChatMessage
+from services.gateway.frontend import Call, Frontend, no_prompt
+from services.gateway.output import Piece, Usage, merged
+from services.gateway.requests import Request
+from services.gateway.status import StatusView
+from services.gateway.validation import SamplingFields
+from tandem import __version__
+from tandem.rpc.stubs.common.v1 import common_pb2
+from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
+from tandem.rpc.stubs.gateway.v1.gateway_pb2_grpc import (
+    GatewayServiceServicer,
+    add_GatewayServiceServicer_to_server,
+)
+from tandem.types import TokenLogprobs
+
+SERVICE_NAME = str(pb.DESCRIPTOR.services_by_name["GatewayService"].full_name)
+
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GatewayServicer(GatewayServiceServicer):
+    """The client API. Errors are raised as they are: the server's interceptor maps them."""
+
+    def __init__(self, frontend: Frontend, status: StatusView) -> None:
+        self._frontend = frontend
+        self._status = status
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
+        """Streams the answers' pieces, mixed."""
+        running = await self._generate(request, context)
+        async with aclosing(self._pieces(running, context)) as pieces:
+            async for piece in pieces:
+                yield piece_to_proto(running.request_id, piece)
+
+    async def GenerateOnce(self, request: pb.GenerateOnceRequest, context: Context) -> pb.GenerateOnceResponse:
+        """Answers when every answer is complete."""
+        running = await self._generate(request.request, context)
+        answers: dict[int, list[Piece]] = {}
+        async for piece in self._pieces(running, context):
+            answers.setdefault(piece.index, []).append(piece)
+        whole = [answer_to_proto(merged(answers[index])) for index in sorted(answers)]
+        return pb.GenerateOnceResponse(request_id=running.request_id, answers=whole)
+
+    async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
+        """As Generate, on a rendered conversation."""
+        call = _call(request, context)
+        running = await self._frontend.chat(call, _messages(request.messages))
+        async with aclosing(self._pieces(running, context)) as pieces:
+            async for piece in pieces:
+                yield pb.ChatResponse(piece=piece_to_proto(running.request_id, piece))
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        """Of a text or a conversation."""
+        match request.WhichOneof("input"):
+            case "text":
+                ids = await self._frontend.tokenize_text(request.text)
+            case "conversation":
+                ids = await self._frontend.tokenize_chat(_messages(request.conversation.messages))
+            case _:
+                raise no_prompt("input", "text or conversation")
+        return pb.TokenizeResponse(token_ids=ids)
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
+        """Of the one model that is served."""
+        info = self._frontend.model_info()
+        return pb.GetModelInfoResponse(
+            name=info.name,
+            architecture=info.architecture,
+            dtype=info.dtype,
+            vocab_size=info.vocab_size,
+            max_context_tokens=info.max_context_tokens,
+            max_output_tokens_default=info.max_output_tokens_default,
+            eos_token_ids=info.eos_token_ids,
+            has_chat_template=info.has_chat_template,
+            version=__version__,
+        )
+
+    async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
+        """By anybody who knows the request_id."""
+        self._frontend.abort(request.request_id)
+        return pb.AbortResponse()
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+        """Now."""
+        status = self._status.now()
+        return pb.GetStatusResponse(
+            num_waiting=status.load.num_waiting,
+            num_prefilling=status.load.num_prefilling,
+            num_decoding=status.load.num_decoding,
+            num_requests_total=status.num_requests_total,
+            num_output_tokens_total=status.num_output_tokens_total,
+            prefill_connected=status.prefill_connected,
+            decode_connected=status.decode_connected,
+            memd_connected=status.memd_connected,
+            requests_per_s=status.requests_per_s,
+            tokens_per_s=status.tokens_per_s,
+        )
+
+    async def _generate(self, request: pb.GenerateRequest, context: Context) -> Request:
+        call = _call(request, context)
+        match request.WhichOneof("prompt"):
+            case "text":
+                return await self._frontend.generate_text(call, request.text)
+            case "token_ids":
+                return await self._frontend.generate_ids(call, request.token_ids.ids)
+            case _:
+                raise no_prompt("prompt", "text or token_ids")
+
+    async def _pieces(self, running: Request, context: Context) -> AsyncGenerator[Piece, None]:
+        """Until the end; a call that ends before it cancels the request, also one that is stuck in a write."""
+        on_end: Any = lambda _context: self._frontend.cancel(running)  # noqa: E731 - grpc's stubs lack its type
+        context.add_done_callback(on_end)
+        try:
+            while (piece := await running.output.get()) is not None:
+                yield piece
+        finally:
+            self._frontend.cancel(running)
+
+
+def add_to_server(frontend: Frontend, status: StatusView, server: grpc.aio.Server) -> None:
+    """Serves the API on `server`."""
+    add_GatewayServiceServicer_to_server(GatewayServicer(frontend, status), server)
+
+
+def piece_to_proto(request_id: str, piece: Piece) -> pb.GenerateResponse:
+    """See `Piece`."""
+    return pb.GenerateResponse(
+        request_id=request_id,
+        index=piece.index,
+        text_delta=piece.text_delta,
+        token_ids=piece.token_ids,
+        logprobs=_logprobs(piece),
+        finish_reason=common_pb2.FinishReason.ValueType(piece.finish_reason),
+        matched_stop=piece.matched_stop,
+        usage=_usage(piece.usage),
+    )
+
+
+def answer_to_proto(piece: Piece) -> pb.Answer:
+    """A whole answer."""
+    return pb.Answer(
+        index=piece.index,
+        text=piece.text_delta,
+        token_ids=piece.token_ids,
+        logprobs=_logprobs(piece),
+        finish_reason=common_pb2.FinishReason.ValueType(piece.finish_reason),
+        matched_stop=piece.matched_stop,
+        usage=_usage(piece.usage),
+    )
+
+
+def fields_from_proto(message: pb.SamplingParams) -> SamplingFields:
+    """Set fields as they are, unset ones as None."""
+    optional: dict[str, Any] = {field.name: value for field, value in message.ListFields() if field.has_presence}
+    return SamplingFields(
+        **optional,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        logit_bias=dict(message.logit_bias),
+    )
+
+
+def _call(request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> Call:
+    return Call(
+        request_id=request.request_id,
+        sampling=fields_from_proto(request.sampling),
+        priority=request.priority,
+        remaining_s=context.time_remaining(),
+    )
+
+
+def _messages(messages: Sequence[pb.ChatMessage]) -> list[ChatMessage]:
+    return [ChatMessage(message.role, message.content) for message in messages]
+
+
+def _usage(usage: Usage | None) -> pb.Usage | None:
+    if usage is None:
+        return None
+    return pb.Usage(
+        num_prompt_tokens=usage.num_prompt_tokens,
+        num_output_tokens=usage.num_output_tokens,
+        num_cached_tokens=usage.num_cached_tokens,
+    )
+
+
+def _logprobs(piece: Piece) -> list[pb.TokenLogprobs]:
+    return [_token_logprobs(*pair) for pair in zip(piece.token_ids, piece.logprobs, strict=bool(piece.logprobs))]
+
+
+def _token_logprobs(token_id: int, logprobs: TokenLogprobs) -> pb.TokenLogprobs:
+    top = [common_pb2.TopLogprob(token_id=best.token_id, logprob=best.logprob) for best in logprobs.top]
+    return pb.TokenLogprobs(token_id=token_id, logprob=logprobs.logprob, top=top)

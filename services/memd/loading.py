@@ -1,0 +1,95 @@
+"""memd's side of loading: a child process opens the model and fills the weight segment, so memd needs no torch."""
+
+import asyncio
+import socket
+import sys
+from asyncio.subprocess import Process
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from services.memd.loader_protocol import FILLED, LoadPlan, decode, decode_plan, encode
+from tandem.config.settings import MemdConfig
+from tandem.device.memory import ExportedSegment
+from tandem.errors import ModelError
+
+RECEIVE_BYTES = 1 << 16
+END_TIMEOUT_S = 10.0
+
+_log = structlog.get_logger()
+
+
+class Loader:
+    """The child process, ended with the ``async with`` block. First `plan`, then `fill`, each once."""
+
+    def __init__(self, config: MemdConfig, module: str = "services.memd.load") -> None:
+        self._config = config
+        self._module = module
+        self._received = bytearray()
+
+    async def __aenter__(self) -> Self:
+        ours, theirs = socket.socketpair()
+        self._channel = ours
+        self._channel.setblocking(False)
+        with theirs:
+            self._process = await self._spawn(theirs.fileno())
+        _log.info("model.loading", model=self._config.model, loader_pid=self._process.pid)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+
+    async def plan(self) -> LoadPlan:
+        """What was opened. ModelError, or a kind of it, when the model cannot be loaded."""
+        return decode_plan(await self._read())
+
+    async def fill(self, segment: ExportedSegment) -> None:
+        """Has the weights written into `segment`, and waits for the child's end. ModelError."""
+        with suppress(OSError):  # the child has ended: reading says how
+            socket.send_fds(self._channel, [encode({"size_bytes": segment.size_bytes})], [segment.fd])
+        answer = await self._read()
+        if answer != FILLED:
+            raise ModelError(f"the loader answered {answer}")
+        async with asyncio.timeout(END_TIMEOUT_S):
+            status = await self._process.wait()
+        if status != 0:
+            raise ModelError(f"the loader ended with status {status} after it had filled the weights")
+
+    async def _spawn(self, channel_fd: int) -> Process:
+        safe_path = ["-P"] if sys.flags.safe_path else []
+        config = self._config
+        return await asyncio.create_subprocess_exec(
+            *[sys.executable, *safe_path, "-m", self._module],
+            *["--model", config.model, "--cache-dir", str(config.cache_dir), "--dtype", config.dtype],
+            *["--log-level", config.log_level, "--channel-fd", str(channel_fd)],
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=[channel_fd],
+        )
+
+    async def _read(self) -> dict[str, Any]:
+        while b"\n" not in self._received:
+            part = await self._receive()
+            if not part:
+                raise ModelError(f"the loader of {self._config.model} ended {await self._how_it_ended()}")
+            self._received += part
+        line, _, rest = self._received.partition(b"\n")
+        self._received = bytearray(rest)
+        return decode(bytes(line))
+
+    async def _receive(self) -> bytes:
+        """Nothing when the child has ended, even with something of ours unread."""
+        try:
+            return await asyncio.get_running_loop().sock_recv(self._channel, RECEIVE_BYTES)
+        except ConnectionResetError:
+            return b""
+
+    async def _how_it_ended(self) -> str:
+        status = await self._process.wait()
+        return f"by signal {-status}" if status < 0 else f"with status {status}"

@@ -1,0 +1,85 @@
+"""memd's process."""
+
+import asyncio
+import sys
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from services.memd.daemon import Daemon, Storage, load_storage
+from services.memd.handles import HandleServer
+from services.memd.service import SERVICE_NAME, add_to_server
+from services.memd.upkeep import keep_up
+from tandem.clock import MonotonicClock
+from tandem.config.settings import MemdConfig
+from tandem.device.cpu.memory import MemfdExporter
+from tandem.rpc.server import ServiceHost, service_main
+from tandem.telemetry.metrics import MemdMetrics, start_metrics_server
+
+STOP_GRACE_S = 1.0  # attachments end at once, and calls are short
+
+_log = structlog.get_logger()
+
+
+async def serve(config: MemdConfig, stop: asyncio.Event) -> int:
+    """Serves until `stop`; the exit status. Health says NOT_SERVING while the model loads."""
+    registry = CollectorRegistry()
+    metrics = MemdMetrics.create(registry)
+    metrics_server = start_metrics_server(registry, config.metrics_port, config.metrics_host)
+    daemon = Daemon()
+    host = ServiceHost([SERVICE_NAME], [config.socket("memd")])
+    add_to_server(daemon, host.server)
+    try:
+        await host.start()
+        storage = await load_unless_stopped(config, stop)
+        if storage is not None:
+            daemon.ready(storage)
+            await serve_storage(storage, host, metrics, stop)
+    finally:
+        await host.stop(STOP_GRACE_S)
+        metrics_server.close()
+    return 0
+
+
+async def load_unless_stopped(config: MemdConfig, stop: asyncio.Event) -> Storage | None:
+    """The storage; None when `stop` came first, even if the loader was stopped with it."""
+    loading = asyncio.create_task(load_storage(config, MemfdExporter(), MonotonicClock()))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            _log.info("model.loading_stopped")
+            return None
+        return await loading
+    finally:
+        stopping.cancel()
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+
+
+async def serve_storage(storage: Storage, host: ServiceHost, metrics: MemdMetrics, stop: asyncio.Event) -> None:
+    """Hands out, keeps up and serves until `stop`; then every attachment ends."""
+    exported = (storage.segments.weights, storage.segments.kv)
+    handles = HandleServer(storage.handle_socket, exported, storage.store.is_attached)
+    upkeep = asyncio.create_task(keep_up(storage.store, metrics))
+    try:
+        handles.start()
+        host.set_serving(True)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait([upkeep, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if upkeep.done():
+            upkeep.result()
+    finally:
+        host.set_serving(False)
+        storage.store.close()
+        upkeep.cancel()
+        await handles.close()
+
+
+def main() -> int:
+    """Runs the service; the exit status."""
+    return service_main("memd", MemdConfig, serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Translates between memd's gRPC methods and the store."""
+
+from __future__ import annotations  # grpc's generic types are so in its stub files only
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc
+
+from services.memd.daemon import Daemon, Storage
+from services.memd.store import LocalAttachment, LocalStore
+from tandem.errors import NotReadyError
+from tandem.rpc.memd_codecs import (
+    blocks_from_proto,
+    blocks_to_proto,
+    fingerprint_from_proto,
+    fingerprint_to_proto,
+    lease_to_proto,
+    statistics_to_proto,
+    update_from_proto,
+)
+from tandem.rpc.stubs.memd.v1 import memd_pb2 as pb
+from tandem.rpc.stubs.memd.v1 import memd_pb2_grpc as pb_grpc
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["MemoryService"].full_name
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class MemoryService(pb_grpc.MemoryServiceServicer):
+    """The gRPC face of memd's `LocalStore`. Every method raises NotReadyError while the model loads."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    @property
+    def _store(self) -> LocalStore:
+        return self._daemon.storage.store
+
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> AsyncIterator[pb.AttachResponse]:  # noqa: N802
+        """The stream is the attachment."""
+        storage = self._daemon.storage
+        claim = fingerprint_from_proto(request.fingerprint)
+        attachment = storage.store.attach(request.service, request.pid, claim)
+        try:
+            yield pb.AttachResponse(attached=_attached(storage, attachment))
+            async for num_blocks in _reclaims(attachment):
+                yield pb.AttachResponse(reclaim=pb.Reclaim(num_blocks=num_blocks))
+        finally:
+            storage.store.detach(attachment.holder_id)
+
+    async def LeaseBlocks(self, request: pb.LeaseBlocksRequest, context: Context) -> pb.LeaseBlocksResponse:  # noqa: N802
+        """Spare blocks."""
+        blocks = await self._store.lease_blocks(request.holder_id, request.num_blocks)
+        return pb.LeaseBlocksResponse(blocks=blocks_to_proto(blocks))
+
+    async def ReturnBlocks(self, request: pb.ReturnBlocksRequest, context: Context) -> pb.ReturnBlocksResponse:  # noqa: N802
+        """Spare blocks back."""
+        await self._store.return_blocks(request.holder_id, blocks_from_proto(request.blocks))
+        return pb.ReturnBlocksResponse()
+
+    async def AcquireSequence(  # noqa: N802
+        self, request: pb.AcquireSequenceRequest, context: Context
+    ) -> pb.AcquireSequenceResponse:
+        """Opens a lease or takes it over."""
+        return lease_to_proto(
+            await self._store.acquire_sequence(request.holder_id, request.lease_id, request.request_id, request.create)
+        )
+
+    async def UpdateSequences(  # noqa: N802
+        self, request: pb.UpdateSequencesRequest, context: Context
+    ) -> pb.UpdateSequencesResponse:
+        """Extends and seals."""
+        updates = [update_from_proto(update) for update in request.updates]
+        lost = await self._store.update_sequences(request.holder_id, updates)
+        return pb.UpdateSequencesResponse(lost_lease_ids=sorted(lost))
+
+    async def ForkSequence(self, request: pb.ForkSequenceRequest, context: Context) -> pb.ForkSequenceResponse:  # noqa: N802
+        """A second lease on the same blocks."""
+        num_shared = await self._store.fork_sequence(
+            request.parent_lease_id, request.child_lease_id, request.request_id, request.num_tokens
+        )
+        return pb.ForkSequenceResponse(num_shared_tokens=num_shared)
+
+    async def RenewSequences(self, request: pb.RenewSequencesRequest, context: Context) -> pb.RenewSequencesResponse:  # noqa: N802
+        """Keeps leases from expiring."""
+        lost = await self._store.renew_sequences(request.lease_ids)
+        return pb.RenewSequencesResponse(lost_lease_ids=sorted(lost))
+
+    async def ReleaseSequences(  # noqa: N802
+        self, request: pb.ReleaseSequencesRequest, context: Context
+    ) -> pb.ReleaseSequencesResponse:
+        """Ends leases."""
+        num_freed = await self._store.release_sequences(request.lease_ids)
+        return pb.ReleaseSequencesResponse(num_blocks_freed=num_freed)
+
+    async def GetStatistics(self, request: pb.GetStatisticsRequest, context: Context) -> pb.GetStatisticsResponse:  # noqa: N802
+        """The pool as it is now."""
+        return statistics_to_proto(await self._store.statistics())
+
+
+def add_to_server(daemon: Daemon, server: grpc.aio.Server) -> None:
+    """Serves memd's methods."""
+    pb_grpc.add_MemoryServiceServicer_to_server(MemoryService(daemon), server)
+
+
+def _attached(storage: Storage, attachment: LocalAttachment) -> pb.Attached:
+    return pb.Attached(
+        holder_id=attachment.holder_id,
+        epoch=storage.store.current_statistics().epoch,
+        fingerprint=fingerprint_to_proto(storage.store.facts.fingerprint),
+        handle_socket=str(storage.handle_socket),
+        model_config_json=storage.plan.model_config_json,
+        weight_manifest_json=storage.plan.manifest_json,
+        kv_layout_json=storage.kv_layout.to_json(),
+    )
+
+
+async def _reclaims(attachment: LocalAttachment) -> AsyncIterator[int]:
+    while True:
+        try:
+            yield await attachment.next_reclaim()
+        except NotReadyError:
+            return

@@ -1,0 +1,180 @@
+"""`MemoryStore` over the ledger: who is attached, who is asked to give blocks back, and what time ends."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import structlog
+
+from tandem.clock import Clock
+from tandem.errors import FingerprintMismatchError, NotReadyError
+from tandem.kv.ledger import Ledger
+from tandem.kv.policy import reclaim_shares
+from tandem.kv.store import SequenceLease, SequenceUpdate, StorageStatistics
+from tandem.types import Block, Fingerprint
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class StorageFacts:
+    """What does not change while memd runs."""
+
+    fingerprint: Fingerprint
+    weight_bytes: int
+    kv_bytes: int
+    num_reserve_blocks: int
+    lease_ttl_s: float
+
+
+class LocalAttachment:
+    """One holder. What is asked back of it adds up to the largest request until the holder hears of it."""
+
+    def __init__(self, holder_id: int) -> None:
+        self.holder_id = holder_id
+        self._num_asked = 0
+        self._ended = False
+        self._news = asyncio.Event()
+
+    def ask(self, num_blocks: int) -> None:
+        """Other holders lack `num_blocks`."""
+        self._num_asked = max(self._num_asked, num_blocks)
+        self._news.set()
+
+    def end(self) -> None:
+        """memd is about to end."""
+        self._ended = True
+        self._news.set()
+
+    async def next_reclaim(self) -> int:
+        """Blocks asked back. NotReadyError when the attachment has ended."""
+        await self._news.wait()
+        if self._ended:
+            raise NotReadyError("memd is about to end")
+        self._news.clear()
+        num_asked, self._num_asked = self._num_asked, 0
+        return num_asked
+
+
+class LocalStore:
+    """The pool as memd itself has it. Every method runs to its end without awaiting, so each is atomic."""
+
+    def __init__(self, ledger: Ledger, facts: StorageFacts, clock: Clock) -> None:
+        self.facts = facts
+        self._ledger = ledger
+        self._clock = clock
+        self._attachments: dict[int, LocalAttachment] = {}
+
+    def attach(self, service: str, pid: int, claim: Fingerprint) -> LocalAttachment:
+        """A new holder. FingerprintMismatchError; LeaseError when too many are attached."""
+        refuse_mismatch(service, claim, self.facts.fingerprint)
+        attachment = LocalAttachment(self._ledger.add_holder(service, pid))
+        self._attachments[attachment.holder_id] = attachment
+        _log.info("holder.attached", holder_id=attachment.holder_id, holder=service, pid=pid)
+        return attachment
+
+    def detach(self, holder_id: int) -> None:
+        """The holder is gone, by whatever cause. NotFoundError: no such holder."""
+        num_freed = self._ledger.drop_holder(holder_id)
+        self._attachments.pop(holder_id, None)
+        _log.info("holder.gone", holder_id=holder_id, num_freed_blocks=num_freed)
+
+    def is_attached(self, holder_id: int) -> bool:
+        """Whether the holder may have the segments."""
+        return holder_id in self._attachments
+
+    def close(self) -> None:
+        """Ends every attachment."""
+        for attachment in self._attachments.values():
+            attachment.end()
+
+    def expire(self) -> int:
+        """Ends and revokes the leases that nobody renewed in time; returns how many ended."""
+        expiry = self._ledger.expire(self._clock.now(), self.facts.lease_ttl_s)
+        for lease_id in expiry.revoked_lease_ids:
+            _log.warning("lease.revoked", lease_id=lease_id)
+        for lease in expiry.ended:
+            _log.warning("lease.expired", lease_id=lease.lease_id, num_freed_blocks=lease.num_freed_blocks)
+        return len(expiry.ended)
+
+    async def lease_blocks(self, holder_id: int, num_blocks: int) -> tuple[Block, ...]:
+        """See `MemoryStore`. What is missing is asked back from the other holders."""
+        blocks = self._ledger.lease_blocks(holder_id, num_blocks, self.facts.num_reserve_blocks)
+        if len(blocks) < num_blocks:
+            self._reclaim(holder_id, num_blocks - len(blocks))
+        return blocks
+
+    async def return_blocks(self, holder_id: int, blocks: Sequence[Block]) -> None:
+        """See `MemoryStore`."""
+        self._ledger.return_blocks(holder_id, blocks)
+
+    async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
+        """See `MemoryStore`."""
+        lease = self._ledger.acquire_sequence(holder_id, lease_id, request_id, create, self._clock.now())
+        _log.debug("lease.acquired", lease_id=lease_id, request_id=request_id, holder_id=holder_id, create=create)
+        return lease
+
+    async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
+        """See `MemoryStore`."""
+        lost = self._ledger.update_sequences(holder_id, updates)
+        if lost:
+            _log.info("lease.refused", holder_id=holder_id, lease_ids=sorted(lost))
+        return lost
+
+    async def fork_sequence(self, parent_lease_id: int, child_lease_id: int, request_id: str, num_tokens: int) -> int:
+        """See `MemoryStore`."""
+        num_shared = self._ledger.fork_sequence(
+            parent_lease_id, child_lease_id, request_id, num_tokens, self._clock.now()
+        )
+        _log.debug("lease.forked", lease_id=child_lease_id, request_id=request_id, num_shared_tokens=num_shared)
+        return num_shared
+
+    async def renew_sequences(self, lease_ids: Sequence[int]) -> frozenset[int]:
+        """See `MemoryStore`."""
+        return self._ledger.renew_sequences(lease_ids, self._clock.now())
+
+    async def release_sequences(self, lease_ids: Sequence[int]) -> int:
+        """See `MemoryStore`."""
+        ended = self._ledger.release_sequences(lease_ids)
+        for lease in ended:
+            _log.debug("lease.released", lease_id=lease.lease_id, num_freed_blocks=lease.num_freed_blocks)
+        return sum(lease.num_freed_blocks for lease in ended)
+
+    async def statistics(self) -> StorageStatistics:
+        """See `MemoryStore`."""
+        return self.current_statistics()
+
+    def current_statistics(self) -> StorageStatistics:
+        """The pool as it is now."""
+        counted = self._ledger.statistics()
+        return StorageStatistics(
+            fingerprint=self.facts.fingerprint,
+            epoch=counted.epoch,
+            num_blocks=counted.num_blocks,
+            num_free_blocks=counted.num_free_blocks,
+            num_spare_blocks=counted.num_spare_blocks,
+            num_leased_blocks=counted.num_leased_blocks,
+            num_cached_blocks=counted.num_cached_blocks,
+            num_sequences=counted.num_sequences,
+            weight_bytes=self.facts.weight_bytes,
+            kv_bytes=self.facts.kv_bytes,
+            holders=counted.holders,
+            num_reserve_blocks=self.facts.num_reserve_blocks,
+            lease_ttl_s=self.facts.lease_ttl_s,
+        )
+
+    def _reclaim(self, holder_id: int, num_missing: int) -> None:
+        others = {other: num for other, num in self._ledger.num_spare_by_holder().items() if other != holder_id}
+        for other, num_blocks in reclaim_shares(num_missing, others).items():
+            self._attachments[other].ask(num_blocks)
+
+
+def refuse_mismatch(service: str, claim: Fingerprint, actual: Fingerprint) -> None:
+    """FingerprintMismatchError that names each field in which a claim is not what memd has, with both values."""
+    differences = [
+        f"{field.name}: {service} has {claimed!r}, memd has {having!r}"
+        for field in fields(Fingerprint)
+        if (claimed := getattr(claim, field.name)) and claimed != (having := getattr(actual, field.name))
+    ]
+    if differences:
+        raise FingerprintMismatchError("; ".join(differences))

@@ -1,0 +1,190 @@
+"""Prefill: continuous batching of prompts in chunks, and each one's first token.
+
+Who is admitted and how a step is shared is decided by `tandem.scheduler.prefill`. A prompt is admitted with all its
+blocks; its token is said only when memd knows that its KV is complete, for decode may take over from then on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from tandem.phase.engine import EngineFrame
+from tandem.phase.loop import Load
+from tandem.phase.outfit import Outfit
+from tandem.phase.sequence import SequenceState, WorkingSequence
+from tandem.phase.session import Session
+from tandem.phase.stepper import StepPart
+from tandem.phase.stopping import banned_tokens, finish_reason
+from tandem.runner.sampler import SampledToken
+from tandem.scheduler.prefill import RunningPrompt, WaitingPrompt, admit, share_budget
+from tandem.types import DropReason, Phase, PhaseCommand, Prefilled, PrefillResult, SequenceOutput
+
+_log = structlog.get_logger()
+
+PromptSequence = WorkingSequence[PrefillResult]
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A prompt's chunk in the step under way."""
+
+    sequence: PromptSequence
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sealing:
+    """What will be said of a prompt when memd has been told."""
+
+    sequence: PromptSequence
+    prefilled: Prefilled
+
+
+class PrefillEngine:
+    """Carries out the plans; everything but the steps themselves happens on the loop."""
+
+    def __init__(self, outfit: Outfit, chunk_tokens: int) -> None:
+        self._outfit = outfit
+        self._chunk_tokens = chunk_tokens
+        self._frame: EngineFrame[Prefilled, PrefillResult] = EngineFrame(Phase.PREFILL, outfit, PrefillResult)
+        self._roster = self._frame.roster
+        self._leases = self._frame.leases
+        self._batch: list[_Running] = []
+
+    def start(self) -> None:
+        """Spawns the step loop into the outfit's crew."""
+        self._frame.start(self)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Finishes what it can in time and hands the rest back; then every stream ends."""
+        await self._frame.drain(timeout_s)
+
+    def open_session(self) -> Session[PrefillResult]:
+        """A gateway's stream has begun."""
+        return self._roster.open_session()
+
+    def command(self, session: Session[PrefillResult], command: PhaseCommand) -> None:
+        """DuplicateRequestError when the lease is being worked on."""
+        self._roster.command(session, command)
+
+    def close_session(self, session: Session[PrefillResult]) -> None:
+        """The stream has ended; its sequences are let go."""
+        self._roster.close_session(session)
+
+    async def reclaim(self, num_blocks: int) -> None:
+        """memd asks for spare blocks: what runs here has all of its own, so any may go."""
+        await self._leases.supply.reclaim(num_blocks, num_kept=0)
+
+    def prepare(self) -> Sequence[StepPart]:
+        """The next chunks, after those prompts were admitted for which there are blocks."""
+        self._roster.settle()
+        self._admit()
+        running = {sequence.lease_id: sequence for sequence in self._roster.in_state(SequenceState.RUNNING)}
+        chunks = share_budget([_running_view(sequence) for sequence in running.values()], self._chunk_tokens)
+        self._batch = [_Running(running[chunk.lease_id], chunk.num_tokens) for chunk in chunks]
+        return [self._part(part) for part in self._batch]
+
+    def finish(self, tokens: Sequence[SampledToken | None]) -> None:
+        """Seals what the chunks computed; whoever has its token is said when memd knows."""
+        sealing = []
+        for part, token in zip(self._batch, tokens, strict=True):
+            sequence = part.sequence
+            sequence.num_computed += part.num_tokens
+            if sequence.state is not SequenceState.RUNNING:
+                continue
+            self._leases.seal(sequence.lease_id, sequence.num_computed)
+            if token is not None:
+                sequence.enter(SequenceState.SEALING)
+                sealing.append(_Sealing(sequence, self._prefilled(sequence, token)))
+        if sealing:
+            self._outfit.crew.spawn(self._say_when_sealed(sealing))
+
+    def fail(self, message: str) -> None:
+        """The step's prompts are dropped."""
+        for part in self._batch:
+            self._roster.leave(part.sequence, DropReason.FAILED, message)
+
+    def deliver(self) -> None:
+        """One message a stream."""
+        self._frame.outbox.deliver()
+
+    def load(self) -> Load:
+        """As it is now."""
+        return Load(
+            num_waiting=len(self._roster.in_state(SequenceState.WAITING)),
+            num_running=len(self._roster.in_state(SequenceState.RUNNING)),
+            num_spare_blocks=self._leases.supply.num_spare,
+        )
+
+    def _admit(self) -> None:
+        limits = self._outfit.limits
+        num_running = len(self._roster.in_state(SequenceState.RUNNING))
+        admission = admit(
+            [self._waiting_view(sequence) for sequence in self._roster.in_state(SequenceState.WAITING)],
+            num_places=limits.max_sequences - num_running,
+            num_spare_blocks=self._leases.supply.num_spare,
+        )
+        for lease_id in admission.lease_ids:
+            self._enter(self._roster.get(lease_id))
+        self._leases.supply.demand(admission.demand)
+
+    def _enter(self, sequence: PromptSequence) -> None:
+        missing = sequence.num_missing_blocks(self._outfit.limits.block_size)
+        if missing:
+            blocks = self._leases.grow(sequence.lease_id, missing, sequence.num_computed)
+            sequence.block_ids.extend(block.block_id for block in blocks)
+        sequence.enter(SequenceState.RUNNING)
+
+    def _waiting_view(self, sequence: PromptSequence) -> WaitingPrompt:
+        spec = sequence.spec
+        missing = sequence.num_missing_blocks(self._outfit.limits.block_size)
+        return WaitingPrompt(spec.lease_id, spec.priority, spec.arrival_unix_ns, missing)
+
+    def _part(self, part: _Running) -> StepPart:
+        sequence = part.sequence
+        if sequence.started_s is None:
+            sequence.started_s = self._outfit.clock.now()
+        rows = sequence.rows(part.num_tokens)
+        if part.num_tokens < sequence.num_uncomputed:
+            return StepPart(rows, None)
+        banned = banned_tokens(sequence.spec.stop, len(sequence.output_token_ids))
+        return StepPart(rows, sequence.draw(banned))
+
+    def _prefilled(self, sequence: PromptSequence, token: SampledToken) -> Prefilled:
+        spec = sequence.spec
+        room = self._outfit.limits.max_context_tokens - len(sequence.token_ids) - 1
+        reason = finish_reason(spec.stop, token.token_id, len(sequence.output_token_ids) + 1, room)
+        started_s = sequence.submitted_s if sequence.started_s is None else sequence.started_s
+        return Prefilled(
+            output=SequenceOutput(spec.lease_id, token.token_id, token.logprobs, reason),
+            wait_ms=(started_s - sequence.submitted_s) * 1000,
+            compute_ms=(self._outfit.clock.now() - started_s) * 1000,
+            num_cached_tokens=min(sequence.num_cached, spec.num_prompt_tokens),
+        )
+
+    async def _say_when_sealed(self, sealing: Sequence[_Sealing]) -> None:
+        await self._leases.updates.flush()
+        for done in sealing:
+            sequence = done.sequence
+            if sequence.state is SequenceState.SEALING and not self._leases.is_lost(sequence.lease_id):
+                self._frame.outbox.say(sequence.session, done.prefilled)
+                _log.info("sequence.prefilled", **_fields(sequence, done.prefilled))
+                self._roster.end(sequence)
+        self._frame.outbox.deliver()
+
+
+def _running_view(sequence: PromptSequence) -> RunningPrompt:
+    spec = sequence.spec
+    return RunningPrompt(spec.lease_id, spec.priority, spec.arrival_unix_ns, sequence.num_uncomputed)
+
+
+def _fields(sequence: PromptSequence, prefilled: Prefilled) -> dict[str, object]:
+    return {
+        "request_id": sequence.spec.request_id,
+        "lease_id": sequence.lease_id,
+        "num_tokens": len(sequence.spec.token_ids),
+        "num_cached_tokens": prefilled.num_cached_tokens,
+        "wait_ms": prefilled.wait_ms,
+        "compute_ms": prefilled.compute_ms,
+    }

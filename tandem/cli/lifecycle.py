@@ -1,0 +1,177 @@
+"""`tandem up`, `down` and `restart`."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import click
+import psutil
+from rich.console import Console
+
+from tandem.cli import leftovers
+from tandem.cli.deployment import Deployment, Overrides, deployment_options, make_run_dir, resolve
+from tandem.cli.first_answer import show_first_answer
+from tandem.cli.output import new_console
+from tandem.cli.readiness import last_words, look, shown_on, wait_until_serving
+from tandem.cli.supervision import KILL_MARGIN_S, STOP_ORDER, DaemonState, Supervisor, render_conf
+from tandem.clock import MonotonicClock
+from tandem.errors import ConfigError, NotReadyError
+from tandem.model.default_model import fetch_default_model
+
+READY_TIMEOUT_S = 600.0
+POLL_S = 0.25
+
+
+@click.command()
+@deployment_options
+@click.option("--model", help="default, a GGUF file, a Hugging Face folder, or random:CONFIG.JSON.")
+@click.option("--port", type=click.IntRange(0, 65535), help="TCP port of the gateway; 0 takes any free one.")
+@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C or SIGTERM, then end everything.")
+def up(config_file: Path | None, run_dir: Path | None, model: str | None, port: int | None, foreground: bool) -> None:
+    """Start the five services, wait until they serve, and show one answer."""
+    console = new_console()
+    deployment = resolve(Overrides(config_file, run_dir, model, port), os.environ)
+    supervisor = Supervisor(deployment.run_dir)
+    with _ended_on_exit(deployment, supervisor, console) if foreground else contextlib.nullcontext():
+        _bring_up(deployment, supervisor, console)
+        show_first_answer(deployment, console)
+        if foreground:
+            console.print("Ctrl-C ends everything.")
+            _stay(supervisor)
+
+
+@click.command()
+@deployment_options
+def down(config_file: Path | None, run_dir: Path | None) -> None:
+    """Let running requests end, then stop all services."""
+    deployment = resolve(Overrides(config_file, run_dir), os.environ)
+    _bring_down(deployment, Supervisor(deployment.run_dir), new_console())
+
+
+@click.command()
+@click.argument("service", type=click.Choice(sorted(STOP_ORDER)))
+@deployment_options
+def restart(service: str, config_file: Path | None, run_dir: Path | None) -> None:
+    """Stop one service, start it again, and wait until everything serves."""
+    console = new_console()
+    deployment = resolve(Overrides(config_file, run_dir), os.environ)
+    supervisor = Supervisor(deployment.run_dir)
+    started_s = time.monotonic()
+    with console.status(f"stopping {service}"):
+        supervisor.stop_service(service)
+    stopped_s = time.monotonic()
+    supervisor.start_service(service)
+    _wait(deployment, supervisor, console)
+    now_s = time.monotonic()
+    console.print(f"{service} stopped in {stopped_s - started_s:.1f} s; all serving {now_s - stopped_s:.1f} s later")
+
+
+def _bring_up(deployment: Deployment, supervisor: Supervisor, console: Console) -> None:
+    if deployment.model == "default":
+        with console.status("getting the default model"):
+            fetch_default_model(deployment.cache_dir)
+    make_run_dir(deployment.run_dir)
+    with _exclusive(deployment.run_dir):
+        started_here = _ensure_started(deployment, supervisor, console)
+    try:
+        _wait(deployment, supervisor, console)
+    except NotReadyError:
+        if started_here:
+            _bring_down(deployment, supervisor, console)
+        raise
+
+
+def _ensure_started(deployment: Deployment, supervisor: Supervisor, console: Console) -> bool:
+    """Whether it had to be started. ConfigError when it runs with another configuration than is asked for."""
+    conf = render_conf(deployment)
+    state = supervisor.state()
+    if state is DaemonState.RUNNING:
+        if supervisor.conf_path.read_text() != conf:
+            raise ConfigError("run_dir", f"{deployment.run_dir} runs with other settings; `tandem down` ends it first")
+        console.print(f"already running in {deployment.run_dir}")
+        return False
+    if state is DaemonState.ENDING:
+        with console.status("waiting for the last one to end"):
+            supervisor.wait_ended(_end_timeout_s(deployment))
+    _end_leftovers(deployment, console)
+    console.print(f"starting five services in {deployment.run_dir}")
+    supervisor.start(conf)
+    return True
+
+
+def _bring_down(deployment: Deployment, supervisor: Supervisor, console: Console) -> None:
+    if supervisor.state() is DaemonState.ABSENT:
+        if not _end_leftovers(deployment, console):
+            console.print(f"nothing runs in {deployment.run_dir}")
+        return
+    with console.status("letting running requests end"):
+        supervisor.request_shutdown()
+        supervisor.wait_ended(_end_timeout_s(deployment))
+    console.print("all services have ended")
+
+
+def _end_leftovers(deployment: Deployment, console: Console) -> bool:
+    processes = leftovers.find(deployment.run_dir)
+    for process in processes:
+        console.print(f"ending a service that lost its supervisor: {_title(process)}")
+        leftovers.end(process, max(deployment.drain_timeouts_s.values()) + KILL_MARGIN_S)
+    return bool(processes)
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return f"{process.name()} (pid {process.pid})"
+    return f"pid {process.pid}"
+
+
+def _wait(deployment: Deployment, supervisor: Supervisor, console: Console) -> None:
+    with shown_on(console) as display:
+        wait_until_serving(
+            partial(look, deployment, supervisor),
+            partial(last_words, deployment),
+            display,
+            clock=MonotonicClock(),
+            sleep=time.sleep,
+            timeout_s=READY_TIMEOUT_S,
+        )
+
+
+def _end_timeout_s(deployment: Deployment) -> float:
+    return sum(drain_s + KILL_MARGIN_S for drain_s in deployment.drain_timeouts_s.values()) + KILL_MARGIN_S
+
+
+def _stay(supervisor: Supervisor) -> None:
+    while supervisor.state() is not DaemonState.ABSENT:
+        time.sleep(POLL_S)
+    raise NotReadyError("the deployment was ended from outside")
+
+
+@contextlib.contextmanager
+def _ended_on_exit(deployment: Deployment, supervisor: Supervisor, console: Console) -> Iterator[None]:
+    """Ctrl-C and SIGTERM lead to the end of all services, which a second one does not hurry."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if supervisor.state() is not DaemonState.ABSENT:
+            _bring_down(deployment, supervisor, console)
+
+
+@contextlib.contextmanager
+def _exclusive(run_dir: Path) -> Iterator[None]:
+    """One `tandem up` at a time looks whether it runs and starts it."""
+    descriptor = os.open(run_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

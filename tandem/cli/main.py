@@ -1,0 +1,25 @@
+"""The `tandem` command."""
+
+import click
+
+from tandem import __version__
+from tandem.cli.chat import chat
+from tandem.cli.failures import ReportingGroup
+from tandem.cli.generate import generate
+from tandem.cli.lifecycle import down, restart, up
+from tandem.cli.logs import logs
+from tandem.cli.model import model
+from tandem.cli.status import status
+
+
+@click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="tandem")
+def main() -> None:
+    """Serve a large language model: five services over one memory."""
+
+
+for command in (up, down, status, generate, chat, restart, logs, model):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

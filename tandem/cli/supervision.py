@@ -1,0 +1,244 @@
+"""The five services under supervisord: its configuration, its daemon, and its XML-RPC over a unix socket.
+
+supervisord restarts what dies, rotates the logs and, when it ends, stops the services by falling priority, each
+when the one before has drained: the gateway first, so that the phases finish what was accepted, memd last.
+"""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from http.client import HTTPException
+from math import ceil
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import Error as XmlRpcError
+from xmlrpc.client import Fault, ServerProxy
+
+from supervisor.xmlrpc import Faults, SupervisorTransport
+
+import tandem
+from tandem.cli.deployment import Deployment
+from tandem.errors import ConfigError, NotReadyError
+
+STOP_ORDER = ("gateway", "prefill", "decode", "controller", "memd")
+CONF_NAME = "supervisord.conf"
+SOCKET_NAME = "supervisor.sock"
+START_SECS = 5  # a service that dies sooner is restarted with growing delays, later ones at once
+START_RETRIES = 1000
+KILL_MARGIN_S = 10  # beyond the drain, before SIGKILL
+POLL_S = 0.1
+BOOT_TIMEOUT_S = 15.0
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",  # spinning barriers of two phases on shared cores collapse
+    "PYTHONUNBUFFERED": "1",
+    "GRPC_ENABLE_FORK_SUPPORT": "false",  # children are other programs; its handlers only warn
+}
+
+_MAIN_SECTIONS = """\
+[supervisord]
+logfile = %(here)s/logs/supervisord.log
+logfile_maxbytes = 5MB
+logfile_backups = 2
+pidfile = %(here)s/supervisord.pid
+childlogdir = %(here)s/logs
+identifier = tandem
+umask = 077
+
+[unix_http_server]
+file = %(here)s/supervisor.sock
+chmod = 0700
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+"""
+
+_PROGRAM_SECTION = """
+[program:{service}]
+command = {command}
+directory = %(here)s
+environment = {environment}
+priority = {priority}
+autorestart = true
+startsecs = {startsecs}
+startretries = {startretries}
+stopsignal = TERM
+stopwaitsecs = {stopwaitsecs}
+stopasgroup = {as_group}
+killasgroup = {as_group}
+redirect_stderr = true
+stdout_logfile = %(here)s/logs/{service}.log
+stdout_logfile_maxbytes = 20MB
+stdout_logfile_backups = 3
+"""
+
+
+def render_conf(deployment: Deployment) -> str:
+    """supervisord.conf of the deployment, to lie in its run directory."""
+    return _MAIN_SECTIONS + "".join(_program(deployment, service) for service in STOP_ORDER)
+
+
+def log_path(run_dir: Path, service: str) -> Path:
+    """Where a service's log is."""
+    return run_dir / "logs" / f"{service}.log"
+
+
+def _program(deployment: Deployment, service: str) -> str:
+    argv = [sys.executable, "-P", "-m", f"services.{service}.main", *deployment.flags(service)]
+    return _PROGRAM_SECTION.format(
+        service=service,
+        command=" ".join(_quoted(part) for part in argv),
+        environment=",".join(f'{key}="{value}"' for key, value in ENVIRONMENT.items()),
+        priority=100 * (len(STOP_ORDER) - STOP_ORDER.index(service)),
+        startsecs=START_SECS,
+        startretries=START_RETRIES,
+        stopwaitsecs=ceil(deployment.drain_timeouts_s[service]) + KILL_MARGIN_S,
+        as_group="true" if service == "memd" else "false",  # its loader must not outlive it
+    )
+
+
+def _quoted(part: str) -> str:
+    """For supervisord's reader, which expands %, takes space and # or ; for a comment, and only then splits words."""
+    if "\n" in part:
+        raise ConfigError("model", f"a line break in {part!r}")
+    quoted = shlex.quote(part).replace("%", "%%")
+    return quoted.replace(" #", " ''#").replace(" ;", " '';")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessView:
+    """A service's process as supervisord sees it."""
+
+    service: str
+    state: str  # STARTING, RUNNING, BACKOFF, STOPPING, STOPPED, EXITED, FATAL, UNKNOWN
+    pid: int  # 0 when there is none
+    started_unix_s: int
+    uptime_s: int
+
+
+class DaemonState(StrEnum):
+    """What supervisord is doing."""
+
+    ABSENT = "absent"
+    RUNNING = "running"
+    ENDING = "ending"
+
+
+class Supervisor:
+    """The supervisord of one run directory, whether it runs or not."""
+
+    def __init__(self, run_dir: Path, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._run_dir = run_dir
+        self._sleep = sleep
+
+    @property
+    def conf_path(self) -> Path:
+        """Its configuration, as last started."""
+        return self._run_dir / CONF_NAME
+
+    def state(self) -> DaemonState:
+        """Whether it answers; a socket file left by a killed one does not."""
+        try:
+            self._call("getState")
+        except _EndingError:
+            return DaemonState.ENDING
+        except NotReadyError:
+            return DaemonState.ABSENT
+        return DaemonState.RUNNING
+
+    def start(self, conf: str) -> None:
+        """Writes `conf` and starts supervisord as a daemon. NotReadyError, with what it said, when it does not."""
+        self._write_conf(conf)
+        result = subprocess.run(  # noqa: S603 - our own interpreter and file
+            [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(self.conf_path)],
+            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, cwd=self._run_dir,
+            env={**os.environ, "PYTHONPATH": _python_path(os.environ.get("PYTHONPATH", ""))},
+        )  # fmt: skip
+        if result.returncode != 0:
+            raise NotReadyError(f"supervisord did not start: {result.stderr.strip() or result.stdout.strip()}")
+        self._wait(lambda: self.state() is DaemonState.RUNNING, BOOT_TIMEOUT_S, "supervisord does not answer")
+
+    def processes(self) -> dict[str, ProcessView]:
+        """Every service's process, by service. NotReadyError when nothing runs."""
+        views = [_view(info) for info in self._call("getAllProcessInfo")]
+        return {view.service: view for view in views}
+
+    def stop_service(self, service: str) -> None:
+        """SIGTERM, and SIGKILL after the drain's time; returns when it has ended."""
+        with contextlib.suppress(_AlreadySoError):
+            self._call("stopProcess", service, True)
+
+    def start_service(self, service: str) -> None:
+        """Starts a stopped service; does not wait for it."""
+        with contextlib.suppress(_AlreadySoError):
+            self._call("startProcess", service, False)
+
+    def request_shutdown(self) -> None:
+        """Asks it to stop all services in order and then itself."""
+        with contextlib.suppress(_EndingError):
+            self._call("shutdown")
+
+    def wait_ended(self, timeout_s: float) -> None:
+        """Returns when it answers no more."""
+        self._wait(lambda: self.state() is DaemonState.ABSENT, timeout_s, "supervisord has not ended")
+
+    def _write_conf(self, conf: str) -> None:
+        self.conf_path.touch(mode=0o600)
+        self.conf_path.write_text(conf)
+
+    def _call(self, method: str, *arguments: object) -> Any:
+        transport = SupervisorTransport(None, None, f"unix://{self._run_dir / SOCKET_NAME}")
+        try:
+            proxy = ServerProxy("http://127.0.0.1", transport=transport)
+            return getattr(proxy.supervisor, method)(*arguments)
+        except Fault as error:
+            raise _from_fault(error) from error
+        except (OSError, HTTPException, XmlRpcError) as error:
+            raise NotReadyError(f"nothing runs in {self._run_dir}; start it with: tandem up") from error
+        finally:
+            transport.close()
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float, problem: str) -> None:
+        for _ in range(ceil(timeout_s / POLL_S)):
+            if condition():
+                return
+            self._sleep(POLL_S)
+        raise NotReadyError(f"{problem} after {timeout_s:.0f} s; see {self._run_dir}/logs/supervisord.log")
+
+
+def _python_path(existing: str) -> str:
+    """The services come from where this command comes from, installed or not."""
+    root = str(Path(tandem.__file__).resolve().parent.parent)
+    return os.pathsep.join(part for part in (root, existing) if part)
+
+
+class _AlreadySoError(Exception):
+    """The service is already in the state that was asked for."""
+
+
+class _EndingError(NotReadyError):
+    """supervisord is stopping the services and answers nothing else."""
+
+
+def _from_fault(fault: Fault) -> Exception:
+    if fault.faultCode == Faults.SHUTDOWN_STATE:
+        return _EndingError("the deployment is ending")
+    if fault.faultCode in (Faults.NOT_RUNNING, Faults.ALREADY_STARTED):
+        return _AlreadySoError()
+    return NotReadyError(f"supervisord: {fault.faultString}")
+
+
+def _view(info: dict[str, Any]) -> ProcessView:
+    running = info["pid"] != 0
+    return ProcessView(
+        service=info["name"],
+        state=info["statename"],
+        pid=info["pid"],
+        started_unix_s=info["start"],
+        uptime_s=info["now"] - info["start"] if running else 0,
+    )

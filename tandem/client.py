@@ -1,0 +1,122 @@
+"""Tandem's Python client.
+
+::
+
+    from tandem.client import Client
+
+    with Client("localhost:50051") as client:
+        for piece in client.generate("Once upon a time", max_tokens=64, seed=7):
+            print(piece.text_delta, end="", flush=True)
+
+Sampling parameters are keyword arguments: temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty,
+frequency_penalty, max_tokens, min_tokens, stop, stop_token_ids, ignore_eos, n, seed, logprobs, logit_bias. What is
+left out, or None, is the server's to choose.
+
+Every method raises the errors of `tandem.errors`: `InvalidRequestError` names the field that cannot be served,
+`QueueFullError` says when to try again, `NotReadyError` that the server is away, loading or shutting down,
+`DeadlineError` that `timeout_s` has passed. Calls with one answer are tried again a few times while the server is
+away; streams are not.
+"""
+
+from collections.abc import Generator, Mapping
+from types import TracebackType
+from typing import Self
+
+from tandem.rpc.gateway_client import (
+    Answer,
+    CallOptions,
+    GatewayClient,
+    Messages,
+    ModelInfo,
+    Piece,
+    Prompt,
+    SamplingValue,
+    ServerStatus,
+    TokenLogprob,
+    Usage,
+)
+
+__all__ = ["Answer", "Client", "ModelInfo", "Piece", "ServerStatus", "TokenLogprob", "Usage"]
+
+QUERY_TIMEOUT_S = 30.0  # of calls that generate nothing
+
+
+class Client:
+    """A connection to a gateway at ``host:port`` or ``unix:/path``; threads may share it.
+
+    Connecting happens with the first call. `close` it, or use it as a context manager.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._gateway = GatewayClient(address)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        timeout_s: float | None = None,
+        **sampling: SamplingValue,
+    ) -> Generator[Piece, None, None]:
+        """Streams the answers to a text or to token ids; with ``n`` above 1 their pieces come mixed.
+
+        Closing the generator cancels the request. A higher `priority` is served first.
+        """
+        return self._gateway.generate(prompt, CallOptions(_given(sampling), request_id, priority, timeout_s))
+
+    def generate_once(
+        self,
+        prompt: Prompt,
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        timeout_s: float | None = None,
+        **sampling: SamplingValue,
+    ) -> tuple[Answer, ...]:
+        """As `generate`, whole answers instead of pieces; as many as ``n``."""
+        return self._gateway.generate_once(prompt, CallOptions(_given(sampling), request_id, priority, timeout_s))
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        timeout_s: float | None = None,
+        **sampling: SamplingValue,
+    ) -> Generator[Piece, None, None]:
+        """Streams the answer to a conversation: ``[{"role": "user", "content": "Hello"}]``."""
+        return self._gateway.chat(messages, CallOptions(_given(sampling), request_id, priority, timeout_s))
+
+    def tokenize(self, source: str | Messages) -> tuple[int, ...]:
+        """The token ids of the prompt that a text or a conversation becomes."""
+        return self._gateway.tokenize(source, QUERY_TIMEOUT_S)
+
+    def model_info(self) -> ModelInfo:
+        """The model that is served, and its limits."""
+        return self._gateway.model_info(QUERY_TIMEOUT_S)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a running request: its stream closes with `FinishReason.ABORT`. NotFoundError when it is not running."""
+        self._gateway.abort(request_id, QUERY_TIMEOUT_S)
+
+    def status(self) -> ServerStatus:
+        """The queue, the phases and the rates."""
+        return self._gateway.status(QUERY_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Ends the connection and every call on it."""
+        self._gateway.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _given(sampling: Mapping[str, SamplingValue]) -> dict[str, SamplingValue]:
+    return {name: value for name, value in sampling.items() if value is not None}

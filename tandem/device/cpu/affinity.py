@@ -1,0 +1,93 @@
+"""`cpu-affinity`: a share of the machine is a set of cores and a number of threads."""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tandem.device.cpu.cores import CoreShare, plan_cores
+from tandem.device.partition import Applied, RestartRequired
+from tandem.errors import DeviceError
+from tandem.types import Phase, Split
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+class CpuAffinityBackend:
+    """Binds every thread of this process to its phase's cores. Made before the first `apply` of the process.
+
+    `cores`: those that both phases share out; default: what the process may use now. A CPU quota of the control
+    group does not say which cores, so it bounds the threads alone.
+    """
+
+    def __init__(self, cores: Sequence[int] | None = None, *, quota_cores: float | None = None) -> None:
+        self._cores = tuple(sorted(os.sched_getaffinity(0) if cores is None else cores))
+        self._quota_cores = cgroup_quota_cores() if quota_cores is None else quota_cores
+
+    @property
+    def name(self) -> str:
+        """As in configuration and logs."""
+        return "cpu-affinity"
+
+    def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
+        """Called on the thread that computes: OpenMP keeps the number of threads for each calling thread.
+
+        DeviceError when the cores are not to be had.
+        """
+        import torch
+
+        share = plan_cores(split, phase, self._cores)
+        num_threads = max(1, math.ceil(min(share.num_threads, self._quota_cores)))
+        _bind_all_threads(share)
+        torch.set_num_threads(num_threads)
+        return Applied(f"cores {','.join(map(str, share.cores))}; threads {num_threads}")
+
+
+def cgroup_quota_cores(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> float:
+    """CPU time per time that this process's control group (version 2) and those above it allow; inf: no bound."""
+    group = _cgroup_path(membership)
+    if group is None:
+        return math.inf
+    folder = root / group
+    folders = [folder, *folder.parents]
+    return min(_quota(each / "cpu.max") for each in folders[: folders.index(root) + 1])
+
+
+def _cgroup_path(membership: Path) -> str | None:
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return None
+    paths = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    return paths[0] if paths and ".." not in paths[0] else None
+
+
+def _quota(cpu_max: Path) -> float:
+    """``<quota> <period>`` in microseconds, or ``max <period>``."""
+    try:
+        quota, period = cpu_max.read_text().split()
+    except (OSError, ValueError):
+        return math.inf
+    return math.inf if quota == "max" else int(quota) / int(period)
+
+
+def _bind_all_threads(share: CoreShare) -> None:
+    """Until no thread is new: one that starts meanwhile may have inherited the old set."""
+    bound: set[int] = set()
+    while new := _thread_ids() - bound:
+        for thread_id in new:
+            _bind(thread_id, share)
+        bound |= new
+
+
+def _thread_ids() -> set[int]:
+    return {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
+
+
+def _bind(thread_id: int, share: CoreShare) -> None:
+    try:
+        os.sched_setaffinity(thread_id, share.cores)
+    except ProcessLookupError:
+        return  # the thread has ended meanwhile
+    except OSError as error:
+        raise DeviceError(f"cannot run on cores {share.cores}: {error.strerror}") from error

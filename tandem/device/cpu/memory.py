@@ -1,0 +1,153 @@
+"""Segments in a machine's own memory: anonymous files (memfd) that several processes map."""
+
+import ctypes
+import errno
+import fcntl
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tandem.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; not in the fcntl module
+MEMINFO = Path("/proc/meminfo")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def available_bytes() -> int:
+    """What the machine, and the control group of this process, can still give."""
+    return min(_numbers())
+
+
+def _numbers() -> Iterator[int]:
+    for line in MEMINFO.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) << 10
+    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
+    if limit != "max":
+        yield int(limit)
+
+
+class MemfdSegment:
+    """A memfd on its owner's side. Its size is fixed from the start, so no mapping can lose its memory."""
+
+    def __init__(self, name: str, fd: int, size_bytes: int) -> None:
+        self._name = name
+        self._fd = fd
+        self._size_bytes = size_bytes
+
+    @property
+    def name(self) -> str:
+        """As shown in ``/proc/PID/maps`` after ``memfd:tandem-``."""
+        return self._name
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file and of every mapping."""
+        return self._size_bytes
+
+    @property
+    def fd(self) -> int:
+        """Owned by this object until `close`."""
+        return self._fd
+
+    def seal(self) -> None:
+        """Refuses writable mappings from now on; those that exist stay."""
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+
+    def close(self) -> None:
+        """Closes the descriptor."""
+        os.close(self._fd)
+
+
+class MemfdExporter:
+    """Creates memfd segments. `available` says how many bytes can be had."""
+
+    def __init__(self, available: Callable[[], int] = available_bytes) -> None:
+        self._available = available
+
+    def create(self, name: str, size_bytes: int) -> MemfdSegment:
+        """A zeroed segment, whose pages are taken as they are first written.
+
+        DeviceError when the machine has not that much memory left.
+        """
+        available = self._available()
+        if size_bytes > available:
+            raise DeviceError(_too_large(name, size_bytes, f"{_mib(available)} are available"))
+        fd = os.memfd_create(f"tandem-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size_bytes)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        except OSError as error:
+            os.close(fd)
+            raise DeviceError(_too_large(name, size_bytes, str(error.strerror))) from error
+        return MemfdSegment(name, fd, size_bytes)
+
+
+class MemfdMapping:
+    """A mapping of a segment; with ``PROT_READ`` alone a store through it is a SIGSEGV."""
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self._mapping = mapping
+        self._bytes = _bytes_of(mapping)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the mapping."""
+        return len(self._mapping)
+
+    def tensor(self, dtype: str, shape: Sequence[int], offset_bytes: int = 0) -> "torch.Tensor":
+        """A view of `shape`. ValueError when it would reach past the end, or starts between two elements."""
+        import torch
+
+        element: torch.dtype = getattr(torch, dtype)
+        count = math.prod(shape)
+        end = offset_bytes + count * element.itemsize
+        if offset_bytes < 0 or count <= 0 or end > self.size_bytes or offset_bytes % element.itemsize:
+            raise ValueError(f"{dtype}{list(shape)} at {offset_bytes} does not lie in {self.size_bytes} bytes")
+        return torch.frombuffer(self._bytes, dtype=element, count=count, offset=offset_bytes).view(*shape)
+
+    def close(self) -> None:
+        """Unmaps: the memory under any tensor of it is gone."""
+        self._mapping.close()
+
+
+class MemfdImporter:
+    """Maps memfd segments that came from another process."""
+
+    def map(self, fd: int, size_bytes: int, *, writable: bool) -> MemfdMapping:
+        """DeviceError when the file has another size, or is sealed against writing."""
+        actual = os.fstat(fd).st_size
+        if actual != size_bytes:
+            raise DeviceError(f"the segment has {actual} bytes, not the {size_bytes} announced")
+        protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
+        try:
+            return MemfdMapping(mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, protection))
+        except OSError as error:
+            sealed = error.errno == errno.EPERM and writable
+            why = "it is sealed: map it read-only" if sealed else error.strerror
+            raise DeviceError(f"a segment of {size_bytes} bytes cannot be mapped: {why}") from error
+
+
+def _bytes_of(mapping: mmap.mmap) -> Any:
+    """The mapping as a buffer that torch takes without a warning of what is read-only; keeps the mapping alive."""
+    address = np.frombuffer(mapping, np.uint8).ctypes.data
+    view: Any = (ctypes.c_ubyte * len(mapping)).from_address(address)
+    view.mapping = mapping
+    return view
+
+
+def _too_large(name: str, size_bytes: int, problem: str) -> str:
+    return f"segment {name} needs {_mib(size_bytes)}, {problem}: free memory, or lower memd.kv_bytes"
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 20):.0f} MiB"

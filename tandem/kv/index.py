@@ -1,0 +1,134 @@
+"""What a ledger's records imply, kept beside them so that no operation has to search: built from them at any time."""
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+
+from tandem.errors import LeaseError, LedgerCorruptError, NotFoundError
+from tandem.kv.blocks import BlockState
+from tandem.kv.records import LeaseState, LedgerRecords
+
+
+@dataclass(slots=True)
+class HolderEntry:
+    """An attached phase: its record's slot, its spare blocks and the leases it works on."""
+
+    slot: int
+    service: str
+    pid: int
+    spare: set[int] = field(default_factory=set)
+    lease_ids: set[int] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, records: LedgerRecords, slot: int) -> "HolderEntry":
+        """As recorded, without its blocks and leases."""
+        record = records.holders[slot]
+        return cls(slot, bytes(record["service"]).decode("utf-8", "replace"), int(record["pid"]))
+
+
+@dataclass(slots=True)
+class LeaseEntry:
+    """A sequence lease: its record's slot, and by position its blocks and their reference records' slots."""
+
+    slot: int
+    holder_id: int
+    block_ids: list[int] = field(default_factory=list)
+    reference_slots: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class LedgerIndex:
+    """Who is there, what is free, and in which order free blocks are given out."""
+
+    holders: dict[int, HolderEntry] = field(default_factory=dict)
+    leases: dict[int, LeaseEntry] = field(default_factory=dict)
+    free_blocks: deque[int] = field(default_factory=deque)
+    free_holder_slots: list[int] = field(default_factory=list)
+    free_lease_slots: list[int] = field(default_factory=list)
+    free_reference_slots: list[int] = field(default_factory=list)
+
+    @classmethod
+    def build(cls, records: LedgerRecords) -> "LedgerIndex":
+        """Of a ledger that `check` accepts."""
+        index = cls()
+        index._read_holders(records)
+        index._read_leases(records)
+        index._read_references(records)
+        index._read_blocks(records)
+        return index
+
+    def holder(self, holder_id: int) -> HolderEntry:
+        """NotFoundError when it is not attached."""
+        entry = self.holders.get(holder_id)
+        if entry is None:
+            raise NotFoundError(f"holder {holder_id} is not attached")
+        return entry
+
+    def lease(self, lease_id: int) -> LeaseEntry:
+        """NotFoundError when it is not open."""
+        entry = self.leases.get(lease_id)
+        if entry is None:
+            raise NotFoundError(f"lease {lease_id} does not exist; it was released, has expired, or never was")
+        return entry
+
+    def take_lease_slot(self) -> int:
+        """LeaseError when all lease records are in use."""
+        if not self.free_lease_slots:
+            raise LeaseError(f"{len(self.leases)} leases are open, more than the ledger has records for")
+        return self.free_lease_slots.pop()
+
+    def move_lease(self, lease_id: int, holder_id: int) -> None:
+        """To another holder, or with 0 to none."""
+        entry = self.leases[lease_id]
+        if entry.holder_id in self.holders:
+            self.holders[entry.holder_id].lease_ids.discard(lease_id)
+        if holder_id != 0:
+            self.holders[holder_id].lease_ids.add(lease_id)
+        entry.holder_id = holder_id
+
+    def compare(self, records: LedgerRecords) -> None:
+        """LedgerCorruptError when it is not what the records imply."""
+        fresh = LedgerIndex.build(records)
+        if (self.holders, self.leases) != (fresh.holders, fresh.leases):
+            raise LedgerCorruptError("the index of holders and leases is not what their records imply")
+        for name in ("free_blocks", "free_holder_slots", "free_lease_slots", "free_reference_slots"):
+            kept, implied = sorted(getattr(self, name)), sorted(getattr(fresh, name))
+            if kept != implied:
+                raise LedgerCorruptError(f"{name}: {sorted(set(kept) ^ set(implied)) or kept} differ from the records")
+
+    def _read_holders(self, records: LedgerRecords) -> None:
+        for slot, holder_id in enumerate(records.holders["holder_id"].tolist()):
+            if holder_id == 0:
+                self.free_holder_slots.append(slot)
+            else:
+                self.holders[holder_id] = HolderEntry.read(records, slot)
+
+    def _read_leases(self, records: LedgerRecords) -> None:
+        fields = zip(*(records.leases[name].tolist() for name in ("state", "lease_id", "holder_id")), strict=True)
+        for slot, (state, lease_id, holder_id) in enumerate(fields):
+            if state == LeaseState.UNUSED:
+                self.free_lease_slots.append(slot)
+                continue
+            self.leases[lease_id] = LeaseEntry(slot, holder_id)
+            if holder_id != 0:
+                self.holders[holder_id].lease_ids.add(lease_id)
+
+    def _read_references(self, records: LedgerRecords) -> None:
+        places: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        for slot, (lease_id, block_id, _, ordinal) in enumerate(records.references.tolist()):
+            if lease_id == 0:
+                self.free_reference_slots.append(slot)
+            else:
+                places[lease_id].append((ordinal, block_id, slot))
+        for lease_id, place in places.items():
+            entry = self.leases[lease_id]
+            for _, block_id, slot in sorted(place):
+                entry.block_ids.append(block_id)
+                entry.reference_slots.append(slot)
+
+    def _read_blocks(self, records: LedgerRecords) -> None:
+        states, owners = records.blocks["state"].tolist(), records.blocks["owner"].tolist()
+        for block_id, (state, owner) in enumerate(zip(states, owners, strict=True)):
+            if state == BlockState.FREE:
+                self.free_blocks.append(block_id)
+            elif state == BlockState.SPARE:
+                self.holders[owner].spare.add(block_id)

@@ -1,0 +1,315 @@
+"""The one allocator: who may write to which block, in a segment from which all of it can be told again.
+
+Truth is in the records (`tandem.kv.records`); the index beside them is derived. The order of stores, and what a kill
+between two of them leaves, is in `tandem.kv.repair`. Operations check everything before their first store, so one
+that raises has changed nothing. None of them reads a clock; none searches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tandem.errors import LeaseError, StaleBlockError
+from tandem.kv import blocks
+from tandem.kv.blocks import BlockState
+from tandem.kv.check import check
+from tandem.kv.index import HolderEntry, LeaseEntry, LedgerIndex
+from tandem.kv.policy import LeaseFate, grant_size, lease_fate
+from tandem.kv.records import Buffer, LeaseState, LedgerRecords, Reference
+from tandem.kv.repair import Repairs, repair
+from tandem.kv.store import HolderStatistics, SequenceLease, SequenceUpdate
+from tandem.types import Block
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatistics:
+    """``num_blocks = free + spare + leased + cached``, always."""
+
+    epoch: int
+    num_blocks: int
+    num_free_blocks: int
+    num_spare_blocks: int
+    num_leased_blocks: int
+    num_cached_blocks: int
+    num_sequences: int
+    holders: tuple[HolderStatistics, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndedLease:
+    """A lease that was ended, and the blocks that became free by it."""
+
+    lease_id: int
+    num_freed_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """What time has done."""
+
+    ended: tuple[EndedLease, ...]
+    revoked_lease_ids: tuple[int, ...]
+
+
+class Ledger:
+    """Blocks, leases and holders over one segment. For one thread of one process at a time."""
+
+    def __init__(self, records: LedgerRecords, repairs: Repairs) -> None:
+        self.repairs = repairs
+        self._records = records
+        self._index = LedgerIndex.build(records)
+
+    @classmethod
+    def create(cls, buffer: Buffer, *, num_blocks: int, block_size: int, epoch: int) -> "Ledger":
+        """Starts a ledger in a zeroed, writable buffer of `ledger_bytes(num_blocks)`."""
+        return cls(LedgerRecords.create(buffer, num_blocks, block_size, epoch), Repairs())
+
+    @classmethod
+    def open(cls, buffer: Buffer) -> "Ledger":
+        """Goes on with an existing ledger, whenever its writer ended. LedgerCorruptError when `check` refuses it.
+
+        Holders are still in it: drop those that are not attached any more.
+        """
+        records = LedgerRecords.map(buffer)
+        repairs = repair(records)
+        check(records)
+        return cls(records, repairs)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a block."""
+        return self._records.block_size
+
+    def add_holder(self, service: str, pid: int) -> int:
+        """A new holder's id. LeaseError when the ledger has no record left for one."""
+        if not self._index.free_holder_slots:
+            raise LeaseError(f"{len(self._index.holders)} holders are attached, more than the ledger has records for")
+        slot = self._index.free_holder_slots.pop()
+        holder_id = self._records.new_holder_id()
+        self._records.write_holder(slot, holder_id, service, pid)
+        self._index.holders[holder_id] = HolderEntry.read(self._records, slot)
+        return holder_id
+
+    def drop_holder(self, holder_id: int) -> int:
+        """Its spare blocks are free at once, its leases go on without holder; returns the number of those blocks.
+
+        NotFoundError: no such holder.
+        """
+        entry = self._index.holder(holder_id)
+        spare = sorted(entry.spare)
+        for block_id in spare:
+            self._return(entry, block_id)
+        for lease_id in sorted(entry.lease_ids):
+            self._hand_over(lease_id, 0)
+        self._records.clear_holder(entry.slot)
+        del self._index.holders[holder_id]
+        self._index.free_holder_slots.append(entry.slot)
+        return len(spare)
+
+    def lease_blocks(self, holder_id: int, num_blocks: int, num_reserve_blocks: int) -> tuple[Block, ...]:
+        """Spare blocks, longest free first; as many as `grant_size` lets the holder have. NotFoundError."""
+        entry = self._index.holder(holder_id)
+        num_free = len(self._index.free_blocks)
+        num_granted = grant_size(entry.service, num_blocks, num_free, num_reserve_blocks)
+        return tuple(self._grant(holder_id, entry) for _ in range(num_granted))
+
+    def return_blocks(self, holder_id: int, returned: Sequence[Block]) -> None:
+        """Frees spare blocks. NotFoundError, StaleBlockError or LeaseError: nothing was done."""
+        entry = self._index.holder(holder_id)
+        self._check_spare(holder_id, returned)
+        for block in returned:
+            self._return(entry, block.block_id)
+
+    def acquire_sequence(
+        self, holder_id: int, lease_id: int, request_id: str, create: bool, now_s: float
+    ) -> SequenceLease:
+        """Makes the holder the one who works on the lease. NotFoundError: no holder, or no lease and not `create`."""
+        self._index.holder(holder_id)
+        if create and lease_id not in self._index.leases:
+            self._open_lease(lease_id, request_id, now_s)
+        entry = self._index.lease(lease_id)
+        self._hand_over(lease_id, holder_id)
+        self._records.set_lease(entry.slot, "renewed_at_s", now_s)
+        return self._lease(lease_id, entry)
+
+    def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
+        """Extends and seals; returns the leases that are not the holder's, whose updates were left out.
+
+        NotFoundError, StaleBlockError, LeaseError (a block that is not its spare one, more tokens sealed than the
+        blocks hold): nothing was done.
+        """
+        holder = self._index.holder(holder_id)
+        applied = [update for update in updates if update.lease_id in holder.lease_ids]
+        self._check_spare(holder_id, [block for update in applied for block in update.add_blocks])
+        self._check_sealed(applied)
+        for update in applied:
+            self._update(holder, update)
+        return frozenset(update.lease_id for update in updates) - holder.lease_ids
+
+    def fork_sequence(
+        self, parent_lease_id: int, child_lease_id: int, request_id: str, num_tokens: int, now_s: float
+    ) -> int:
+        """A lease without holder on the parent's first full, sealed blocks; returns how many tokens it shares.
+
+        NotFoundError: no parent. LeaseError: the child exists.
+        """
+        parent = self._index.lease(parent_lease_id)
+        if child_lease_id in self._index.leases:
+            raise LeaseError(f"lease {child_lease_id} exists already")
+        num_sealed = int(self._records.lease_field(parent.slot, "num_sealed_tokens"))
+        num_shared = min(min(num_tokens, num_sealed) // self.block_size, self._num_shareable())
+        child = self._open_lease(child_lease_id, request_id, now_s)
+        for block_id in parent.block_ids[:num_shared]:
+            self._refer(child_lease_id, child, block_id, blocks.share(self._records.block(block_id)))
+        self._records.set_lease(child.slot, "num_sealed_tokens", num_shared * self.block_size)
+        return num_shared * self.block_size
+
+    def renew_sequences(self, lease_ids: Sequence[int], now_s: float) -> frozenset[int]:
+        """Starts the leases' time to live anew; returns those that do not exist."""
+        for lease_id in self._index.leases.keys() & set(lease_ids):
+            self._records.set_lease(self._index.leases[lease_id].slot, "renewed_at_s", now_s)
+        return frozenset(lease_ids) - self._index.leases.keys()
+
+    def release_sequences(self, lease_ids: Sequence[int]) -> tuple[EndedLease, ...]:
+        """Ends the leases, whoever works on them; those that do not exist are passed over."""
+        known = [lease_id for lease_id in dict.fromkeys(lease_ids) if lease_id in self._index.leases]
+        return tuple(self._end_lease(lease_id) for lease_id in known)
+
+    def expire(self, now_s: float, ttl_s: float) -> Expiry:
+        """Takes leases that nobody renewed from their holders; ends those that have none. Looks at every lease."""
+        renewed_at_s = self._records.leases["renewed_at_s"]
+        fates: dict[LeaseFate, list[int]] = {fate: [] for fate in LeaseFate}
+        for lease_id, entry in self._index.leases.items():
+            fate = lease_fate(entry.holder_id, renewed_at_s.item(entry.slot), now_s, ttl_s)
+            fates[fate].append(lease_id)
+        for lease_id in fates[LeaseFate.REVOKED]:
+            self._records.set_lease(self._index.leases[lease_id].slot, "renewed_at_s", now_s)
+            self._hand_over(lease_id, 0)
+        return Expiry(self.release_sequences(fates[LeaseFate.ENDED]), tuple(fates[LeaseFate.REVOKED]))
+
+    def statistics(self) -> LedgerStatistics:
+        """Counted from the records."""
+        counts = np.bincount(self._records.blocks["state"], minlength=len(BlockState)).tolist()
+        return LedgerStatistics(
+            epoch=self._records.epoch,
+            num_blocks=self._records.num_blocks,
+            num_free_blocks=counts[BlockState.FREE],
+            num_spare_blocks=counts[BlockState.SPARE],
+            num_leased_blocks=counts[BlockState.LEASED],
+            num_cached_blocks=counts[BlockState.CACHED],
+            num_sequences=len(self._index.leases),
+            holders=tuple(
+                HolderStatistics(holder_id, entry.service, entry.pid, len(entry.spare), len(entry.lease_ids))
+                for holder_id, entry in sorted(self._index.holders.items())
+            ),
+        )
+
+    def num_spare_by_holder(self) -> dict[int, int]:
+        """Blocks that each holder has leased ahead."""
+        return {holder_id: len(entry.spare) for holder_id, entry in self._index.holders.items()}
+
+    def check(self) -> None:
+        """LedgerCorruptError when the records contradict each other, or the index them. Reads everything."""
+        check(self._records)
+        self._index.compare(self._records)
+
+    def _grant(self, holder_id: int, entry: HolderEntry) -> Block:
+        block_id = self._index.free_blocks.popleft()
+        record = blocks.grant(self._records.block(block_id), holder_id)
+        self._records.write_block(block_id, record)
+        entry.spare.add(block_id)
+        return Block(block_id, record.generation)
+
+    def _return(self, entry: HolderEntry, block_id: int) -> None:
+        self._records.write_block(block_id, blocks.give_back(self._records.block(block_id)))
+        entry.spare.remove(block_id)
+        self._index.free_blocks.append(block_id)
+
+    def _update(self, holder: HolderEntry, update: SequenceUpdate) -> None:
+        entry = self._index.leases[update.lease_id]
+        for block in update.add_blocks:
+            self._refer(update.lease_id, entry, block.block_id, blocks.join_lease(self._records.block(block.block_id)))
+            holder.spare.remove(block.block_id)
+        num_sealed = self._records.lease_field(entry.slot, "num_sealed_tokens")
+        self._records.set_lease(entry.slot, "num_sealed_tokens", max(num_sealed, update.num_sealed_tokens))
+
+    def _refer(self, lease_id: int, entry: LeaseEntry, block_id: int, record: blocks.BlockRecord) -> None:
+        """Puts a block at the lease's next position: the reference first, then the block."""
+        slot = self._index.free_reference_slots.pop()
+        reference = Reference(lease_id, block_id, record.generation, ordinal=len(entry.block_ids))
+        self._records.write_reference(slot, reference)
+        self._records.write_block(block_id, record)
+        entry.block_ids.append(block_id)
+        entry.reference_slots.append(slot)
+
+    def _open_lease(self, lease_id: int, request_id: str, now_s: float) -> LeaseEntry:
+        if lease_id == 0:
+            raise LeaseError("0 is no lease id")
+        slot = self._index.take_lease_slot()
+        self._records.open_lease(slot, lease_id, request_id, now_s)
+        entry = LeaseEntry(slot, holder_id=0)
+        self._index.leases[lease_id] = entry
+        return entry
+
+    def _hand_over(self, lease_id: int, holder_id: int) -> None:
+        self._records.set_lease(self._index.leases[lease_id].slot, "holder_id", holder_id)
+        self._index.move_lease(lease_id, holder_id)
+
+    def _end_lease(self, lease_id: int) -> EndedLease:
+        entry = self._index.leases[lease_id]
+        self._records.set_lease(entry.slot, "state", LeaseState.ENDING)
+        num_freed = sum([self._leave(*place) for place in zip(entry.block_ids, entry.reference_slots, strict=True)])
+        self._records.set_lease(entry.slot, "state", LeaseState.UNUSED)
+        self._index.move_lease(lease_id, 0)
+        del self._index.leases[lease_id]
+        self._index.free_lease_slots.append(entry.slot)
+        return EndedLease(lease_id, num_freed)
+
+    def _leave(self, block_id: int, reference_slot: int) -> bool:
+        """Takes a block out of a lease; says whether it is free now."""
+        record = blocks.leave_lease(self._records.block(block_id))
+        self._records.write_block(block_id, record)
+        self._records.clear_reference(reference_slot)
+        self._index.free_reference_slots.append(reference_slot)
+        is_free = record.state is BlockState.FREE
+        if is_free:
+            self._index.free_blocks.append(block_id)
+        return is_free
+
+    def _lease(self, lease_id: int, entry: LeaseEntry) -> SequenceLease:
+        table = tuple(map(Block, entry.block_ids, self._records.generations(entry.block_ids)))
+        return SequenceLease(lease_id, table, self._records.lease_field(entry.slot, "num_sealed_tokens"))
+
+    def _num_shareable(self) -> int:
+        """References left when every block that is in no lease has got the one it may need."""
+        num_unleased = int((self._records.blocks["state"] != BlockState.LEASED).sum())
+        return len(self._index.free_reference_slots) - num_unleased
+
+    def _check_spare(self, holder_id: int, given: Sequence[Block]) -> None:
+        if len({block.block_id for block in given}) != len(given):
+            raise LeaseError(f"a block is named twice: {sorted(block.block_id for block in given)}")
+        for block in given:
+            self._check_block(holder_id, block)
+
+    def _check_block(self, holder_id: int, block: Block) -> None:
+        if not 0 <= block.block_id < self._records.num_blocks:
+            raise LeaseError(f"block {block.block_id} is not in the pool of {self._records.num_blocks}")
+        record = self._records.block(block.block_id)
+        if record.generation != block.generation:
+            raise StaleBlockError(
+                f"block {block.block_id} is at generation {record.generation}, the reference at {block.generation}"
+            )
+        if record.state is not BlockState.SPARE or record.owner != holder_id:
+            state = f"spare of holder {record.owner}" if record.state is BlockState.SPARE else record.state.name
+            raise LeaseError(f"block {block.block_id} is no spare block of holder {holder_id}: it is {state}")
+
+    def _check_sealed(self, updates: Sequence[SequenceUpdate]) -> None:
+        num_blocks = {u.lease_id: len(self._index.leases[u.lease_id].block_ids) for u in updates}
+        for update in updates:
+            num_blocks[update.lease_id] += len(update.add_blocks)
+            room = num_blocks[update.lease_id] * self.block_size
+            if update.num_sealed_tokens > room:
+                raise LeaseError(
+                    f"lease {update.lease_id}: {update.num_sealed_tokens} tokens sealed, its blocks hold {room}"
+                )

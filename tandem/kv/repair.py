@@ -1,0 +1,94 @@
+"""Brings a ledger whose writer was killed between two stores back to a state that `check` accepts.
+
+Which stores an operation makes, in order, and what a kill after any of them leaves:
+
+========  =====================================================  ==============================================
+grant     block: generation, owner, then SPARE                   FREE with an owner: the owner is cleared
+return    block: owner 0, then FREE                              SPARE without owner: it becomes FREE
+extend    reference (lease last); block: one reference, owner 0, SPARE with a reference: it becomes LEASED
+          then LEASED; the lease's sealed tokens after all
+fork      lease OPEN; for each block its reference, then the     more references than counted: counted anew;
+          count; the sealed tokens after all                     the child is shorter, and expires
+release   lease ENDING; for each block the count, then FREE at   the ENDING lease is ended, its blocks counted
+          0, then its reference is cleared; lease UNUSED         anew, those in no other lease become FREE
+drop      each spare block as return; each lease: holder 0;      some of it is done: whoever opens the ledger
+          the holder's record                                    drops the holders that are gone
+revoke    the lease: renewed, then holder 0                      it is renewed: it is revoked one TTL later
+========  =====================================================  ==============================================
+
+References are the truth of who holds a LEASED block. What no kill can leave is not touched here and refused by
+`check`: a LEASED block without reference that was in no ENDING lease, a reference to a FREE block, and so on.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tandem.kv.blocks import BlockState
+from tandem.kv.records import Array, LeaseState, LedgerRecords
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """How much was found half done."""
+
+    num_ended_leases: int = 0
+    num_freed_blocks: int = 0
+    num_joined_blocks: int = 0  # SPARE with a reference: they went into their lease
+    num_recounted_blocks: int = 0
+
+
+def repair(records: LedgerRecords) -> Repairs:
+    """Finishes or undoes what was half done; may itself be killed and run again."""
+    ending = records.leases["state"] == LeaseState.ENDING
+    ended = _references_of(records, records.leases["lease_id"][ending])
+    kept = (records.references["lease_id"] != 0) & ~ended
+    counts = _per_block(records, kept)
+    repairs = Repairs(
+        num_ended_leases=int(ending.sum()),
+        num_joined_blocks=_join(records, counts),
+        num_recounted_blocks=_recount(records, counts),
+        num_freed_blocks=_free(records, counts, left=_per_block(records, ended) > 0),
+    )
+    records.references["lease_id"][ended] = 0
+    records.leases["state"][ending] = LeaseState.UNUSED
+    return repairs
+
+
+def _references_of(records: LedgerRecords, lease_ids: Array) -> Array:
+    """Mask of the references that belong to the leases."""
+    lease_id = records.references["lease_id"]
+    mask: Array = (lease_id != 0) & np.isin(lease_id, lease_ids)
+    return mask
+
+
+def _per_block(records: LedgerRecords, mask: Array) -> Array:
+    """How many of the references in `mask` each block has."""
+    block_ids = records.references["block_id"][mask]
+    return np.bincount(block_ids[block_ids < records.num_blocks], minlength=records.num_blocks)
+
+
+def _join(records: LedgerRecords, counts: Array) -> int:
+    joined = (records.blocks["state"] == BlockState.SPARE) & (counts > 0)
+    records.blocks["num_references"][joined] = counts[joined]
+    records.blocks["owner"][joined] = 0
+    records.blocks["state"][joined] = BlockState.LEASED
+    return int(joined.sum())
+
+
+def _recount(records: LedgerRecords, counts: Array) -> int:
+    wrong = (records.blocks["state"] == BlockState.LEASED) & (counts > 0) & (records.blocks["num_references"] != counts)
+    records.blocks["num_references"][wrong] = counts[wrong]
+    return int(wrong.sum())
+
+
+def _free(records: LedgerRecords, counts: Array, left: Array) -> int:
+    state, owner = records.blocks["state"], records.blocks["owner"]
+    unreferenced = (state == BlockState.LEASED) & (counts == 0) & left
+    ownerless = (state == BlockState.SPARE) & (owner == 0)
+    freed = unreferenced | ownerless
+    state[freed] = BlockState.FREE
+    unowned = state == BlockState.FREE
+    owner[unowned] = 0
+    records.blocks["num_references"][unowned] = 0
+    return int(freed.sum())

@@ -1,0 +1,125 @@
+"""What the controller has seen lately: windows over requests and steps, bounded by count, and their statistics.
+
+What comes over the wire may be anything: a value that is NaN, infinite or negative is left out of the statistic it
+would have spoiled, and of that one alone.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tandem.types import Phase, RequestObservation, StepStatistics
+
+RATE_HORIZON_S = 10.0
+STEP_WINDOW = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyStatistics:
+    """Percentiles of a window; 0 while it is empty."""
+
+    num_samples: int = 0
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStatistics:
+    """The newest requests. Failed ones count, but have no part in the latencies."""
+
+    num_observed_total: int = 0
+    num_failed: int = 0  # in the window
+    ttft: LatencyStatistics = LatencyStatistics()
+    tpot: LatencyStatistics = LatencyStatistics()  # of requests with two tokens or more
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStatistics:
+    """The newest steps of one phase; the rate is over the last seconds, and falls to 0 when the phase is idle."""
+
+    step: LatencyStatistics = LatencyStatistics()
+    tokens_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """All that a planner is told."""
+
+    requests: RequestStatistics = RequestStatistics()
+    phases: Mapping[Phase, PhaseStatistics] = field(default_factory=dict)
+
+
+class RequestWindow:
+    """The newest `size` requests."""
+
+    def __init__(self, size: int) -> None:
+        self._requests: deque[RequestObservation] = deque(maxlen=size)
+        self._num_observed_total = 0
+
+    def add(self, observation: RequestObservation) -> None:
+        """Takes one request in; the oldest falls out of a full window."""
+        self._requests.append(observation)
+        self._num_observed_total += 1
+
+    def statistics(self) -> RequestStatistics:
+        """Of what the window holds."""
+        served = [request for request in self._requests if request.ok]
+        return RequestStatistics(
+            num_observed_total=self._num_observed_total,
+            num_failed=len(self._requests) - len(served),
+            ttft=latency_statistics(request.ttft_ms for request in served),
+            tpot=latency_statistics(request.tpot_ms for request in served if request.num_output_tokens > 1),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    received_s: float
+    duration_ms: float
+    num_tokens: int
+
+
+class StepWindow:
+    """The newest `size` steps of one phase."""
+
+    def __init__(self, size: int = STEP_WINDOW) -> None:
+        self._steps: deque[_Step] = deque(maxlen=size)
+
+    def add(self, step: StepStatistics, now_s: float) -> None:
+        """Takes one step in, received at `now_s` of the controller's clock."""
+        self._steps.append(_Step(now_s, step.duration_ms, step.num_tokens))
+
+    def statistics(self, now_s: float) -> PhaseStatistics:
+        """Of what the window holds, seen from `now_s`."""
+        return PhaseStatistics(
+            step=latency_statistics(step.duration_ms for step in self._steps),
+            tokens_per_s=self._tokens_per_s(now_s),
+        )
+
+    def _tokens_per_s(self, now_s: float) -> float:
+        recent = [step for step in self._steps if now_s - step.received_s < RATE_HORIZON_S]
+        tokens = sum(step.num_tokens for step in recent if step.num_tokens > 0)
+        return tokens / self._span_s(recent, now_s)
+
+    def _span_s(self, recent: Sequence[_Step], now_s: float) -> float:
+        """The horizon, unless the window is too short to reach back that far."""
+        overflowed = len(recent) == self._steps.maxlen
+        span_s = now_s - recent[0].received_s if overflowed else RATE_HORIZON_S
+        return span_s if span_s > 0 else RATE_HORIZON_S
+
+
+def latency_statistics(values_ms: Iterable[float]) -> LatencyStatistics:
+    """Percentiles of the finite values that are not negative."""
+    sane = sorted(value for value in values_ms if math.isfinite(value) and value >= 0)
+    if not sane:
+        return LatencyStatistics()
+    return LatencyStatistics(len(sane), percentile(sane, 50), percentile(sane, 99))
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """Of ascending values, at least one; between two values it lies on the line that joins them."""
+    place = (len(ordered) - 1) * percent / 100
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)

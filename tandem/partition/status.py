@@ -1,0 +1,57 @@
+"""What the controller exchanges with phases and operators, as frozen values."""
+
+from dataclasses import dataclass, field
+
+from tandem.partition.observations import PhaseStatistics, RequestStatistics
+from tandem.types import Phase, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A split that is to be in force. `decision_id` grows; 0 is before the first."""
+
+    decision_id: int
+    split: Split
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseHello:
+    """Who opened a link."""
+
+    phase: Phase
+    pid: int
+    partition_backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShareApplied:
+    """A phase's answer to a decision. `apply_ms`: how long its step loop stood for it."""
+
+    decision_id: int
+    restart_required: bool
+    detail: str
+    apply_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStatus:
+    """One phase as the controller knows it; what is gone keeps its last values and is not connected."""
+
+    phase: Phase
+    connected: bool = False
+    pid: int = 0
+    partition_backend: str = ""
+    applied_decision_id: int = 0
+    applied_detail: str = ""
+    statistics: PhaseStatistics = field(default_factory=PhaseStatistics)
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerStatus:
+    """The split in force, and what it rests on."""
+
+    decision: Decision
+    planner: str
+    phases: tuple[PhaseStatus, ...]
+    requests: RequestStatistics

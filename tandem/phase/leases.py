@@ -1,0 +1,71 @@
+"""The leases and blocks of this phase's sequences: what it holds of memd, in one place."""
+
+from collections.abc import Callable
+
+import structlog
+
+from tandem.errors import LeaseError, NotFoundError, NotReadyError, TandemError
+from tandem.kv.store import MemoryStore, SequenceLease, SequenceUpdate
+from tandem.phase.supply import BlockSupply, SupplyPolicy
+from tandem.phase.updates import LostLease, UpdateSender
+from tandem.types import Block, DropReason, SequenceDropped, SequenceSpec
+
+_log = structlog.get_logger()
+
+
+class Leases:
+    """Joins the supply of spare blocks and the updates that turn them into sequences' blocks.
+
+    A block that comes back (its update was refused, or never sent) is spare again only between two steps: a step that
+    is under way may be writing to it.
+    """
+
+    def __init__(self, store: MemoryStore, holder_id: int, policy: SupplyPolicy, on_change: Callable[[], None]) -> None:
+        """`on_change` is called when blocks have come, were refused, or a lease was lost."""
+        self.supply = BlockSupply(store, holder_id, policy, on_change)
+        self.updates = UpdateSender(store, holder_id, self._note_lost)
+        self._store = store
+        self._holder_id = holder_id
+        self._on_change = on_change
+        self._lost: list[LostLease] = []
+
+    async def acquire(self, spec: SequenceSpec, *, create: bool) -> SequenceLease | SequenceDropped:
+        """The lease as the ledger has it, or why the sequence cannot be worked on."""
+        try:
+            return await self._store.acquire_sequence(self._holder_id, spec.lease_id, spec.request_id, create)
+        except (NotFoundError, NotReadyError) as error:
+            return SequenceDropped(spec.lease_id, DropReason.LEASE_LOST, str(error))
+        except TandemError as error:
+            _log.error("lease.refused", lease_id=spec.lease_id, request_id=spec.request_id, error=str(error))
+            return SequenceDropped(spec.lease_id, DropReason.FAILED, str(error))
+
+    def grow(self, lease_id: int, num_blocks: int, num_sealed_tokens: int) -> tuple[Block, ...]:
+        """Spare blocks for a sequence, at its end. LeaseError when there are fewer."""
+        blocks = self.supply.take(num_blocks)
+        if blocks is None:
+            raise LeaseError(f"lease {lease_id} wants {num_blocks} blocks of {self.supply.num_spare} spare ones")
+        self.updates.push(SequenceUpdate(lease_id, blocks, num_sealed_tokens))
+        return blocks
+
+    def seal(self, lease_id: int, num_tokens: int) -> None:
+        """The first `num_tokens` tokens' KV is complete."""
+        self.updates.push(SequenceUpdate(lease_id, (), num_tokens))
+
+    def let_go(self, lease_id: int) -> None:
+        """Between steps: the sequence is not worked on any more; its lease stays, to be released by its owner."""
+        self.supply.give_back(self.updates.discard(lease_id))
+
+    def collect_lost(self) -> tuple[int, ...]:
+        """Between steps: the leases lost since the last call; blocks memd refused to add to them are spare again."""
+        lost, self._lost = self._lost, []
+        for lease in lost:
+            self.supply.give_back(lease.blocks)
+        return tuple(lease.lease_id for lease in lost)
+
+    def is_lost(self, lease_id: int) -> bool:
+        """Whether `collect_lost` is about to name it."""
+        return any(lost.lease_id == lease_id for lost in self._lost)
+
+    def _note_lost(self, lost: LostLease) -> None:
+        self._lost.append(lost)
+        self._on_change()

@@ -1,0 +1,32 @@
+"""What a phase can work on at all."""
+
+from dataclasses import dataclass
+
+from tandem.kv.layout import num_blocks_for
+from tandem.types import SequenceSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseLimits:
+    """Of the storage, the model and the configuration."""
+
+    max_sequences: int
+    block_size: int
+    num_pool_blocks: int  # those that this phase could ever be granted
+    vocab_size: int
+    max_context_tokens: int
+
+
+def problem_of(spec: SequenceSpec, limits: PhaseLimits) -> str:
+    """Why the phase can never work on it; empty when it can. One bad sequence must not fail the others' step."""
+    num_tokens = len(spec.token_ids)
+    if not 0 < spec.num_prompt_tokens <= num_tokens:
+        return f"num_prompt_tokens: {spec.num_prompt_tokens} of {num_tokens} tokens"
+    if num_tokens >= limits.max_context_tokens:
+        return f"token_ids: {num_tokens} leave no room in a context of {limits.max_context_tokens}"
+    if max(spec.token_ids) >= limits.vocab_size:
+        return f"token_ids: {max(spec.token_ids)} is outside the vocabulary of {limits.vocab_size}"
+    num_blocks = num_blocks_for(num_tokens, limits.block_size)
+    if num_blocks > limits.num_pool_blocks:
+        return f"token_ids: {num_tokens} need {num_blocks} blocks; the pool gives {limits.num_pool_blocks}"
+    return ""

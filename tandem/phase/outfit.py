@@ -1,0 +1,29 @@
+"""What an engine is built from."""
+
+from dataclasses import dataclass
+
+from tandem.clock import Clock
+from tandem.kv.store import MemoryStore
+from tandem.phase.crew import Crew
+from tandem.phase.limits import PhaseLimits
+from tandem.phase.loop import Reporter
+from tandem.phase.share import ShareKeeper
+from tandem.phase.stepper import Stepper
+from tandem.phase.supply import SupplyPolicy
+from tandem.telemetry.metrics import PhaseMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Outfit:
+    """Everything around an engine's own decisions; one for each attachment."""
+
+    store: MemoryStore
+    holder_id: int
+    limits: PhaseLimits
+    supply_policy: SupplyPolicy
+    stepper: Stepper
+    share: ShareKeeper
+    reporter: Reporter
+    metrics: PhaseMetrics
+    crew: Crew
+    clock: Clock

@@ -1,0 +1,105 @@
+"""A sequence in a phase: its state, tokens and blocks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Generic
+
+from tandem.errors import LeaseError
+from tandem.kv.layout import num_blocks_for
+from tandem.kv.store import SequenceLease
+from tandem.model.batch import SequenceRows
+from tandem.phase.session import ResultT, Session
+from tandem.runner.sampler import Draw
+from tandem.types import SequenceDropped, SequenceSpec
+
+
+class SequenceState(Enum):
+    """Where a sequence is between its submission and its end in this phase."""
+
+    ACQUIRING = "acquiring"  # its lease is asked for
+    ABANDONED = "abandoned"  # let go while its lease is asked for; ends with the answer
+    WAITING = "waiting"
+    RUNNING = "running"
+    SEALING = "sealing"  # prefill: the token is drawn, memd is being told
+    LEAVING = "leaving"  # let go; ends when no step touches it
+    ENDED = "ended"
+
+
+_TRANSITIONS: Mapping[SequenceState, frozenset[SequenceState]] = {
+    SequenceState.ACQUIRING: frozenset({SequenceState.ABANDONED, SequenceState.WAITING, SequenceState.ENDED}),
+    SequenceState.ABANDONED: frozenset({SequenceState.ENDED}),
+    SequenceState.WAITING: frozenset({SequenceState.RUNNING, SequenceState.LEAVING}),
+    SequenceState.RUNNING: frozenset({SequenceState.SEALING, SequenceState.LEAVING, SequenceState.ENDED}),
+    SequenceState.SEALING: frozenset({SequenceState.LEAVING, SequenceState.ENDED}),
+    SequenceState.LEAVING: frozenset({SequenceState.ENDED}),
+    SequenceState.ENDED: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class WorkingSequence(Generic[ResultT]):
+    """Touched on the loop only; a step reads what it was given until it ends, and nobody writes it meanwhile."""
+
+    spec: SequenceSpec
+    session: Session[ResultT]
+    submitted_s: float
+    state: SequenceState = SequenceState.ACQUIRING
+    farewell: SequenceDropped | None = None  # what is said at the end, when it was let go
+    prompt_token_ids: tuple[int, ...] = ()
+    token_ids: list[int] = field(default_factory=list)  # the prompt and the output
+    output_token_ids: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0  # tokens whose KV is in the blocks
+    num_cached: int = 0  # of them, those that were there when the lease was acquired
+    started_s: float | None = None  # when the first of its steps began
+
+    def __post_init__(self) -> None:
+        self.prompt_token_ids = self.spec.token_ids[: self.spec.num_prompt_tokens]
+        self.token_ids = list(self.spec.token_ids)
+        self.output_token_ids = self.token_ids[self.spec.num_prompt_tokens :]
+
+    @property
+    def lease_id(self) -> int:
+        """Names it everywhere."""
+        return self.spec.lease_id
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Rows that are left until the next token can be drawn."""
+        return len(self.token_ids) - self.num_computed
+
+    def enter(self, state: SequenceState) -> None:
+        """LeaseError when the table has no such transition."""
+        if state not in _TRANSITIONS[self.state]:
+            raise LeaseError(f"sequence {self.lease_id}: {self.state.value} does not lead to {state.value}")
+        self.state = state
+
+    def adopt(self, lease: SequenceLease) -> None:
+        """Takes what the ledger says as the truth; the last token is computed in any case, for its logits."""
+        self.block_ids = [block.block_id for block in lease.blocks]
+        self.num_computed = self.num_cached = min(lease.num_sealed_tokens, len(self.token_ids) - 1)
+
+    def num_missing_blocks(self, block_size: int) -> int:
+        """Blocks that the positions of `token_ids` need beyond those it has."""
+        return max(0, num_blocks_for(len(self.token_ids), block_size) - len(self.block_ids))
+
+    def rows(self, num_tokens: int) -> SequenceRows:
+        """The next `num_tokens` rows."""
+        end = self.num_computed + num_tokens
+        return SequenceRows(self.token_ids[self.num_computed : end], self.num_computed, self.block_ids)
+
+    def draw(self, banned_token_ids: tuple[int, ...]) -> Draw:
+        """How the token after `token_ids` is drawn."""
+        return Draw(
+            sampling=self.spec.sampling,
+            position=len(self.token_ids),
+            prompt_token_ids=self.prompt_token_ids,
+            output_token_ids=self.output_token_ids,
+            banned_token_ids=banned_token_ids,
+        )
+
+    def append(self, token_id: int) -> None:
+        """The drawn token."""
+        self.token_ids.append(token_id)
+        self.output_token_ids.append(token_id)

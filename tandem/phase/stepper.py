@@ -1,0 +1,72 @@
+"""The one thread in which torch runs."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+import torch
+
+from tandem.model.batch import SequenceRows
+from tandem.runner.sampler import Draw, SampledToken
+
+ValueT = TypeVar("ValueT")
+
+
+class RowsRunner(Protocol):
+    """What `tandem.runner.model_runner.ModelRunner` is to a phase."""
+
+    def execute(self, rows: Sequence[SequenceRows]) -> torch.Tensor:
+        """Logits of each sequence's last row, ``[num_seqs, vocab_size]``."""
+        ...
+
+
+class Sampler(Protocol):
+    """What `tandem.runner.sampler.sample` is to a phase."""
+
+    def __call__(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[SampledToken]:
+        """One token a row of `logits` ``[num_rows, vocab_size]``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepPart:
+    """One sequence's part of a step; without a `draw` its logits are not looked at."""
+
+    rows: SequenceRows
+    draw: Draw | None
+
+
+class Stepper:
+    """Runs steps and whatever else must happen in the step's own thread (thread counts are a thread's own)."""
+
+    def __init__(self, runner: RowsRunner, sampler: Sampler) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="step")
+
+    async def step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
+        """One forward pass; a token for each part with a draw. Raises what the runner or the sampler raises."""
+        return await self.run_in_thread(partial(self._step, parts))
+
+    async def run_in_thread(self, work: Callable[[], ValueT]) -> ValueT:
+        """Between two steps."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        """Waits for the step that is under way."""
+        self._pool.shutdown(wait=True)
+
+    def _step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
+        logits = self._runner.execute([part.rows for part in parts])
+        drawing = [index for index, part in enumerate(parts) if part.draw is not None]
+        tokens: list[SampledToken | None] = [None] * len(parts)
+        if not drawing:
+            return tokens
+        draws = [part.draw for part in parts if part.draw is not None]
+        chosen = logits if len(drawing) == len(parts) else logits[drawing]
+        for index, token in zip(drawing, self._sampler(chosen, draws), strict=True):
+            tokens[index] = token
+        return tokens

@@ -1,0 +1,144 @@
+"""Attaching to memd: from its segments to a model that runs."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+import torch
+
+from tandem import __version__
+from tandem.config.settings import PhaseConfig
+from tandem.device.memory import MappedSegment, MemoryImporter
+from tandem.errors import NotReadyError
+from tandem.kv.layout import LAYOUT, KvLayout
+from tandem.model.config import ModelConfig, WeightManifest
+from tandem.model.registry import get_family
+from tandem.runner.model_runner import ModelRunner
+from tandem.types import Fingerprint
+
+_log = structlog.get_logger()
+
+RETRY_S = 0.2
+WEIGHTS, KV = "weights", "kv"
+
+
+class Handle(Protocol):
+    """A segment's descriptor as received."""
+
+    @property
+    def fd(self) -> int:
+        """Owned by the attachment."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the segment."""
+        ...
+
+
+class AttachmentLike(Protocol):
+    """What `tandem.rpc.memd_client.Attachment` is to a phase."""
+
+    @property
+    def holder_id(self) -> int:
+        """Names this phase in memd."""
+        ...
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Of the storage."""
+        ...
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Of the loaded model."""
+        ...
+
+    @property
+    def manifest(self) -> WeightManifest:
+        """Of the weight segment."""
+        ...
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        """Of the KV segment."""
+        ...
+
+    @property
+    def segments(self) -> Mapping[str, Handle]:
+        """``weights`` and ``kv``."""
+        ...
+
+    @property
+    def ended(self) -> asyncio.Event:
+        """Set when memd is gone."""
+        ...
+
+    async def next_reclaim(self) -> int:
+        """Blocks that memd asks back. NotReadyError when the attachment has ended."""
+        ...
+
+    async def detach(self) -> None:
+        """Ends the attachment; the spare blocks return."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MappedModel:
+    """The model over memd's segments, which stay mapped as long as this lives."""
+
+    runner: ModelRunner
+    segments: tuple[MappedSegment, ...]
+
+
+def claim(config: PhaseConfig) -> Fingerprint:
+    """What this phase insists on; memd refuses the attachment when it differs."""
+    return Fingerprint(dtype=config.dtype, layout=LAYOUT, version=__version__)
+
+
+class Attacher(Protocol):
+    """What `tandem.rpc.memd_client.MemdClient` is to an attaching phase."""
+
+    async def attach(self, service: str, pid: int, fingerprint: Fingerprint) -> AttachmentLike:
+        """NotReadyError while memd is away or loading. FingerprintMismatchError."""
+        ...
+
+
+async def attach(client: Attacher, service: str, pid: int, fingerprint: Fingerprint) -> AttachmentLike:
+    """Tries until memd answers, and says so. FingerprintMismatchError: another try would not help."""
+    told = ""
+    while True:
+        try:
+            attachment = await client.attach(service, pid, fingerprint)
+        except NotReadyError as error:
+            if str(error) != told:
+                told = str(error)
+                _log.warning("memd.waiting", error=told)
+            await asyncio.sleep(RETRY_S)
+        else:
+            _log.info("memd.attached", holder_id=attachment.holder_id, fingerprint=attachment.fingerprint)
+            return attachment
+
+
+def map_model(attachment: AttachmentLike, importer: MemoryImporter) -> MappedModel:
+    """Maps weights read-only and KV read-write; no byte is copied. DeviceError, UnsupportedModelError."""
+    weights = _map(attachment, importer, WEIGHTS, writable=False)
+    kv = _map(attachment, importer, KV, writable=True)
+    config, layout = attachment.model_config, attachment.kv_layout
+    decoder = get_family(config.family).build(config, _parameters(weights, attachment.manifest))
+    runner = ModelRunner(decoder, kv.tensor(layout.dtype, layout.shape), layout.block_size)
+    return MappedModel(runner, (weights, kv))
+
+
+def _map(attachment: AttachmentLike, importer: MemoryImporter, name: str, *, writable: bool) -> MappedSegment:
+    handle = attachment.segments[name]
+    return importer.map(handle.fd, handle.size_bytes, writable=writable)
+
+
+def _parameters(segment: MappedSegment, manifest: WeightManifest) -> dict[str, torch.Tensor]:
+    return {
+        name: segment.tensor(manifest.dtype, place.shape, place.offset_bytes)
+        for name, place in manifest.tensors.items()
+    }

@@ -1,0 +1,105 @@
+"""What the phase did to its leases, told to memd in the background and in order."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from tandem.errors import NotReadyError, TandemError
+from tandem.kv.store import MemoryStore, SequenceUpdate
+from tandem.types import Block
+
+_log = structlog.get_logger()
+
+RETRY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class LostLease:
+    """memd refused the update: the lease is not ours any more. `blocks` are still our spare ones."""
+
+    lease_id: int
+    blocks: tuple[Block, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    updates: dict[int, SequenceUpdate] = field(default_factory=dict)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class UpdateSender:
+    """Merges the updates of a lease until the one RPC under way has been answered, then sends them as one batch.
+
+    `on_lost` is called on the loop, possibly while a step is under way. A batch is sent until memd has answered it.
+    """
+
+    def __init__(self, store: MemoryStore, holder_id: int, on_lost: Callable[[LostLease], None]) -> None:
+        self._store = store
+        self._holder_id = holder_id
+        self._on_lost = on_lost
+        self._pending = _Batch()
+        self._sending: _Batch | None = None
+        self._kick = asyncio.Event()
+
+    def push(self, update: SequenceUpdate) -> None:
+        """Will be sent after everything pushed before it."""
+        earlier = self._pending.updates.get(update.lease_id)
+        self._pending.updates[update.lease_id] = update if earlier is None else _merge(earlier, update)
+        self._kick.set()
+
+    def discard(self, lease_id: int) -> tuple[Block, ...]:
+        """Forgets what was not sent yet of a lease that is let go; its blocks are spare again."""
+        update = self._pending.updates.pop(lease_id, None)
+        return () if update is None else update.add_blocks
+
+    async def flush(self) -> None:
+        """Returns when memd has answered everything pushed so far, `on_lost` called where it refused."""
+        batch = self._pending if self._pending.updates else self._sending
+        if batch is not None:
+            await batch.answered.wait()
+
+    async def run(self) -> None:
+        """Sends until cancelled."""
+        while True:
+            await self._kick.wait()
+            self._kick.clear()
+            batch, self._pending = self._pending, _Batch()
+            self._sending = batch
+            await self._send(tuple(batch.updates.values()))
+            self._sending = None
+            batch.answered.set()
+
+    async def _send(self, updates: Sequence[SequenceUpdate]) -> None:
+        if not updates:
+            return
+        try:
+            lost = await self._until_answered(updates)
+        except TandemError as error:
+            await self._isolate(updates, error)
+            return
+        for update in updates:
+            if update.lease_id in lost:
+                self._on_lost(LostLease(update.lease_id, update.add_blocks))
+
+    async def _isolate(self, updates: Sequence[SequenceUpdate], error: TandemError) -> None:
+        """One bad update spoils its whole batch: the others are sent alone. Its blocks are nobody's to keep."""
+        if len(updates) > 1:
+            for update in updates:
+                await self._send((update,))
+            return
+        _log.error("updates.refused", lease_id=updates[0].lease_id, error=str(error))
+        self._on_lost(LostLease(updates[0].lease_id, ()))
+
+    async def _until_answered(self, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
+        while True:
+            try:
+                return await self._store.update_sequences(self._holder_id, updates)
+            except NotReadyError:
+                await asyncio.sleep(RETRY_S)
+
+
+def _merge(earlier: SequenceUpdate, later: SequenceUpdate) -> SequenceUpdate:
+    blocks = earlier.add_blocks + later.add_blocks
+    return SequenceUpdate(later.lease_id, blocks, max(earlier.num_sealed_tokens, later.num_sealed_tokens))

@@ -1,0 +1,195 @@
+"""Clients of the controller: a phase's link, the gateway's observations, and the command line's questions.
+
+Nobody waits for the controller. What is reported while it is away or behind is dropped beyond a bound; its last
+split stays in force.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from tandem.device.partition import Applied, RestartRequired
+from tandem.partition.status import ControllerStatus, PhaseHello, ShareApplied
+from tandem.rpc.controller_codecs import (
+    applied_to_proto,
+    hello_to_proto,
+    observation_to_proto,
+    split_from_proto,
+    split_to_proto,
+    status_from_proto,
+    step_to_proto,
+)
+from tandem.rpc.reconnect import CHANNEL_OPTIONS, Reconnector
+from tandem.rpc.status import error_from_rpc
+from tandem.rpc.stubs.controller.v1 import controller_pb2 as pb
+from tandem.rpc.stubs.controller.v1 import controller_pb2_grpc as pb_grpc
+from tandem.types import Phase, RequestObservation, Split, StepStatistics
+
+PEER = "controller"
+MAX_UNSENT_REPORTS = 256
+MAX_UNSENT_OBSERVATIONS = 1024
+CALL_TIMEOUT_S = 5.0
+
+
+class ControllerLink:
+    """A phase's link: steps and applied shares go up, splits come down. Used on one asyncio loop."""
+
+    def __init__(self, address: str, phase: Phase, pid: int, backend_name: str) -> None:
+        self._address = address
+        self._hello = PhaseHello(phase, pid, backend_name)
+        self._reconnector = Reconnector(PEER, self._session)
+        self._unsent: deque[pb.LinkRequest] = deque()
+        self._has_unsent = asyncio.Event()
+        self._pending: tuple[int, Split] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the controller has answered on the present stream."""
+        return self._reconnector.is_connected
+
+    def report_step(self, step: StepStatistics) -> None:
+        """Tells of one step; dropped while the controller is away, or behind by many steps."""
+        if self.is_connected and len(self._unsent) < MAX_UNSENT_REPORTS:
+            self._put(pb.LinkRequest(step=step_to_proto(step)))
+
+    def report_applied(self, decision_id: int, outcome: Applied | RestartRequired, apply_ms: float) -> None:
+        """Answers the assignment that `pending` gave out; dropped when the controller has gone meanwhile."""
+        if self.is_connected:
+            restart = isinstance(outcome, RestartRequired)
+            applied = ShareApplied(decision_id, restart, outcome.detail, apply_ms)
+            self._put(pb.LinkRequest(applied=applied_to_proto(applied)))
+
+    def pending(self) -> tuple[int, Split] | None:
+        """The newest assignment, (decision_id, split), once; None when there is none that is new."""
+        pending, self._pending = self._pending, None
+        return pending
+
+    async def start(self) -> None:
+        """Starts connecting in the background; returns at once."""
+        self._task = asyncio.create_task(self._reconnector.run())
+
+    async def close(self) -> None:
+        """Ends the link."""
+        await _end(self._task)
+
+    def _put(self, report: pb.LinkRequest) -> None:
+        self._unsent.append(report)
+        self._has_unsent.set()
+
+    async def _session(self, connected: Callable[[], None]) -> None:
+        self._unsent.clear()
+        async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+            call = _stub(channel).Link()
+            sender = asyncio.create_task(self._send(call))
+            try:
+                async for response in call:
+                    connected()
+                    self._pending = (response.decision_id, split_from_proto(response.split))
+            finally:
+                await _end(sender)
+                call.cancel()
+
+    async def _send(self, call: Any) -> None:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # told to the reader as well
+            await call.write(pb.LinkRequest(hello=hello_to_proto(self._hello)))
+            while True:
+                await self._has_unsent.wait()
+                self._has_unsent.clear()
+                while self._unsent:
+                    await call.write(self._unsent.popleft())
+
+
+class ObservationSender:
+    """The gateway's stream of observations. Used on one asyncio loop."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._reconnector = Reconnector(PEER, self._session)
+        self._unsent: deque[pb.ObserveRequest] = deque(maxlen=MAX_UNSENT_OBSERVATIONS)
+        self._has_unsent = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def observe(self, observation: RequestObservation) -> None:
+        """Tells of one request; while the controller is away the newest are kept for it."""
+        self._unsent.append(observation_to_proto(observation))
+        self._has_unsent.set()
+
+    async def start(self) -> None:
+        """Starts connecting in the background; returns at once."""
+        self._task = asyncio.create_task(self._reconnector.run())
+
+    async def close(self) -> None:
+        """Ends the stream; what is unsent is dropped."""
+        await _end(self._task)
+
+    async def _session(self, connected: Callable[[], None]) -> None:
+        async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+            call = _stub(channel).Observe()
+            await call.wait_for_connection()
+            connected()
+            sender = asyncio.create_task(self._send(call))
+            try:
+                await call
+            finally:
+                await _end(sender)
+                call.cancel()
+
+    async def _send(self, call: Any) -> None:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # told to whoever awaits the call as well
+            while True:
+                while self._unsent:
+                    await call.write(self._unsent.popleft())
+                self._has_unsent.clear()
+                await self._has_unsent.wait()
+
+
+class ControllerClient:
+    """Questions and orders from the command line; synchronous. Failures raise the errors of `tandem.errors`."""
+
+    def __init__(self, address: str, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = pb_grpc.ControllerServiceStub(self._channel)
+        self._timeout_s = timeout_s
+
+    def status(self) -> ControllerStatus:
+        """The split in force and what it rests on. NotReadyError while the controller is away."""
+        try:
+            return status_from_proto(self._stub.GetStatus(pb.GetStatusRequest(), timeout=self._timeout_s))
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+
+    def set_split(self, split: Split) -> int:
+        """Fixes the split by hand; the decision's id. InvalidRequestError for shares outside (0, 100]."""
+        request = pb.SetSplitRequest(split=split_to_proto(split))
+        try:
+            return self._stub.SetSplit(request, timeout=self._timeout_s).decision_id
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+
+    def close(self) -> None:
+        """Frees the connection."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _stub(channel: grpc.aio.Channel) -> "pb_grpc.ControllerServiceAsyncStub":
+    return pb_grpc.ControllerServiceStub(channel)
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

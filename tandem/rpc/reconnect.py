@@ -1,0 +1,61 @@
+"""Keeping a stream to a peer that may be away: try, work, lose it, wait a little longer each time, try again."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import grpc
+import structlog
+
+FIRST_DELAY_S = 0.1
+LAST_DELAY_S = 2.0
+CHANNEL_OPTIONS = (
+    # grpc's own waiting between connection attempts would otherwise grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+_log = structlog.get_logger()
+
+
+class Reconnector:
+    """Runs `session` over and over until cancelled. The session calls `connected` once the peer has answered.
+
+    Each loss of the peer is one ``peer.away`` event, each return one ``peer.connected``; failing attempts between
+    them are not logged.
+    """
+
+    def __init__(self, peer: str, session: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+        self.is_connected = False
+        self._peer = peer
+        self._session = session
+        self._delay_s = FIRST_DELAY_S
+        self._reported_away = False
+
+    async def run(self) -> None:
+        """Never returns; the sessions' gRPC failures mean that the peer is away."""
+        while True:
+            reason = await self._attempt()
+            self._lost(reason)
+            await asyncio.sleep(self._delay_s)
+            self._delay_s = min(self._delay_s * 2, LAST_DELAY_S)
+
+    async def _attempt(self) -> str:
+        try:
+            await self._session(self._connected)
+        except grpc.aio.AioRpcError as error:
+            return f"{error.code().name}: {error.details()}"
+        return "the peer ended the stream"
+
+    def _connected(self) -> None:
+        if self.is_connected:
+            return
+        self.is_connected, self._reported_away = True, False
+        self._delay_s = FIRST_DELAY_S
+        _log.info("peer.connected", peer=self._peer)
+
+    def _lost(self, reason: str) -> None:
+        self.is_connected = False
+        if not self._reported_away:
+            self._reported_away = True
+            _log.warning("peer.away", peer=self._peer, reason=reason)

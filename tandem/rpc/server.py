@@ -1,0 +1,158 @@
+"""What every service's process and gRPC server have in common."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import setproctitle
+import structlog
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tandem.config.load import load_config
+from tandem.config.settings import CommonConfig
+from tandem.errors import ConfigError, TandemError
+from tandem.rpc.sockets import SocketClaim, claim_socket
+from tandem.rpc.status import StatusInterceptor
+from tandem.telemetry.logs import configure_logging
+
+UNIX_PREFIX = "unix:"
+KEEPALIVE_TIME_MS = 20_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+MIN_CLIENT_PING_INTERVAL_MS = 5_000
+
+EXIT_USAGE = 2
+
+_Config = TypeVar("_Config", bound=CommonConfig)
+_log = structlog.get_logger()
+
+
+class ServiceHost:
+    """A gRPC server with health by service name, reflection, and addresses that it alone serves.
+
+    Made on the running loop. Add servicers to `server`, then `start`. Whoever started it awaits `stop`, also on
+    failure: an asyncio loop that ends under a running grpc server hangs.
+    """
+
+    def __init__(
+        self, service_names: Sequence[str], addresses: Sequence[str], *, max_message_bytes: int = 16 << 20
+    ) -> None:
+        self.server = grpc.aio.server(interceptors=[StatusInterceptor()], options=_server_options(max_message_bytes))
+        self.bound_port = 0
+        self._addresses = tuple(addresses)
+        self._health_names = ("", *service_names)
+        self._health = health.aio.HealthServicer()
+        self._serving = False
+        self._publishing: set[asyncio.Task[None]] = set()
+        self._claims: list[SocketClaim] = []
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
+
+    async def start(self) -> None:
+        """Binds and serves, NOT_SERVING at first. ConfigError when a port or socket is in use."""
+        try:
+            await self._publish()
+            for address in self._addresses:
+                self._bind(address)
+            await self.server.start()
+        except BaseException:
+            await self.stop(0)
+            raise
+
+    def set_serving(self, serving: bool) -> None:
+        """What health says of every service name and of the whole; told to watchers soon after."""
+        self._serving = serving
+        task = asyncio.get_running_loop().create_task(self._publish())
+        self._publishing.add(task)
+        task.add_done_callback(self._publishing.discard)
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets running ones end for `grace_s` seconds, cancels the rest, frees the addresses."""
+        await self._health.enter_graceful_shutdown()
+        await self.server.stop(grace_s)
+        for task in self._publishing:
+            task.cancel()
+        for claim in self._claims:
+            claim.release()
+        self._claims.clear()
+
+    async def _publish(self) -> None:
+        for name in self._health_names:
+            await self._health.set(name, _serving_status(self._serving))
+
+    def _bind(self, address: str) -> None:
+        if address.startswith(UNIX_PREFIX):
+            self._claims.append(claim_socket(Path(address.removeprefix(UNIX_PREFIX))))
+            self._add_port("run_dir", address)
+        else:
+            self.bound_port = self._add_port("port", address)
+
+    def _add_port(self, key: str, address: str) -> int:
+        try:
+            return self.server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(key, f"cannot listen on {address}; is it in use?") from error
+
+
+def service_main(service: str, kind: type[_Config], amain: Callable[[_Config, asyncio.Event], Awaitable[int]]) -> int:
+    """The whole `main` of a service: configuration from this process's flags and environment, then `run_service`.
+
+    The exit status: that of `run_service`, or 2 for a configuration that is refused, with the reason on stderr.
+    """
+    try:
+        config = load_config(service, sys.argv[1:], os.environ)
+    except ConfigError as error:
+        sys.stderr.write(f"tandem-{service}: {error}\n")
+        return EXIT_USAGE
+    assert isinstance(config, kind)
+    return run_service(service, config, lambda stop: amain(config, stop))
+
+
+def run_service(service: str, config: CommonConfig, amain: Callable[[asyncio.Event], Awaitable[int]]) -> int:
+    """Runs a service until `amain` returns its exit status; SIGTERM and SIGINT set the event it is handed.
+
+    A TandemError ends with status 1 and an event that says why, as does any other exception, with its trace.
+    """
+    configure_logging(service, config.log_level)
+    setproctitle.setproctitle(f"tandem-{service}")
+    _log.info("service.starting", config=config.model_dump(mode="json"))
+    status = 1
+    try:
+        status = uvloop.run(_with_signals(amain))
+    except TandemError as error:
+        _log.error("service.failed", error=type(error).__name__, message=str(error))
+    except Exception:
+        _log.exception("service.crashed")
+    _log.info("service.stopped", status=status)
+    return status
+
+
+async def _with_signals(amain: Callable[[asyncio.Event], Awaitable[int]]) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return await amain(stop)
+
+
+def _server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_CLIENT_PING_INTERVAL_MS),
+    ]
+
+
+def _serving_status(serving: bool) -> health_pb2.HealthCheckResponse.ServingStatus:
+    status = health_pb2.HealthCheckResponse
+    return status.SERVING if serving else status.NOT_SERVING

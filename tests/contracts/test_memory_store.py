@@ -1,0 +1,207 @@
+"""What every MemoryStore does: memd's own, and the client's against memd's real gRPC server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tandem.errors import FingerprintMismatchError, LeaseError, NotFoundError, StaleBlockError
+from tandem.kv.store import MemoryStore, SequenceUpdate
+from tandem.rpc.memd_client import MemdClient
+from tandem.types import Block, Fingerprint
+from tests.support.memd import BLOCK_SIZE, FINGERPRINT, NUM_BLOCKS, NUM_RESERVE_BLOCKS, TTL_S, LocalMemd, local_memd
+
+
+@dataclass
+class Holder:
+    """An attachment of either kind."""
+
+    holder_id: int
+    next_reclaim: Callable[[], Awaitable[int]]
+    detach: Callable[[], Awaitable[None]]
+
+
+@dataclass
+class Subject:
+    store: MemoryStore
+    attach: Callable[..., Awaitable[Holder]]
+    memd: LocalMemd
+
+
+def local(memd: LocalMemd) -> Subject:
+    async def attach(service: str, claim: Fingerprint = FINGERPRINT) -> Holder:
+        attachment = memd.store.attach(service, 1, claim)
+
+        async def detach() -> None:
+            memd.store.detach(attachment.holder_id)
+
+        return Holder(attachment.holder_id, attachment.next_reclaim, detach)
+
+    return Subject(memd.store, attach, memd)
+
+
+def remote(memd: LocalMemd, client: MemdClient, stack: AsyncExitStack) -> Subject:
+    async def attach(service: str, claim: Fingerprint = FINGERPRINT) -> Holder:
+        attachment = await client.attach(service, 1, claim)
+        stack.push_async_callback(attachment.detach)
+
+        async def detach() -> None:
+            await attachment.detach()
+            while memd.store.is_attached(attachment.holder_id):  # noqa: ASYNC110 - memd hears of it in its own time
+                await asyncio.sleep(0)
+
+        return Holder(attachment.holder_id, attachment.next_reclaim, detach)
+
+    return Subject(client, attach, memd)
+
+
+@asynccontextmanager
+async def subject_of(kind: str) -> AsyncIterator[Subject]:
+    async with local_memd() as memd, AsyncExitStack() as stack:
+        if kind == "local":
+            yield local(memd)
+        else:
+            client = MemdClient(memd.address)
+            stack.push_async_callback(client.close)
+            yield remote(memd, client, stack)
+        memd.ledger.check()
+
+
+@pytest.fixture(params=["local", "grpc"])
+async def subject(request) -> AsyncIterator[Subject]:
+    async with subject_of(request.param) as made:
+        yield made
+
+
+async def test_blocks_are_leased_returned_and_never_given_twice(subject):
+    one, two = await subject.attach("prefill"), await subject.attach("decode")
+    mine = await subject.store.lease_blocks(one.holder_id, 5)
+    theirs = await subject.store.lease_blocks(two.holder_id, 5)
+    assert len({block.block_id for block in mine + theirs}) == 10
+    await subject.store.return_blocks(one.holder_id, mine)
+    again = await subject.store.lease_blocks(two.holder_id, 100)
+    assert len(again) == NUM_BLOCKS - 5
+    assert not set(again) & set(mine), "a block came back with its old generation"
+
+
+async def test_prefill_leaves_the_reserve(subject):
+    prefill, decode = await subject.attach("prefill"), await subject.attach("decode")
+    assert len(await subject.store.lease_blocks(prefill.holder_id, 100)) == NUM_BLOCKS - NUM_RESERVE_BLOCKS
+    assert await subject.store.lease_blocks(prefill.holder_id, 1) == ()
+    assert len(await subject.store.lease_blocks(decode.holder_id, 100)) == NUM_RESERVE_BLOCKS
+
+
+async def test_what_is_missing_is_asked_back_from_the_others(subject):
+    prefill, decode = await subject.attach("prefill"), await subject.attach("decode")
+    spare = await subject.store.lease_blocks(prefill.holder_id, 12)
+    assert len(await subject.store.lease_blocks(decode.holder_id, 7)) == 4
+    assert await prefill.next_reclaim() == 3
+    await subject.store.return_blocks(prefill.holder_id, spare[:3])
+    assert len(await subject.store.lease_blocks(decode.holder_id, 3)) == 3
+    waiting = asyncio.ensure_future(prefill.next_reclaim())
+    await subject.store.lease_blocks(decode.holder_id, 2)
+    assert await waiting == 2
+
+
+async def test_a_sequence_goes_from_prefill_to_decode(subject):
+    prefill, decode = await subject.attach("prefill"), await subject.attach("decode")
+    assert (await subject.store.acquire_sequence(prefill.holder_id, 7, "r", create=True)).blocks == ()
+    blocks = await subject.store.lease_blocks(prefill.holder_id, 3)
+    update = SequenceUpdate(7, blocks, 2 * BLOCK_SIZE + 1)
+    assert await subject.store.update_sequences(prefill.holder_id, [update]) == frozenset()
+    lease = await subject.store.acquire_sequence(decode.holder_id, 7, "r", create=False)
+    assert (lease.lease_id, lease.blocks, lease.num_sealed_tokens) == (7, blocks, 2 * BLOCK_SIZE + 1)
+    late = SequenceUpdate(7, (), 3 * BLOCK_SIZE)
+    assert await subject.store.update_sequences(prefill.holder_id, [late]) == {7}
+    assert await subject.store.update_sequences(decode.holder_id, [late]) == frozenset()
+    assert await subject.store.release_sequences([7, 8]) == 3
+    assert await subject.store.update_sequences(decode.holder_id, [late]) == {7}
+
+
+async def test_errors_have_their_types(subject):
+    holder = await subject.attach("decode")
+    (block,) = await subject.store.lease_blocks(holder.holder_id, 1)
+    with pytest.raises(NotFoundError, match="lease 9 "):
+        await subject.store.acquire_sequence(holder.holder_id, 9, "r", create=False)
+    with pytest.raises(NotFoundError, match="holder 999"):
+        await subject.store.lease_blocks(999, 1)
+    with pytest.raises(StaleBlockError):
+        await subject.store.return_blocks(holder.holder_id, [Block(block.block_id, block.generation + 1)])
+    with pytest.raises(LeaseError):
+        await subject.store.return_blocks(holder.holder_id, [block, block])
+    with pytest.raises(NotFoundError, match="lease 9 "):
+        await subject.store.fork_sequence(9, 10, "r", 4)
+
+
+async def test_a_fork_shares_and_both_are_released(subject):
+    holder = await subject.attach("prefill")
+    blocks = await subject.store.lease_blocks(holder.holder_id, 3)
+    await subject.store.acquire_sequence(holder.holder_id, 1, "r", create=True)
+    await subject.store.update_sequences(holder.holder_id, [SequenceUpdate(1, blocks, 11)])
+    assert await subject.store.fork_sequence(1, 2, "r", 10) == 8
+    with pytest.raises(LeaseError, match="exists"):
+        await subject.store.fork_sequence(1, 2, "r", 10)
+    child = await subject.store.acquire_sequence(holder.holder_id, 2, "r", create=False)
+    assert (child.blocks, child.num_sealed_tokens) == (blocks[:2], 8)
+    assert await subject.store.release_sequences([1]) == 1
+    assert await subject.store.release_sequences([2]) == 2
+
+
+async def test_a_gone_holder_gives_its_spare_blocks_back_and_keeps_its_sequences(subject):
+    holder = await subject.attach("decode")
+    blocks = await subject.store.lease_blocks(holder.holder_id, 6)
+    await subject.store.acquire_sequence(holder.holder_id, 1, "r", create=True)
+    await subject.store.update_sequences(holder.holder_id, [SequenceUpdate(1, blocks[:2], 8)])
+    await holder.detach()
+    statistics = await subject.store.statistics()
+    assert (statistics.num_free_blocks, statistics.num_spare_blocks, statistics.num_leased_blocks) == (14, 0, 2)
+    assert statistics.holders == ()
+    after = await subject.attach("decode")
+    lease = await subject.store.acquire_sequence(after.holder_id, 1, "r", create=False)
+    assert lease.blocks == blocks[:2]
+
+
+async def test_leases_end_when_nobody_renews_them(subject):
+    holder = await subject.attach("decode")
+    for lease_id in (1, 2):
+        await subject.store.acquire_sequence(holder.holder_id, lease_id, "r", create=True)
+    await holder.detach()
+    subject.memd.clock.advance(TTL_S)
+    assert await subject.store.renew_sequences([2, 3]) == {3}
+    subject.memd.clock.advance(1.0)
+    assert subject.memd.store.expire() == 1
+    assert await subject.store.renew_sequences([1, 2]) == {1}
+
+
+async def test_statistics_tell_everything(subject):
+    holder = await subject.attach("decode")
+    blocks = await subject.store.lease_blocks(holder.holder_id, 5)
+    await subject.store.acquire_sequence(holder.holder_id, 1, "r", create=True)
+    await subject.store.update_sequences(holder.holder_id, [SequenceUpdate(1, blocks[:2], 8)])
+    statistics = await subject.store.statistics()
+    assert statistics == subject.memd.store.current_statistics()
+    assert statistics.fingerprint == FINGERPRINT
+    assert (statistics.num_reserve_blocks, statistics.lease_ttl_s) == (NUM_RESERVE_BLOCKS, TTL_S)
+    (told,) = statistics.holders
+    assert (told.service, told.pid, told.num_spare_blocks, told.num_sequences) == ("decode", 1, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        (Fingerprint(dtype="float32"), "dtype: decode has 'float32', memd has 'bfloat16'"),
+        (Fingerprint(num_blocks=17), "num_blocks: decode has 17, memd has 16"),
+        (Fingerprint(model_digest="x", version="2"), "model_digest: .*'x'.*'digest'; version: .*'2'.*'1.0'"),
+    ],
+)
+async def test_a_claim_that_does_not_fit_is_refused_with_both_values(subject, claim, message):
+    with pytest.raises(FingerprintMismatchError, match=message):
+        await subject.attach("decode", claim)
+    assert (await subject.store.statistics()).holders == ()
+
+
+async def test_no_claim_fits_everything(subject):
+    await subject.attach("decode", Fingerprint())
+    assert len((await subject.store.statistics()).holders) == 1

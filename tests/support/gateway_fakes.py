@@ -1,0 +1,377 @@
+"""A world for the gateway without processes: phases that answer when told to, a store that counts leases, a clock
+that stands."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from prometheus_client import CollectorRegistry
+
+from services.gateway.assembly import Gateway, World, assemble
+from services.gateway.frontend import Call, Draws
+from services.gateway.output import Piece
+from services.gateway.requests import Request
+from services.gateway.validation import SamplingFields
+from tandem.clock import ManualClock
+from tandem.config.settings import GatewayConfig
+from tandem.errors import LeaseError, NotFoundError, NotReadyError
+from tandem.kv.store import StorageStatistics
+from tandem.model.config import ModelConfig
+from tandem.model.metadata import ModelMetadata
+from tandem.telemetry.metrics import GatewayMetrics
+from tandem.types import (
+    DecodeResult,
+    DropReason,
+    Fingerprint,
+    FinishReason,
+    Phase,
+    Prefilled,
+    PrefillResult,
+    RequestObservation,
+    SequenceDropped,
+    SequenceOutput,
+    SequenceSpec,
+)
+
+EOS = 257
+VOCAB_SIZE = 260
+BLOCK_SIZE = 16
+
+
+class ByteTokenizer:
+    """Token n is byte n; 256 and up are special and add no text."""
+
+    vocab_size = VOCAB_SIZE
+    bos_token: str | None = "<bos>"
+    eos_token: str | None = "<eos>"
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b""
+
+
+def byte_model(max_position_embeddings: int = 512, chat_template: str | None = None) -> ModelMetadata:
+    config = ModelConfig(
+        family="llama",
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=max_position_embeddings,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        eos_token_ids=(EOS,),
+    )
+    return ModelMetadata("bytes", config, cast("Any", ByteTokenizer()), chat_template)
+
+
+class FakeStore:
+    """The part of `MemoryStore` that the gateway calls, over a set of leases."""
+
+    def __init__(self, num_blocks: int = 100, num_reserve_blocks: int = 4) -> None:
+        self.leases: set[int] = set()
+        self.away = False
+        self.renewed: list[frozenset[int]] = []
+        self.num_release_calls = 0
+        self.forks: list[tuple[int, int, int]] = []  # parent, child, number of tokens
+        self._num_blocks = num_blocks
+        self._num_reserve_blocks = num_reserve_blocks
+
+    async def fork_sequence(self, parent_lease_id: int, child_lease_id: int, request_id: str, num_tokens: int) -> int:
+        self._check_there()
+        if parent_lease_id not in self.leases:
+            raise NotFoundError(f"no lease {parent_lease_id}")
+        if child_lease_id in self.leases:
+            raise LeaseError(f"lease {child_lease_id} exists")
+        self.leases.add(child_lease_id)
+        self.forks.append((parent_lease_id, child_lease_id, num_tokens))
+        return num_tokens // BLOCK_SIZE * BLOCK_SIZE
+
+    async def renew_sequences(self, lease_ids: Sequence[int]) -> frozenset[int]:
+        self._check_there()
+        self.renewed.append(frozenset(lease_ids))
+        return frozenset(lease_ids) - self.leases
+
+    async def release_sequences(self, lease_ids: Sequence[int]) -> int:
+        self._check_there()
+        self.num_release_calls += 1
+        known = self.leases.intersection(lease_ids)
+        self.leases -= known
+        return len(known)
+
+    async def statistics(self) -> StorageStatistics:
+        self._check_there()
+        return StorageStatistics(
+            fingerprint=Fingerprint(dtype="float32", block_size=BLOCK_SIZE, num_blocks=self._num_blocks),
+            epoch=1,
+            num_blocks=self._num_blocks,
+            num_free_blocks=self._num_blocks,
+            num_spare_blocks=0,
+            num_leased_blocks=0,
+            num_cached_blocks=0,
+            num_sequences=len(self.leases),
+            weight_bytes=0,
+            kv_bytes=0,
+            holders=(),
+            num_reserve_blocks=self._num_reserve_blocks,
+            lease_ttl_s=30.0,
+        )
+
+    def _check_there(self) -> None:
+        if self.away:
+            raise NotReadyError("memd is away")
+
+
+class FakePhase:
+    """Keeps what it was told; holds the leases that it has not given an end of."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self.connected = False
+        self.submitted: list[SequenceSpec] = []
+        self.aborted: list[int] = []
+        self.held: dict[int, SequenceSpec] = {}
+        self._store = store
+
+    def submit(self, sequence: SequenceSpec) -> None:
+        assert self.connected, "submitted to a phase that is away"
+        assert sequence.lease_id not in self.held
+        self.submitted.append(sequence)
+        self.held[sequence.lease_id] = sequence
+        self._store.leases.add(sequence.lease_id)
+
+    def abort(self, lease_id: int) -> None:
+        if self.connected:
+            self.aborted.append(lease_id)
+
+
+@dataclass
+class _Timer:
+    due_s: float
+    callback: Callable[[], object]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeTimers:
+    """Timers on a `ManualClock`, run by `advance`."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self._timers: list[_Timer] = []
+
+    @property
+    def num_pending(self) -> int:
+        return sum(not timer.cancelled for timer in self._timers)
+
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: Any) -> asyncio.TimerHandle:
+        timer = _Timer(self._clock.now() + delay, lambda: callback(*args))
+        self._timers.append(timer)
+        return cast("asyncio.TimerHandle", timer)
+
+    def advance(self, seconds: float) -> None:
+        self._clock.advance(seconds)
+        due = [timer for timer in self._timers if timer.due_s <= self._clock.now()]
+        self._timers = [timer for timer in self._timers if timer not in due]
+        for timer in due:
+            if not timer.cancelled:
+                timer.callback()
+
+
+class Observations:
+    """Keeps the controller's observations."""
+
+    def __init__(self) -> None:
+        self.seen: list[RequestObservation] = []
+
+    def observe(self, observation: RequestObservation) -> None:
+        self.seen.append(observation)
+
+
+@dataclass
+class Rig:
+    """A gateway in a fake world. Phases act through its methods, which tell the orchestrator as the links would."""
+
+    config: GatewayConfig = field(default_factory=GatewayConfig)
+    model: ModelMetadata = field(default_factory=byte_model)
+    store: FakeStore = field(default_factory=FakeStore)
+
+    def __post_init__(self) -> None:
+        self.clock = ManualClock(1000.0)
+        self.timers = FakeTimers(self.clock)
+        self.observations = Observations()
+        self.prefill = FakePhase(self.store)
+        self.decode = FakePhase(self.store)
+        self.registry = CollectorRegistry()
+        self.readiness: list[bool] = []
+        lease_ids, unix_ns = itertools.count(1), itertools.count(10)
+        world = World(
+            phases={Phase.PREFILL: self.prefill, Phase.DECODE: self.decode},
+            store=cast("Any", self.store),
+            observations=self.observations,
+            metrics=GatewayMetrics.create(self.registry),
+            clock=self.clock,
+            unix_ns=lambda: next(unix_ns),
+            timers=self.timers,
+            draw_lease_id=lambda: next(lease_ids),
+            draws=Draws(seed=lambda: 4242, request_id=lambda: f"drawn-{next(unix_ns)}"),
+        )
+        self.gateway: Gateway = assemble(self.config, self.model, world, self.readiness.append)
+
+    @property
+    def orchestrator(self):
+        return self.gateway.orchestrator
+
+    async def up(self) -> "Rig":
+        """Everything connected."""
+        await self.gateway.pool.poll()
+        self.connect(Phase.PREFILL)
+        self.connect(Phase.DECODE)
+        return self
+
+    def phase(self, phase: Phase) -> FakePhase:
+        return self.prefill if phase is Phase.PREFILL else self.decode
+
+    def connect(self, phase: Phase) -> None:
+        self.phase(phase).connected = True
+        self.orchestrator.phase_connected(phase)
+
+    def lose(self, phase: Phase) -> None:
+        """The stream breaks; the phase forgets what it had."""
+        fake = self.phase(phase)
+        fake.connected = False
+        lost, fake.held = frozenset(fake.held), {}
+        self.orchestrator.phase_lost(phase, lost)
+
+    async def request(
+        self,
+        text: str = "hi",
+        *,
+        request_id: str = "",
+        priority: int = 0,
+        remaining_s: float | None = None,
+        **sampling: Any,
+    ) -> Request:
+        call = Call(request_id, SamplingFields(**sampling), priority, remaining_s)
+        return await self.gateway.frontend.generate_text(call, text)
+
+    def prefilled(
+        self, token: int, finish: FinishReason = FinishReason.NONE, *, lease_id: int | None = None, cached: int = 0
+    ) -> SequenceSpec:
+        """Prefill is done with a sequence: the one named, or the oldest that it has."""
+        spec = _take(self.prefill, lease_id)
+        output = SequenceOutput(spec.lease_id, token, None, finish)
+        self.orchestrator.phase_result(PrefillResult(prefilled=(Prefilled(output, 1.0, 2.0, cached),)))
+        return spec
+
+    def token(self, token: int, finish: FinishReason = FinishReason.NONE, *, lease_id: int | None = None) -> None:
+        """Decode has a token for a sequence: the one named, or the oldest that it has."""
+        lease_id = next(iter(self.decode.held)) if lease_id is None else lease_id
+        if finish is not FinishReason.NONE:
+            del self.decode.held[lease_id]
+        self.orchestrator.phase_result(DecodeResult(outputs=(SequenceOutput(lease_id, token, None, finish),)))
+
+    def drop(self, phase: Phase, reason: DropReason, lease_id: int | None = None, message: str = "") -> None:
+        """The phase lets a sequence go: the one named, or the oldest that it has."""
+        spec = _take(self.phase(phase), lease_id)
+        dropped = (SequenceDropped(spec.lease_id, reason, message),)
+        result = PrefillResult(dropped=dropped) if phase is Phase.PREFILL else DecodeResult(dropped=dropped)
+        self.orchestrator.phase_result(result)
+
+    def obey_aborts(self) -> None:
+        """The phases answer every abort of a sequence that they still have."""
+        for phase in Phase:
+            fake = self.phase(phase)
+            for lease_id in [lease_id for lease_id in fake.aborted if lease_id in fake.held]:
+                self.drop(phase, DropReason.ABORTED, lease_id)
+            fake.aborted.clear()
+
+    async def assert_all_released(self) -> None:
+        """Nothing is left anywhere, once the phases have obeyed and memd has been told."""
+        self.obey_aborts()
+        await settle()
+        await self.gateway.leases.flush()
+        assert self.gateway.leases.live == frozenset()
+        assert self.store.leases == set()
+        load = self.orchestrator.load
+        assert (load.num_waiting, load.num_prefilling, load.num_decoding) == (0, 0, 0)
+        assert self.timers.num_pending == 0
+
+
+def _take(fake: FakePhase, lease_id: int | None) -> SequenceSpec:
+    return fake.held.pop(next(iter(fake.held)) if lease_id is None else lease_id)
+
+
+async def settle() -> None:
+    """Lets every task that can go on do so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def read_all(request: Request) -> list[Piece]:
+    """Every piece of a request that is about to end."""
+    pieces = []
+    async with asyncio.timeout(10):
+        while (piece := await request.output.get()) is not None:
+            pieces.append(piece)
+    return pieces
+
+
+def text_of(pieces: Iterable[Piece], index: int = 0) -> str:
+    return "".join(piece.text_delta for piece in pieces if piece.index == index)
+
+
+def tokens_of(pieces: Iterable[Piece], index: int = 0) -> list[int]:
+    return [token_id for piece in pieces if piece.index == index for token_id in piece.token_ids]
+
+
+class ScriptedPhases:
+    """Both phases for a live gateway: every answer is `script`, one token a step, then the end-of-sequence token."""
+
+    def __init__(self, rig: Rig, script: bytes) -> None:
+        self._rig = rig
+        self._script = (*script, EOS)
+        self._num_emitted: dict[int, int] = {}  # by lease
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Steps until `stop`, one at a turn of the loop."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            self._step()
+            await asyncio.sleep(0.001)
+
+    def _step(self) -> None:
+        self._rig.obey_aborts()
+        running = tuple(self._rig.decode.held.values())
+        for spec in tuple(self._rig.prefill.held.values()):
+            self._rig.prefilled(*self._next(spec), lease_id=spec.lease_id)
+        for spec in running:
+            if spec.lease_id in self._rig.decode.held:
+                self._rig.token(*self._next(spec), lease_id=spec.lease_id)
+
+    def _next(self, spec: SequenceSpec) -> tuple[int, FinishReason]:
+        number = self._num_emitted.get(spec.lease_id, 0)
+        self._num_emitted[spec.lease_id] = number + 1
+        token = self._script[number % len(self._script)]
+        if token in spec.stop.stop_token_ids:
+            return token, FinishReason.STOP
+        return token, FinishReason.LENGTH if number + 1 == spec.stop.max_tokens else FinishReason.NONE

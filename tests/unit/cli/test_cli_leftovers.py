@@ -1,0 +1,62 @@
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tandem.cli import leftovers
+
+LISTEN = """
+import signal, socket, sys
+if sys.argv[2] == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+server = socket.socket(socket.AF_UNIX)
+server.bind(sys.argv[1])
+server.listen()
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def run_dir():
+    with tempfile.TemporaryDirectory(prefix="tl") as name:
+        yield Path(name)
+
+
+def listener(path: Path, kind: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", LISTEN, str(path), kind], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_whoever_listens_is_found_and_nobody_else(run_dir):
+    decode = listener(run_dir / "decode.sock", "ordinary")
+    gateway = listener(run_dir / "gateway.sock", "ordinary")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(run_dir / "memd.sock"))
+    assert [process.pid for process in leftovers.find(run_dir)] == [gateway.pid, decode.pid]
+    for process in (decode, gateway):
+        process.kill()
+        process.communicate()
+    assert leftovers.find(run_dir) == []
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "deaf"])
+def test_it_is_ended_whether_it_listens_to_reason_or_not(run_dir, kind):
+    process = psutil.Process(listener(run_dir / "decode.sock", kind).pid)
+    leftovers.end(process, timeout_s=1.0)
+    assert not process.is_running()
+    leftovers.end(process, timeout_s=1.0)
+
+
+def test_the_listener_is_the_one_the_kernel_names(run_dir):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(run_dir / "x.sock"))
+        assert leftovers.listener_pid(run_dir / "x.sock") is None
+        server.listen()
+        assert leftovers.listener_pid(run_dir / "x.sock") == os.getpid()

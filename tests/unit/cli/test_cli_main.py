@@ -1,0 +1,104 @@
+"""The command as a person types it, as far as no service is needed."""
+
+import tempfile
+from pathlib import Path
+
+import grpc
+import pytest
+from click.testing import CliRunner
+
+from tandem import __version__
+from tandem.cli.failures import ReportingGroup
+from tandem.cli.main import main
+from tandem.errors import InvalidRequestError
+
+
+@pytest.fixture
+def run_dir():
+    with tempfile.TemporaryDirectory(prefix="tm") as name:
+        yield Path(name)
+
+
+def invoke(*words: object, **options: bytes):
+    return CliRunner().invoke(main, [str(word) for word in words], **options)
+
+
+def test_version():
+    assert invoke("--version").output == f"tandem, version {__version__}\n"
+
+
+def test_every_command_has_help():
+    assert set(main.commands) == {"up", "down", "status", "generate", "chat", "restart", "logs", "model"}
+    for name in main.commands:
+        assert invoke(name, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["restart"], ["restart", "gpu"], ["up", "--port", "70000"]])
+def test_wrong_usage_is_status_2(words):
+    assert invoke(*words).exit_code == 2
+
+
+@pytest.mark.parametrize("words", [["status"], ["generate", "hi"], ["restart", "decode"]])
+def test_without_a_deployment_there_is_one_line_and_status_1(run_dir, words):
+    result = invoke(*words, "--run-dir", run_dir)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_down_of_nothing_is_no_failure(run_dir):
+    result = invoke("down", "--run-dir", run_dir)
+    assert result.exit_code == 0
+    assert "nothing runs" in result.stdout
+
+
+def test_a_bad_configuration_is_named(run_dir):
+    (run_dir / "t.toml").write_text("[memd]\nblok_size = 16\n")
+    result = invoke("up", "--config", run_dir / "t.toml", "--run-dir", run_dir)
+    assert result.exit_code == 1
+    assert "memd.blok_size" in result.stderr
+    assert not (run_dir / "supervisord.conf").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin"), [(["generate", "\udcff"], b""), (["generate", "-"], b"a\xff"), (["chat"], b"\xff\n")]
+)
+def test_text_that_is_not_utf8_is_refused(run_dir, words, stdin):
+    result = invoke(*words, "--run-dir", run_dir, input=stdin)
+    assert result.exit_code == 1
+    assert "UTF-8" in result.stderr
+
+
+class FailedCall(grpc.RpcError, grpc.Call):
+    """As grpc's own: both an error and a call."""
+
+    def code(self):
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self):
+        return "no\nroute"
+
+    def trailing_metadata(self):
+        return ()
+
+    initial_metadata = is_active = time_remaining = cancel = add_callback = trailing_metadata
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (InvalidRequestError("sampling.top_p", "got 2;\nexpected (0, 1]"), "sampling.top_p: got 2; expected (0, 1]"),
+        (FailedCall(), "UNAVAILABLE: no route"),
+    ],
+)
+def test_known_errors_become_one_line(error, expected):
+    group = ReportingGroup("x")
+
+    @group.command()
+    def fail():
+        raise error
+
+    result = CliRunner().invoke(group, ["fail"])
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {expected}\n"

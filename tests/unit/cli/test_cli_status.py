@@ -1,0 +1,55 @@
+import io
+
+from rich.console import Console
+
+from tandem.cli.health import Health
+from tandem.cli.readiness import ServiceView
+from tandem.cli.status import Report, draw
+from tandem.cli.supervision import ProcessView
+from tandem.kv.store import StorageStatistics
+from tandem.partition.observations import LatencyStatistics, PhaseStatistics, RequestStatistics
+from tandem.partition.status import ControllerStatus, Decision, PhaseStatus
+from tandem.types import Fingerprint, Phase, Split
+
+
+def drawn(report: Report) -> str:
+    console = Console(file=io.StringIO(), width=200, markup=False)
+    console.print(draw(report))
+    return console.file.getvalue()
+
+
+def report(**parts) -> Report:
+    services = {
+        "memd": ServiceView(Health.SERVING, ProcessView("memd", "RUNNING", 4711, 1, 3725), ""),
+        "decode": ServiceView(Health.UNREACHABLE, ProcessView("decode", "BACKOFF", 0, 1, 0), ""),
+    }
+    return Report(**{"services": services, "gateway": None, "controller": None, "storage": None, **parts})
+
+
+def test_services_and_who_does_not_answer():
+    text = drawn(report())
+    assert text.splitlines()[1].split() == ["memd", "serving", "running", "4711", "1:02:05"]
+    assert text.splitlines()[2].split() == ["decode", "unreachable", "backoff"]
+    for name in ("controller", "gateway", "memd"):
+        assert f"{name} does not answer" in text
+
+
+def test_the_pool_is_shown_in_blocks_and_percent():
+    storage = StorageStatistics(Fingerprint(), 1, 400, 300, 40, 50, 10, 3, 256 << 20, 1 << 30, ())
+    text = drawn(report(storage=storage))
+    assert "12.5 % of 400 blocks leased · 40 spare, 10 cached, 300 free · 3 sequences" in text
+    assert "weights 256 MiB, KV 1024 MiB" in text
+
+
+def test_the_split_and_each_phase_are_shown():
+    steps = PhaseStatistics(LatencyStatistics(5, 20, 31), 80)
+    phases = (
+        PhaseStatus(Phase.PREFILL),
+        PhaseStatus(Phase.DECODE, True, 9, "cpu-affinity", 1, "cores 1", steps),
+    )
+    requests = RequestStatistics(7, 0, LatencyStatistics(7, 120, 300), LatencyStatistics(7, 21.5, 40))
+    text = drawn(report(controller=ControllerStatus(Decision(1, Split(60, 40), "fixed"), "static", phases, requests)))
+    assert "prefill 60 % · decode 40 % (static: fixed)" in text
+    assert "not connected to the controller" in text
+    assert "step p50 20.0 ms, p99 31.0 ms · 80.0 tokens/s · cores 1" in text
+    assert "TTFT p50 120 ms, p99 300 ms · TPOT p50 21.5 ms, p99 40.0 ms · 7 requests seen" in text

@@ -1,0 +1,90 @@
+"""What we write is read by supervisord's own reader."""
+
+import io
+import signal
+import sys
+from contextlib import redirect_stderr
+
+import pytest
+from supervisor.options import ProcessConfig, ServerOptions
+
+from tandem.cli.deployment import Deployment, Overrides, make_run_dir, resolve
+from tandem.cli.supervision import STOP_ORDER, render_conf
+from tandem.errors import ConfigError
+
+
+def read_by_supervisor(deployment: Deployment) -> tuple[ServerOptions, dict[str, ProcessConfig]]:
+    make_run_dir(deployment.run_dir)
+    conf = deployment.run_dir / "supervisord.conf"
+    conf.write_text(render_conf(deployment))
+    options = ServerOptions()
+    with redirect_stderr(io.StringIO()):
+        options.realize(args=["-c", str(conf)])
+    return options, {group.name: group.process_configs[0] for group in options.process_group_configs}
+
+
+def command_of(config: ProcessConfig) -> list[str]:
+    from shlex import split
+
+    return split(config.command)
+
+
+@pytest.fixture
+def deployment(tmp_path):
+    return resolve(Overrides(run_dir=tmp_path / "run dir"), {})
+
+
+def test_five_programs_each_its_own_module(deployment):
+    _, programs = read_by_supervisor(deployment)
+    assert set(programs) == set(STOP_ORDER)
+    for service, program in programs.items():
+        assert command_of(program)[:4] == [sys.executable, "-P", "-m", f"services.{service}.main"]
+        assert command_of(program)[4:] == deployment.flags(service)
+
+
+@pytest.mark.parametrize("name", ["my model", "a %s b", "x #1 ;2", "it's", 'say "no"', "back\\slash", "$HOME", "ünï"])
+def test_any_file_name_reaches_the_service_as_it_is(tmp_path, name):
+    deployment = resolve(Overrides(run_dir=tmp_path / "run", model=str(tmp_path / name)), {})
+    _, programs = read_by_supervisor(deployment)
+    assert command_of(programs["memd"])[-1] == str(tmp_path / name)
+
+
+def test_a_line_break_in_a_path_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="line break"):
+        render_conf(resolve(Overrides(run_dir=tmp_path, model="/a\nb"), {}))
+
+
+def test_what_dies_is_started_again_and_asked_to_drain(tmp_path):
+    deployment = resolve(Overrides(run_dir=tmp_path / "r"), {"TANDEM_DRAIN_TIMEOUT_S": "42.5"})
+    _, programs = read_by_supervisor(deployment)
+    for program in programs.values():
+        assert program.autostart
+        assert program.autorestart is not False
+        assert program.startretries >= 100
+        assert program.stopsignal == signal.SIGTERM
+        assert program.stopwaitsecs > 42.5
+        assert program.environment["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_only_memd_is_stopped_with_its_children(deployment):
+    _, programs = read_by_supervisor(deployment)
+    assert {name for name, program in programs.items() if program.stopasgroup and program.killasgroup} == {"memd"}
+    assert not any(program.stopasgroup for name, program in programs.items() if name != "memd")
+
+
+def test_the_gateway_is_stopped_first_and_memd_last(deployment):
+    options, _ = read_by_supervisor(deployment)
+    stopped = [group.name for group in sorted(options.process_group_configs, reverse=True)]
+    assert stopped == list(STOP_ORDER)
+
+
+def test_socket_pid_and_logs_are_in_the_run_dir(deployment):
+    options, programs = read_by_supervisor(deployment)
+    run_dir = deployment.run_dir
+    [server] = options.server_configs
+    assert server["file"] == str(run_dir / "supervisor.sock")
+    assert server["chmod"] == 0o700
+    assert options.pidfile == str(run_dir / "supervisord.pid")
+    assert programs["decode"].stdout_logfile == str(run_dir / "logs" / "decode.log")
+    assert programs["decode"].redirect_stderr
+    assert programs["decode"].stdout_logfile_backups > 0

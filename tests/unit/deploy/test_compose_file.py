@@ -1,0 +1,120 @@
+"""docker-compose.yml against the configuration, the protos and the image that it starts."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tandem.config.load import load_config
+from tandem.config.settings import SERVICES, CommonConfig
+from tandem.rpc.stubs.controller.v1 import controller_pb2
+from tandem.rpc.stubs.decode.v1 import decode_pb2
+from tandem.rpc.stubs.gateway.v1 import gateway_pb2
+from tandem.rpc.stubs.memd.v1 import memd_pb2
+from tandem.rpc.stubs.prefill.v1 import prefill_pb2
+
+ROOT = Path(__file__).resolve().parents[3]
+PROTOS = {
+    "memd": memd_pb2,
+    "prefill": prefill_pb2,
+    "decode": decode_pb2,
+    "controller": controller_pb2,
+    "gateway": gateway_pb2,
+}
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
+each_service = pytest.mark.parametrize("service", SERVICES)
+
+
+def image_environment() -> dict[str, str]:
+    return dict(re.findall(r"\b(TANDEM_[A-Z_]+)=(\S+)", DOCKERFILE.partition("\nENV PATH")[2]))
+
+
+def container_environment(service: str) -> dict[str, str]:
+    """As the service sees it when the shell sets nothing."""
+    own = COMPOSE["services"][service]["environment"]
+    return image_environment() | {key: str(value) for key, value in own.items() if value is not None}
+
+
+def in_container(service: str) -> CommonConfig:
+    return load_config(service, COMPOSE["services"][service]["command"][3:], container_environment(service))
+
+
+def seconds(duration: str) -> float:
+    return float(duration.removesuffix("s"))
+
+
+def test_it_starts_the_five_services_and_no_other():
+    assert set(COMPOSE["services"]) == set(SERVICES)
+
+
+@each_service
+def test_each_runs_its_own_module(service):
+    command = COMPOSE["services"][service]["command"]
+    assert command[:3] == ["python", "-m", f"services.{service}.main"]
+    assert importlib.util.find_spec(command[2])
+
+
+@each_service
+def test_each_health_check_asks_the_services_own_socket_for_its_own_name(service):
+    test = COMPOSE["services"][service]["healthcheck"]["test"]
+    names = [descriptor.full_name for descriptor in PROTOS[service].DESCRIPTOR.services_by_name.values()]
+    assert test[:4] == ["CMD", "python", "-m", "tandem.rpc.health_probe"]
+    assert test[4:] == [in_container(service).socket(service), *names]
+
+
+@each_service
+def test_the_sockets_lie_in_the_shared_volume(service):
+    assert f"run:{in_container(service).run_dir}" in COMPOSE["services"][service]["volumes"]
+
+
+@each_service
+def test_the_environment_names_only_known_keys(service):
+    known = {
+        f"TANDEM_{key.upper()}" if key in CommonConfig.model_fields else f"TANDEM_{name.upper()}_{key.upper()}"
+        for name, kind in SERVICES.items()
+        for key in kind.model_fields
+    }
+    assert set(COMPOSE["services"][service]["environment"]) <= known
+
+
+@each_service
+def test_the_drain_ends_before_the_engine_kills(service):
+    grace_s = seconds(COMPOSE["services"][service]["stop_grace_period"])
+    assert grace_s > in_container(service).drain_timeout_s
+
+
+@each_service
+def test_each_is_confined(service):
+    definition = COMPOSE["services"][service]
+    assert definition["read_only"] and definition["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in definition["security_opt"]
+    assert definition["mem_limit"] and definition["pids_limit"]
+    assert definition["restart"] == "unless-stopped"
+    assert ("network_mode" in definition) == (service != "gateway")
+
+
+def test_only_the_gateway_publishes_and_only_to_this_machine():
+    published = {name: service["ports"] for name, service in COMPOSE["services"].items() if "ports" in service}
+    gateway = in_container("gateway")
+    assert gateway.host == "0.0.0.0"
+    assert published == {"gateway": [f"127.0.0.1:${{TANDEM_GATEWAY_PORT:-50051}}:{gateway.port}"]}
+
+
+def test_the_volume_belongs_to_the_images_user():
+    uid = re.search(r"ARG TANDEM_UID=(\d+)", DOCKERFILE)[1]
+    assert {f"uid={uid}", f"gid={uid}", "mode=0700"} <= set(COMPOSE["volumes"]["run"]["driver_opts"]["o"].split(","))
+
+
+def test_the_base_image_is_the_dockerfiles():
+    base = re.search(r"^ARG BASE_IMAGE=(\S+)", DOCKERFILE, re.MULTILINE)[1]
+    assert COMPOSE["services"]["memd"]["build"]["args"]["BASE_IMAGE"] == f"${{BASE_IMAGE:-{base}}}"
+
+
+def test_all_that_is_copied_is_in_the_build_context():
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    admitted = re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    for source in (Path(word) for line in lines for word in line.split()):
+        assert any(source.is_relative_to(path) for path in admitted), source

@@ -1,0 +1,185 @@
+"""A writer killed between any two stores leaves a ledger that opens again; one that no kill explains is refused."""
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import numpy as np
+import pytest
+
+from tandem.errors import LedgerCorruptError
+from tandem.kv import ledger as ledger_module
+from tandem.kv import records as records_module
+from tandem.kv import repair as repair_module
+from tandem.kv.ledger import Ledger
+from tandem.kv.records import LedgerRecords, ledger_bytes
+from tandem.kv.repair import Repairs, repair
+from tandem.kv.store import SequenceUpdate
+
+FILES = {module.__file__ for module in (ledger_module, records_module, repair_module)}
+
+
+class KilledError(Exception):
+    pass
+
+
+def run_killed_at(line: int, action: Callable[[], object]) -> bool:
+    """Runs `action` up to its `line`-th line in the ledger's code; says whether it was killed there."""
+    left = line
+
+    def trace(frame: FrameType, event: str, _: object):
+        nonlocal left
+        if frame.f_code.co_filename not in FILES:
+            return None
+        if event == "line":
+            left -= 1
+            if left < 0:
+                raise KilledError
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    except KilledError:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def scene() -> tuple[bytearray, Ledger, dict[str, Callable[[], object]]]:
+    """A ledger in use, and one operation of each kind on it."""
+    buffer = bytearray(ledger_bytes(16))
+    ledger = Ledger.create(buffer, num_blocks=16, block_size=4, epoch=1)
+    prefill, decode = ledger.add_holder("prefill", 1), ledger.add_holder("decode", 2)
+    ledger.acquire_sequence(prefill, 100, "r", create=True, now_s=0.0)
+    blocks = ledger.lease_blocks(prefill, 8, 0)
+    ledger.update_sequences(prefill, [SequenceUpdate(100, blocks[:4], 16)])
+    ledger.fork_sequence(100, 200, "r", 8, now_s=0.0)
+    operations: dict[str, Callable[[], object]] = {
+        "grant": lambda: ledger.lease_blocks(decode, 3, 0),
+        "return": lambda: ledger.return_blocks(prefill, blocks[6:]),
+        "extend": lambda: ledger.update_sequences(prefill, [SequenceUpdate(100, blocks[4:6], 24)]),
+        "fork": lambda: ledger.fork_sequence(100, 300, "r", 16, now_s=0.0),
+        "open": lambda: ledger.acquire_sequence(decode, 400, "r", create=True, now_s=0.0),
+        "hand over": lambda: ledger.acquire_sequence(decode, 100, "r", create=False, now_s=0.0),
+        "release": lambda: ledger.release_sequences([100]),
+        "release shared": lambda: ledger.release_sequences([200, 100]),
+        "attach": lambda: ledger.add_holder("decode", 3),
+        "drop": lambda: ledger.drop_holder(prefill),
+    }
+    return buffer, ledger, operations
+
+
+@pytest.mark.parametrize("name", list(scene()[2]))
+def test_every_kill_leaves_a_ledger_to_go_on_with(name):
+    line, repaired = 0, 0
+    while True:
+        buffer, _, operations = scene()
+        if not run_killed_at(line, operations[name]):
+            break
+        again = Ledger.open(buffer)
+        again.check()
+        repaired += again.repairs != Repairs()
+        everything_can_be_given_back(again)
+        line += 1
+    assert line > 10
+    assert repaired > 0 or name in {"grant", "open", "hand over", "attach"}  # counted are repairs of more than an owner
+
+
+def everything_can_be_given_back(ledger: Ledger) -> None:
+    for holder in ledger.statistics().holders:
+        ledger.drop_holder(holder.holder_id)
+    ledger.expire(now_s=100.0, ttl_s=1.0)
+    ledger.check()
+    assert ledger.statistics().num_free_blocks == 16
+    holder = ledger.add_holder("decode", 1)
+    assert len(ledger.lease_blocks(holder, 16, 0)) == 16
+
+
+@pytest.mark.parametrize("name", ["extend", "fork", "release", "release shared"])
+def test_the_repair_itself_may_be_killed(name):
+    def torn(line: int) -> bytearray | None:
+        buffer, _, operations = scene()
+        return buffer if run_killed_at(line, operations[name]) else None
+
+    line = 0
+    while (buffer := torn(line)) is not None:
+        repair_line = 0
+        while was_killed := repair_killed_at(repair_line, buffer):
+            everything_can_be_given_back(Ledger.open(was_killed))
+            repair_line += 7
+        assert repair_line > 0
+        line += 5
+
+
+def repair_killed_at(line: int, buffer: bytearray) -> bytearray | None:
+    copy = bytearray(buffer)
+    return copy if run_killed_at(line, lambda: repair(LedgerRecords.map(copy))) else None
+
+
+def corrupted(change: Callable[[LedgerRecords], None]) -> bytearray:
+    buffer, _, _ = scene()
+    change(LedgerRecords.map(buffer))
+    return buffer
+
+
+def put(table: str, row: int, field: str, value: int) -> Callable[[LedgerRecords], None]:
+    def change(records: LedgerRecords) -> None:
+        getattr(records, table)[field][row] = value
+
+    return change
+
+
+def lease_slot(lease_id: int) -> int:
+    return int(np.flatnonzero(LedgerRecords.map(scene()[0]).leases["lease_id"] == lease_id)[0])
+
+
+def reference_slot(lease_id: int, ordinal: int) -> int:
+    references = LedgerRecords.map(scene()[0]).references
+    return int(np.flatnonzero((references["lease_id"] == lease_id) & (references["ordinal"] == ordinal))[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("blocks", 3, "state", 0), "block 3 is FREE .* is in lease 100 at position 3"),
+        (put("blocks", 12, "state", 2), r"block 12 is LEASED .* is in no lease"),
+        (put("blocks", 3, "state", 9), "block 3 is in state 9"),
+        (put("blocks", 4, "owner", 77), "block 4 is spare of holder 77, which is not attached"),
+        (put("blocks", 3, "owner", 2), "block 3 is LEASED and yet owned by holder 2"),
+        (put("blocks", 3, "generation", 5), "block 3 at position 3 of lease 100 has generation 1, not 5"),
+        (put("leases", lease_slot(100), "num_sealed_tokens", 17), "lease 100 has 17 sealed tokens in 4 blocks of 4"),
+        (put("leases", lease_slot(100), "holder_id", 50), "lease 100 is held by 50, which is not attached"),
+        (put("leases", lease_slot(100), "lease_id", 200), "lease 200 has 2 records"),
+        (put("references", reference_slot(100, 3), "block_id", 2), "lease 100 holds a block twice: .*2, 2"),
+        (put("references", reference_slot(100, 1), "ordinal", 7), r"lease 100 has blocks at positions \[0, 2, 3, 7\]"),
+        (put("references", reference_slot(100, 3), "lease_id", 5), "block 3 is at position 3 of lease 5, which does"),
+        (put("references", reference_slot(100, 3), "block_id", 99), "block 99 .* is past the pool's end"),
+        (put("holders", 63, "holder_id", 2), "holder 2 has 2 records"),
+    ],
+)
+def test_a_contradiction_is_refused_by_name(change, message):
+    with pytest.raises(LedgerCorruptError, match=message):
+        Ledger.open(corrupted(change))
+
+
+def test_what_is_no_ledger_is_refused():
+    buffer, _, _ = scene()
+    with pytest.raises(LedgerCorruptError, match="does not start as a ledger"):
+        Ledger.open(bytearray(len(buffer)))
+    with pytest.raises(LedgerCorruptError, match="16 blocks need"):
+        Ledger.open(buffer[:-64])
+    with pytest.raises(LedgerCorruptError, match="less than its header"):
+        Ledger.open(bytearray(8))
+    with pytest.raises(LedgerCorruptError, match="layout version 2, this program 1"):
+        Ledger.open(corrupted(put("header", 0, "layout_version", 2)))
+
+
+def test_many_contradictions_are_counted():
+    def change(records: LedgerRecords) -> None:
+        records.blocks["state"][:] = 7
+
+    with pytest.raises(LedgerCorruptError, match=r"and [0-9]+ more"):
+        Ledger.open(corrupted(change))

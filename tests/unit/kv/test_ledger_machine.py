@@ -1,0 +1,232 @@
+"""Any sequence of operations, against a model of plain sets."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tandem.errors import LeaseError, StaleBlockError
+from tandem.kv.ledger import Ledger
+from tandem.kv.records import ledger_bytes
+from tandem.kv.repair import Repairs
+from tandem.kv.store import SequenceUpdate
+from tandem.types import Block
+
+NUM_BLOCKS = 24
+BLOCK_SIZE = 4
+RESERVE = 4
+TTL_S = 10.0
+
+
+@dataclass
+class Sequence:
+    holder_id: int
+    renewed_at_s: float
+    blocks: list[Block] = field(default_factory=list)
+    num_sealed: int = 0
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer = bytearray(ledger_bytes(NUM_BLOCKS))
+        self.ledger = Ledger.create(self.buffer, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, epoch=9)
+        self.now_s = 0.0
+        self.last_lease_id = 0
+        self.spare: dict[int, set[Block]] = {}
+        self.services: dict[int, str] = {}
+        self.sequences: dict[int, Sequence] = {}
+        self.seen: set[Block] = set()
+
+    def leased(self) -> set[Block]:
+        return {block for sequence in self.sequences.values() for block in sequence.blocks}
+
+    def owned(self) -> set[Block]:
+        return self.leased().union(*self.spare.values())
+
+    def a_holder(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.spare)), "holder")
+
+    def a_lease(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.sequences)), "lease")
+
+    has_holder = precondition(lambda self: self.spare)
+    has_both = precondition(lambda self: self.spare and self.sequences)
+    has_lease = precondition(lambda self: self.sequences)
+
+    @precondition(lambda self: len(self.spare) < 4)
+    @rule(service=st.sampled_from(["prefill", "decode"]))
+    def attach(self, service: str) -> None:
+        holder = self.ledger.add_holder(service, 1)
+        assert holder not in self.services
+        self.services[holder] = service
+        self.spare[holder] = set()
+
+    @has_holder
+    @rule(data=st.data())
+    def crash_of_a_holder(self, data: st.DataObject) -> None:
+        holder = self.a_holder(data)
+        assert self.ledger.drop_holder(holder) == len(self.spare.pop(holder))
+        for sequence in self.sequences.values():
+            if sequence.holder_id == holder:
+                sequence.holder_id = 0
+
+    @has_holder
+    @rule(data=st.data(), num=st.integers(0, 10))
+    def lease_blocks(self, data: st.DataObject, num: int) -> None:
+        holder = self.a_holder(data)
+        num_free = NUM_BLOCKS - len({block.block_id for block in self.owned()})
+        reserve = RESERVE if self.services[holder] == "prefill" else 0
+        blocks = self.ledger.lease_blocks(holder, num, RESERVE)
+        assert len(blocks) == max(0, min(num, num_free - reserve))
+        assert not self.seen & set(blocks), "a generation was given out twice"
+        assert not {b.block_id for b in blocks} & {b.block_id for b in self.owned()}, "a block has two owners"
+        self.seen |= set(blocks)
+        self.spare[holder] |= set(blocks)
+
+    @has_holder
+    @rule(data=st.data())
+    def return_blocks(self, data: st.DataObject) -> None:
+        holder = self.a_holder(data)
+        returned = data.draw(st.sets(st.sampled_from(sorted_blocks(self.spare[holder]) or [None])), "returned") - {None}
+        self.ledger.return_blocks(holder, sorted_blocks(returned))
+        self.spare[holder] -= returned
+
+    @precondition(lambda self: self.spare and self.seen)
+    @rule(data=st.data())
+    def return_what_is_not_ones_own(self, data: st.DataObject) -> None:
+        holder = self.a_holder(data)
+        block = data.draw(st.sampled_from(sorted_blocks(self.seen)), "block")
+        if block in self.spare[holder]:
+            return
+        try:
+            self.ledger.return_blocks(holder, [block])
+        except StaleBlockError:
+            assert block not in self.owned()
+        except LeaseError:
+            pass
+        else:
+            raise AssertionError(f"{block} of somebody else was taken")
+
+    @has_holder
+    @rule(data=st.data())
+    def open_sequence(self, data: st.DataObject) -> None:
+        self.last_lease_id += 1
+        holder = self.a_holder(data)
+        lease = self.ledger.acquire_sequence(holder, self.last_lease_id, "r", create=True, now_s=self.now_s)
+        assert (lease.blocks, lease.num_sealed_tokens) == ((), 0)
+        self.sequences[self.last_lease_id] = Sequence(holder, self.now_s)
+
+    @has_both
+    @rule(data=st.data())
+    def hand_over(self, data: st.DataObject) -> None:
+        holder, lease_id = self.a_holder(data), self.a_lease(data)
+        sequence = self.sequences[lease_id]
+        lease = self.ledger.acquire_sequence(holder, lease_id, "r", create=False, now_s=self.now_s)
+        assert list(lease.blocks) == sequence.blocks
+        assert lease.num_sealed_tokens == sequence.num_sealed
+        sequence.holder_id, sequence.renewed_at_s = holder, self.now_s
+
+    @has_both
+    @rule(data=st.data(), num=st.integers(0, 4), part=st.floats(0, 1))
+    def update(self, data: st.DataObject, num: int, part: float) -> None:
+        holder, lease_id = self.a_holder(data), self.a_lease(data)
+        sequence = self.sequences[lease_id]
+        blocks = sorted_blocks(self.spare[holder])[:num]
+        num_sealed = int(part * BLOCK_SIZE * (len(sequence.blocks) + len(blocks)))
+        lost = self.ledger.update_sequences(holder, [SequenceUpdate(lease_id, tuple(blocks), num_sealed)])
+        assert lost == (frozenset() if sequence.holder_id == holder else {lease_id})
+        if not lost:
+            sequence.blocks += blocks
+            sequence.num_sealed = max(sequence.num_sealed, num_sealed)
+            self.spare[holder] -= set(blocks)
+
+    @has_both
+    @rule(data=st.data())
+    def update_with_a_block_not_spare(self, data: st.DataObject) -> None:
+        lease_id = self.a_lease(data)
+        holder = self.sequences[lease_id].holder_id
+        foreign = sorted_blocks(self.seen - self.spare.get(holder, set()))
+        if holder == 0 or not foreign:
+            return
+        own = sorted_blocks(self.spare[holder])[:1]
+        update = SequenceUpdate(lease_id, (*own, data.draw(st.sampled_from(foreign), "foreign")), 0)
+        try:
+            self.ledger.update_sequences(holder, [update])
+        except (StaleBlockError, LeaseError):
+            return
+        raise AssertionError(f"{update} was applied")
+
+    @has_lease
+    @rule(data=st.data(), num_tokens=st.integers(0, 40))
+    def fork(self, data: st.DataObject, num_tokens: int) -> None:
+        self.last_lease_id += 1
+        parent = self.sequences[self.a_lease(data)]
+        parent_id = next(lease_id for lease_id, sequence in self.sequences.items() if sequence is parent)
+        num_shared = self.ledger.fork_sequence(parent_id, self.last_lease_id, "r", num_tokens, self.now_s)
+        full = min(num_tokens, parent.num_sealed) // BLOCK_SIZE * BLOCK_SIZE
+        room = 4 * NUM_BLOCKS - sum(len(s.blocks) for s in self.sequences.values())
+        assert num_shared == full or (num_shared < full and room < NUM_BLOCKS)
+        blocks = parent.blocks[: num_shared // BLOCK_SIZE]
+        self.sequences[self.last_lease_id] = Sequence(0, self.now_s, blocks, num_shared)
+
+    @has_lease
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        lease_id = self.a_lease(data)
+        assert self.ledger.renew_sequences([lease_id, 1 << 40], self.now_s) == {1 << 40}
+        self.sequences[lease_id].renewed_at_s = self.now_s
+
+    @has_lease
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        lease_id = self.a_lease(data)
+        before = self.leased()
+        del self.sequences[lease_id]
+        (ended,) = self.ledger.release_sequences([lease_id, 1 << 40])
+        assert (ended.lease_id, ended.num_freed_blocks) == (lease_id, len(before - self.leased()))
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 11.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        expiry = self.ledger.expire(self.now_s, TTL_S)
+        old = {lease_id for lease_id, s in self.sequences.items() if self.now_s - s.renewed_at_s > TTL_S}
+        held = {lease_id for lease_id in old if self.sequences[lease_id].holder_id != 0}
+        assert set(expiry.revoked_lease_ids) == held
+        assert {lease.lease_id for lease in expiry.ended} == old - held
+        for lease_id in held:
+            self.sequences[lease_id].holder_id, self.sequences[lease_id].renewed_at_s = 0, self.now_s
+        for lease_id in old - held:
+            del self.sequences[lease_id]
+
+    @rule()
+    def restart(self) -> None:
+        statistics = self.ledger.statistics()
+        self.ledger = Ledger.open(self.buffer)
+        assert self.ledger.repairs == Repairs()
+        assert self.ledger.statistics() == statistics
+
+    @invariant()
+    def nothing_is_lost_or_owned_twice(self) -> None:
+        self.ledger.check()
+        statistics = self.ledger.statistics()
+        num_spare = sum(len(blocks) for blocks in self.spare.values())
+        assert statistics.num_spare_blocks == num_spare
+        assert statistics.num_leased_blocks == len(self.leased())
+        assert statistics.num_free_blocks == NUM_BLOCKS - num_spare - len(self.leased())
+        assert statistics.num_cached_blocks == 0
+        assert statistics.num_sequences == len(self.sequences)
+        assert len({block.block_id for block in self.owned()}) == num_spare + len(self.leased())
+
+    @invariant()
+    def a_copy_of_the_bytes_is_the_same_ledger(self) -> None:
+        assert Ledger.open(bytearray(self.buffer)).statistics() == self.ledger.statistics()
+
+
+def sorted_blocks(blocks: set[Block]) -> list[Block]:
+    return sorted(blocks, key=lambda block: (block.block_id, block.generation))
+
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

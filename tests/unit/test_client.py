@@ -1,0 +1,189 @@
+"""The public client against a real server: every method, every error, and what its names are."""
+
+import inspect
+import queue
+import threading
+from concurrent import futures
+
+import grpc
+import pytest
+
+import tandem.client
+from tandem import errors
+from tandem.client import Client
+from tandem.rpc.stubs.common.v1 import common_pb2
+from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
+from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
+from tandem.types import FinishReason, TopLogprob
+
+USAGE = pb.Usage(num_prompt_tokens=2, num_output_tokens=3, num_cached_tokens=1)
+
+
+class Recorder(pb_grpc.GatewayServiceServicer):
+    """Answers what it is told to, and keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = queue.Queue()
+        self.pieces = []
+        self.num_unavailable = 0
+        self.ended = threading.Event()
+
+    def Generate(self, request, context):  # noqa: N802
+        self.asked.put(request)
+        context.add_callback(self.ended.set)
+        yield from self.pieces
+        self.ended.wait(20)
+
+    def Chat(self, request, context):  # noqa: N802
+        self.asked.put(request)
+        for piece in self.pieces:
+            yield pb.ChatResponse(piece=piece)
+
+    def GenerateOnce(self, request, context):  # noqa: N802
+        self.asked.put(request)
+        answer = pb.Answer(index=1, text="x", token_ids=[4], finish_reason=2, matched_stop="", usage=USAGE)
+        return pb.GenerateOnceResponse(request_id="r", answers=[answer])
+
+    def Tokenize(self, request, context):  # noqa: N802
+        self.asked.put(request)
+        return pb.TokenizeResponse(token_ids=[1, 2])
+
+    def GetModelInfo(self, request, context):  # noqa: N802
+        if self.num_unavailable:
+            self.num_unavailable -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "loading")
+        return pb.GetModelInfoResponse(name="m", eos_token_ids=[2], max_context_tokens=9, has_chat_template=True)
+
+    def Abort(self, request, context):  # noqa: N802
+        context.abort(grpc.StatusCode.NOT_FOUND, f"no {request.request_id}")
+
+    def GetStatus(self, request, context):  # noqa: N802
+        return pb.GetStatusResponse(num_waiting=3, prefill_connected=True, tokens_per_s=1.5)
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    recorder = Recorder()
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    pb_grpc.add_GatewayServiceServicer_to_server(recorder, server)
+    recorder.address = f"unix:{tmp_path}/c.sock"
+    server.add_insecure_port(recorder.address)
+    server.start()
+    yield recorder
+    recorder.ended.set()
+    server.stop(0).wait()
+
+
+@pytest.fixture
+def client(recorder):
+    with Client(recorder.address) as client:
+        yield client
+
+
+def test_generate_streams_and_closing_cancels(recorder, client):
+    top = common_pb2.TopLogprob(token_id=8, logprob=-0.5)
+    logprobs = [pb.TokenLogprobs(token_id=7, logprob=-1.0, top=[top])]
+    recorder.pieces = [
+        pb.GenerateResponse(request_id="r", index=1, text_delta="é", token_ids=[7], logprobs=logprobs),
+        pb.GenerateResponse(request_id="r", finish_reason=1, matched_stop="END", usage=USAGE),
+    ]
+    pieces = client.generate(
+        "hi", request_id="r", priority=2, timeout_s=30, temperature=0.5, stop="END", seed=None, n=2
+    )
+    first, last = next(pieces), next(pieces)
+    asked = recorder.asked.get()
+    assert (asked.text, asked.request_id, asked.priority) == ("hi", "r", 2)
+    expected = pb.SamplingParams(temperature=0.5, stop=["END"], n=2)
+    assert asked.sampling == expected
+    assert (first.index, first.text_delta, first.token_ids, first.usage) == (1, "é", (7,), None)
+    assert first.logprobs[0].top == (TopLogprob(8, -0.5),)
+    assert (last.finish_reason, last.matched_stop) == (FinishReason.STOP, "END")
+    assert last.usage.num_cached_tokens == 1
+    recorder.ended.clear()
+    pieces.close()
+    assert recorder.ended.wait(20), "the server sees the cancellation"
+
+
+def test_generate_once_with_token_ids(recorder, client):
+    (answer,) = client.generate_once([5, 6], stop=["a", "b"], logit_bias={3: -1.0}, stop_token_ids=[9], ignore_eos=True)
+    request = recorder.asked.get().request
+    assert list(request.token_ids.ids) == [5, 6]
+    assert list(request.sampling.stop) == ["a", "b"]
+    assert dict(request.sampling.logit_bias) == {3: -1.0}
+    assert (list(request.sampling.stop_token_ids), request.sampling.ignore_eos) == ([9], True)
+    assert not request.sampling.HasField("temperature")
+    assert (answer.request_id, answer.index, answer.text, answer.token_ids) == ("r", 1, "x", (4,))
+    assert answer.finish_reason is FinishReason.LENGTH
+
+
+def test_chat_and_tokenize(recorder, client):
+    recorder.pieces = [pb.GenerateResponse(text_delta="a"), pb.GenerateResponse(text_delta="b", finish_reason=1)]
+    messages = [{"role": "user", "content": "hi"}]
+    assert "".join(piece.text_delta for piece in client.chat(messages, max_tokens=3)) == "ab"
+    asked = recorder.asked.get()
+    assert [(message.role, message.content) for message in asked.messages] == [("user", "hi")]
+    assert asked.sampling.max_tokens == 3
+    assert client.tokenize("x") == (1, 2)
+    assert recorder.asked.get().text == "x"
+    assert client.tokenize(messages) == (1, 2)
+    assert recorder.asked.get().conversation.messages[0].content == "hi"
+
+
+def test_status_and_model(client):
+    status = client.status()
+    assert (status.num_waiting, status.prefill_connected, status.tokens_per_s) == (3, True, 1.5)
+    info = client.model_info()
+    assert (info.name, info.eos_token_ids, info.max_context_tokens, info.has_chat_template) == ("m", (2,), 9, True)
+
+
+def test_calls_with_one_answer_are_tried_again(recorder, client):
+    recorder.num_unavailable = 2
+    assert client.model_info().name == "m"
+    assert recorder.num_unavailable == 0
+
+
+def test_errors_are_tandems(recorder, client):
+    with pytest.raises(errors.TandemError, match="no nobody"):
+        client.abort("nobody")
+    with pytest.raises(errors.DeadlineError):
+        list(client.generate("x", timeout_s=0.05))
+    with Client(f"{recorder.address}-absent") as absent, pytest.raises(errors.NotReadyError):
+        list(absent.generate("x"))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "field"),
+    [({"top_k": "many"}, "top_k"), ({"max_tokens": 2**40}, "max_tokens"), ({"stop_token_ids": [-1]}, "stop_token_ids")],
+)
+def test_a_value_that_no_field_can_hold_names_it(client, sampling, field):
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        client.generate("x", **sampling)
+    assert caught.value.field == f"sampling.{field}"
+
+
+def test_what_cannot_be_sent_is_refused_by_name(client):
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        client.generate("lone \udc80")
+    assert caught.value.field == "text"
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        client.chat([{"role": "user", "content": "ok"}, {"role": "user", "content": "\ud800"}])
+    assert caught.value.field == "messages[1].content"
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        client.generate([-1])
+    assert caught.value.field == "token_ids"
+    with pytest.raises(TypeError, match="temprature"):
+        client.generate("x", temprature=1.0)
+
+
+def test_the_public_names():
+    assert sorted(tandem.client.__all__) == [
+        "Answer",
+        "Client",
+        "ModelInfo",
+        "Piece",
+        "ServerStatus",
+        "TokenLogprob",
+        "Usage",
+    ]
+    methods = [name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")]
+    assert methods == ["abort", "chat", "close", "generate", "generate_once", "model_info", "status", "tokenize"]
