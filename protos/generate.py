@@ -6,6 +6,7 @@ stubs lie. ``--check`` writes nothing and fails when a committed stub differs fr
 """
 
 import filecmp
+import os
 import re
 import subprocess
 import sys
@@ -28,10 +29,12 @@ def generate(target: Path) -> None:
         subprocess.run(
             [
                 sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"-I{include}",
-                f"--python_out={out}", f"--grpc_python_out={out}", f"--mypy_out={out}", f"--mypy_grpc_out={out}",
+                f"--python_out={out}", f"--grpc_python_out={out}",
+                f"--mypy_out=quiet:{out}", f"--mypy_grpc_out=quiet:{out}",
                 *sources,
             ],
             check=True,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         )  # fmt: skip
         for path in sorted(out.rglob("*.py*")):
             place = target / path.relative_to(out / "tandem")

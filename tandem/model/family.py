@@ -10,8 +10,8 @@ from typing import Protocol
 
 import torch
 
-from tandem.model.config import ModelConfig
 from tandem.model.batch import ForwardBatch
+from tandem.model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from tandem.clock import Clock, MonotonicClock
 from tandem.config.settings import PhaseConfig
-from tandem.device.cpu.affinity import CpuAffinityBackend
 from tandem.device.cpu.memory import MemfdImporter
 from tandem.device.partition import PartitionBackend
+from tandem.device.partition_backends import make_partition_backend
 from tandem.kv.store import MemoryStore
 from tandem.phase.crew import Crew
 from tandem.phase.door import Door
@@ -68,7 +68,7 @@ async def run_phase(service: PhaseService[ResultT], config: PhaseConfig, stop: a
     """
     registry = CollectorRegistry()
     metrics_server = start_metrics_server(registry, config.metrics_port, config.metrics_host)
-    backend = CpuAffinityBackend()
+    backend = make_partition_backend(config.partition_backend)
     client = MemdClient(config.socket("memd"))
     link = ControllerLink(config.socket("controller"), service.phase, os.getpid(), backend.name)
     metrics = PhaseMetrics.create(registry, service.phase)

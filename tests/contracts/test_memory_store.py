@@ -49,7 +49,7 @@ def remote(memd: LocalMemd, client: MemdClient, stack: AsyncExitStack) -> Subjec
 
         async def detach() -> None:
             await attachment.detach()
-            while memd.store.is_attached(attachment.holder_id):  # noqa: ASYNC110 - memd hears of it in its own time
+            while memd.store.is_attached(attachment.holder_id):
                 await asyncio.sleep(0)
 
         return Holder(attachment.holder_id, attachment.next_reclaim, detach)

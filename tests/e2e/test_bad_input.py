@@ -85,9 +85,7 @@ def test_invalid_utf8_is_refused(system, stub):
 
 def test_a_request_id_cannot_run_twice(stub):
     first = stub.Generate(
-        pb.GenerateRequest(
-            request_id="twin", text="a", sampling=pb.SamplingParams(max_tokens=200, ignore_eos=True)
-        )
+        pb.GenerateRequest(request_id="twin", text="a", sampling=pb.SamplingParams(max_tokens=200, ignore_eos=True))
     )
     next(iter(first))
     error = refusal(stub.Generate(pb.GenerateRequest(request_id="twin", text="b")))

@@ -76,7 +76,7 @@ def phases(memd: Deployment, count: int, num_blocks: int = 6) -> Iterator[list[s
 
 async def until(client: MemdClient, holds) -> object:
     """Statistics once `holds` of them; the test's own time limit bounds it."""
-    while not holds(statistics := await client.statistics()):  # noqa: ASYNC110 - memd hears of it in its own time
+    while not holds(statistics := await client.statistics()):
         await asyncio.sleep(0.002)
     return statistics
 

@@ -80,7 +80,7 @@ def detail(error, kind):
 
 async def until(condition):
     """Lets the loop run until the condition holds; the test's own time limit bounds it."""
-    while not condition():  # noqa: ASYNC110 - of things that know of no events
+    while not condition():
         await asyncio.sleep(0.001)
 
 

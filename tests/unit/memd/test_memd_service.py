@@ -86,7 +86,7 @@ async def test_closing_the_client_ends_its_attachments(memd, client):
     await client.lease_blocks(attachment.holder_id, 4)
     await client.close()
     await attachment.ended.wait()
-    while memd.store.is_attached(attachment.holder_id):  # noqa: ASYNC110 - memd hears of it in its own time
+    while memd.store.is_attached(attachment.holder_id):
         await asyncio.sleep(0.001)
     assert memd.store.current_statistics().num_free_blocks == 16
     await attachment.detach()

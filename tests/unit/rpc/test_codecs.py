@@ -65,9 +65,7 @@ outputs = st.builds(
     logprobs=st.none() | logprobs,
     finish_reason=st.sampled_from(FinishReason),
 )
-drops = st.builds(
-    SequenceDropped, lease_id=uint64s, reason=st.sampled_from(DropReason), message=st.text(max_size=20)
-)
+drops = st.builds(SequenceDropped, lease_id=uint64s, reason=st.sampled_from(DropReason), message=st.text(max_size=20))
 prefilleds = st.builds(Prefilled, output=outputs, wait_ms=floats, compute_ms=floats, num_cached_tokens=uint32s)
 
 

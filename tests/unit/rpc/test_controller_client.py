@@ -52,7 +52,7 @@ def observation(number: int) -> RequestObservation:
 async def until(condition, timeout_s=20.0):
     """What the background tasks bring about is seen soon; the limit only ends a test that fails."""
     async with asyncio.timeout(timeout_s):
-        while not (value := condition()):  # noqa: ASYNC110
+        while not (value := condition()):
             await asyncio.sleep(0.005)
     return value
 
