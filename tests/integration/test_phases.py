@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -43,21 +44,46 @@ NUM_TOKENS = 24
 PHASES = ("prefill", "decode")
 
 
-@pytest.fixture
-def system(tiny_model_dir: Callable[[str], Path]) -> Iterator[Deployment]:
-    """Nothing is running yet."""
+SETTINGS: dict[str, dict[str, object]] = {
+    "memd": {"kv-bytes": 2 << 20, "dtype": "float32"},
+    "prefill": {"chunk-tokens": 16, "spare-blocks": 8},
+    "decode": {"spare-blocks": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def processes(tiny_model_dir: Callable[[str], Path]) -> Iterator[Deployment]:
+    """memd and the phases, which were started before it and said that they wait."""
     run_dir = Path(tempfile.mkdtemp(prefix="tdm"))
-    settings = {
-        "memd": {"kv-bytes": 2 << 20, "dtype": "float32"},
-        "prefill": {"chunk-tokens": 16, "spare-blocks": 8},
-        "decode": {"spare-blocks": 8},
-    }
-    deployment = Deployment(run_dir, str(tiny_model_dir("llama")), settings)
+    deployment = Deployment(run_dir, str(tiny_model_dir("llama")), SETTINGS)
     try:
+        deployment.start(*PHASES)
+        for phase in PHASES:
+            wait_for_log(deployment, phase, '"memd.waiting"')
+            assert not serving(deployment.socket(phase), SERVICE_NAMES[phase])
+        deployment.start("memd")
         yield deployment
     finally:
         deployment.close()
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+@pytest.fixture
+def system(processes: Deployment) -> Deployment:
+    """Everything is running, whatever the test before has ended."""
+    processes.settings = SETTINGS
+    for service in ("memd", *PHASES):
+        if processes.processes[service].poll() is not None:
+            processes.start(service)
+    processes.wait_serving("memd", *PHASES)
+    return processes
+
+
+def wait_for_log(deployment: Deployment, service: str, event: str) -> None:
+    deadline = time.monotonic() + 60
+    while event not in deployment.log(service):
+        assert time.monotonic() < deadline, f"{service} has not logged {event}"
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -167,22 +193,17 @@ async def connected(system: Deployment) -> AsyncIterator[Client]:
 
 async def settled(memd: MemdClient) -> StorageStatistics:
     """The pool when nobody holds a sequence any more."""
-    async with asyncio.timeout(20):
-        while (statistics := await memd.statistics()).num_sequences:
-            await asyncio.sleep(0.02)
-    return statistics
+    for _ in range(1000):
+        statistics = await memd.statistics()
+        if statistics.num_sequences == 0:
+            return statistics
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"leases are left: {statistics}")
 
 
-async def test_phases_wait_for_memd_then_answer_as_transformers_does(
+async def test_phases_that_waited_for_memd_answer_as_transformers_does(
     system: Deployment, expected: dict[int, list[int]]
 ) -> None:
-    system.start(*PHASES)
-    for phase in PHASES:
-        while '"memd.waiting"' not in system.log(phase):
-            await asyncio.sleep(0.05)
-        assert not serving(system.socket(phase), SERVICE_NAMES[phase])
-    system.start("memd")
-    system.wait_serving("memd", *PHASES)
     async with connected(system) as client:
         for number, prompt in PROMPTS.items():
             await client.submit(number, prompt)
@@ -195,8 +216,6 @@ async def test_phases_wait_for_memd_then_answer_as_transformers_does(
 
 
 async def test_a_fork_reuses_the_prompts_blocks(system: Deployment, expected: dict[int, list[int]]) -> None:
-    system.start("memd", *PHASES)
-    system.wait_serving("memd", *PHASES)
     async with connected(system) as client:
         await client.submit(2, PROMPTS[2])
         await client.read_prefill()
@@ -212,8 +231,6 @@ async def test_a_fork_reuses_the_prompts_blocks(system: Deployment, expected: di
 async def test_a_killed_decode_is_back_without_loading_weights(
     system: Deployment, expected: dict[int, list[int]]
 ) -> None:
-    system.start("memd", *PHASES)
-    system.wait_serving("memd", *PHASES)
     for attempt in range(2):
         async with connected(system) as client:
             await client.submit(1, PROMPTS[1])
@@ -227,8 +244,6 @@ async def test_a_killed_decode_is_back_without_loading_weights(
 
 
 async def test_an_abort_ends_a_sequence_in_decode_and_its_blocks_are_free(system: Deployment) -> None:
-    system.start("memd", *PHASES)
-    system.wait_serving("memd", *PHASES)
     async with connected(system) as client:
         await client.submit(1, PROMPTS[1], max_tokens=400)
         await client.read_prefill()
@@ -240,9 +255,10 @@ async def test_an_abort_ends_a_sequence_in_decode_and_its_blocks_are_free(system
 
 
 async def test_a_draining_decode_hands_back_what_it_cannot_finish(system: Deployment) -> None:
-    system.settings = {**system.settings, "decode": {"drain-timeout-s": 0.05}}
-    system.start("memd", *PHASES)
-    system.wait_serving("memd", *PHASES)
+    system.settings = {**SETTINGS, "decode": {"drain-timeout-s": 0.05}}
+    system.terminate("decode")
+    system.start("decode")
+    system.wait_serving("decode")
     async with connected(system) as client:
         await client.submit(1, PROMPTS[1], max_tokens=480)
         await client.read_prefill()
@@ -255,9 +271,7 @@ async def test_a_draining_decode_hands_back_what_it_cannot_finish(system: Deploy
 
 
 async def test_the_end_of_memd_ends_the_phases_and_a_wrong_dtype_is_refused(system: Deployment) -> None:
-    system.start("memd", *PHASES)
-    system.wait_serving("memd", *PHASES)
-    system.settings = {**system.settings, "decode": {"dtype": "bfloat16"}}
+    system.settings = {**SETTINGS, "decode": {"dtype": "bfloat16"}}
     system.kill("decode")
     system.start("decode")
     assert system.processes["decode"].wait(60) == 1
