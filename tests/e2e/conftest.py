@@ -93,7 +93,7 @@ def started_engine(data_dir: Path) -> Iterator[Engine]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         engine = Engine({**client_environ(), "DOCKER_HOST": f"unix://{run_dir}/docker.sock"})
         command = ["dockerd", "--host", engine.environ["DOCKER_HOST"], "--pidfile", f"{data_dir}/pid"]
-        command += ["--data-root", f"{data_dir}/data", "--exec-root", f"{run_dir}/exec"]
+        command += ["--data-root", f"{data_dir}/data", "--exec-root", f"{run_dir}/exec", "--bridge", "none"]
         daemon = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             wait_for_engine(engine, daemon, run_dir / "log")

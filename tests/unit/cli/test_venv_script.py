@@ -49,7 +49,7 @@ def test_no_usable_python_is_said_with_the_remedy(machine):
 
 
 def test_a_shim_that_fails_is_passed_over(machine):
-    result = machine(python3_12="exit 127", python3_11=pretends("3.11.9"), python3=pretends("3.12.1"))
+    result = machine(python3="exit 127", python3_11=pretends("3.11.9"), python3_12=pretends("3.12.1"))
     assert "made by 3.11.9" in result.stdout
 
 
