@@ -102,6 +102,8 @@ def started_engine(data_dir: Path) -> Iterator[Engine]:
         finally:
             daemon.terminate()
             daemon.wait()
+            for leftover in run_dir.glob("exec/netns/*"):  # dockerd leaves the host's namespace mounted
+                subprocess.run(["umount", leftover], check=False)
             shutil.rmtree(run_dir, ignore_errors=True)
 
 
