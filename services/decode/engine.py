@@ -38,7 +38,7 @@ class DecodeEngine:
         self._progress_s = outfit.clock.now()
 
     def start(self) -> None:
-        """Spawns the step loop into the outfit's crew."""
+        """Takes part in the process's steps from now on."""
         self._frame.start(self)
 
     async def drain(self, timeout_s: float) -> None:

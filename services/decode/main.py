@@ -6,7 +6,8 @@ import sys
 from services.decode.engine import DecodeEngine
 from services.decode.service import SERVICE_NAME, register
 from tandem.config.settings import DecodeConfig
-from tandem.phase.process import PhaseService, run_phase
+from tandem.phase.joint import JointWork
+from tandem.phase.process import PhaseService, run_phases
 from tandem.rpc.server import service_main
 from tandem.types import DecodeResult, Phase
 
@@ -14,7 +15,7 @@ from tandem.types import DecodeResult, Phase
 async def serve(config: DecodeConfig, stop: asyncio.Event) -> int:
     """Serves until `stop`, or until memd is gone; the exit status."""
     service: PhaseService[DecodeResult] = PhaseService(Phase.DECODE, SERVICE_NAME, register, DecodeEngine)
-    return await run_phase(service, config, stop)
+    return await run_phases([service], JointWork(), config, stop)
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ Who is admitted and how a step is shared is decided by `tandem.scheduler.prefill
 blocks; its token is said only when memd knows that its KV is complete, for decode may take over from then on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -44,16 +44,17 @@ class _Sealing:
 class PrefillEngine:
     """Carries out the plans; everything but the steps themselves happens on the loop."""
 
-    def __init__(self, outfit: Outfit, chunk_tokens: int) -> None:
+    def __init__(self, outfit: Outfit, budget: Callable[[], int]) -> None:
+        """`budget` is asked for the tokens that the next step's chunks may have together."""
         self._outfit = outfit
-        self._chunk_tokens = chunk_tokens
+        self._budget = budget
         self._frame: EngineFrame[Prefilled, PrefillResult] = EngineFrame(Phase.PREFILL, outfit, PrefillResult)
         self._roster = self._frame.roster
         self._leases = self._frame.leases
         self._batch: list[_Running] = []
 
     def start(self) -> None:
-        """Spawns the step loop into the outfit's crew."""
+        """Takes part in the process's steps from now on."""
         self._frame.start(self)
 
     async def drain(self, timeout_s: float) -> None:
@@ -81,7 +82,7 @@ class PrefillEngine:
         self._roster.settle()
         self._admit()
         running = {sequence.lease_id: sequence for sequence in self._roster.in_state(SequenceState.RUNNING)}
-        chunks = share_budget([_running_view(sequence) for sequence in running.values()], self._chunk_tokens)
+        chunks = share_budget([_running_view(sequence) for sequence in running.values()], self._budget())
         self._batch = [_Running(running[chunk.lease_id], chunk.num_tokens) for chunk in chunks]
         return [self._part(part) for part in self._batch]
 

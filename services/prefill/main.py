@@ -2,21 +2,22 @@
 
 import asyncio
 import sys
-from functools import partial
 
 from services.prefill.engine import PrefillEngine
 from services.prefill.service import SERVICE_NAME, register
 from tandem.config.settings import PrefillConfig
-from tandem.phase.process import PhaseService, run_phase
+from tandem.phase.joint import JointWork
+from tandem.phase.process import PhaseService, run_phases
 from tandem.rpc.server import service_main
 from tandem.types import Phase, PrefillResult
 
 
 async def serve(config: PrefillConfig, stop: asyncio.Event) -> int:
     """Serves until `stop`, or until memd is gone; the exit status."""
-    make_engine = partial(PrefillEngine, chunk_tokens=config.chunk_tokens)
-    service: PhaseService[PrefillResult] = PhaseService(Phase.PREFILL, SERVICE_NAME, register, make_engine)
-    return await run_phase(service, config, stop)
+    service: PhaseService[PrefillResult] = PhaseService(
+        Phase.PREFILL, SERVICE_NAME, register, lambda outfit: PrefillEngine(outfit, lambda: config.chunk_tokens)
+    )
+    return await run_phases([service], JointWork(), config, stop)
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import click
 
 from tandem.config.load import ENV_CONFIG_FILE, MAX_SOCKET_PATH_BYTES, load_config
-from tandem.config.settings import SERVICES, GatewayConfig
+from tandem.config.settings import MODES, SERVICES, GatewayConfig
 from tandem.errors import ConfigError
 
 LONGEST_SOCKET_NAME = "supervisor.sock.1234567"
@@ -26,11 +26,12 @@ class Overrides:
     run_dir: Path | None = None
     model: str | None = None
     port: int | None = None
+    mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Five services that share a run directory. Every path is absolute: the services run in another folder."""
+    """Services that share a run directory. Every path is absolute: the services run in another folder."""
 
     model: str
     cache_dir: Path
@@ -38,6 +39,11 @@ class Deployment:
     port: int | None  # given on the command line
     gateway: GatewayConfig
     drain_timeouts_s: Mapping[str, float]  # by service
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Those of its mode, in the order in which they should end."""
+        return MODES[self.gateway.mode]
 
     @property
     def run_dir(self) -> Path:
@@ -81,7 +87,7 @@ def gateway_address(deployment: Deployment, address: str | None) -> str:
 
 
 def resolve(overrides: Overrides, environ: Mapping[str, str]) -> Deployment:
-    """The deployment as all five services will see it. ConfigError names the key that any of them would refuse."""
+    """The deployment as all services will see it. ConfigError names the key that any of them would refuse."""
     configs = {service: load_config(service, _argv(service, overrides), environ) for service in SERVICES}
     gateway = load_config("gateway", _argv("gateway", overrides), environ)
     config_file = overrides.config_file or environ.get(ENV_CONFIG_FILE)
@@ -114,6 +120,7 @@ def _argv(service: str, overrides: Overrides) -> list[str]:
         "--config": overrides.config_file,
         "--run-dir": overrides.run_dir,
         "--model": overrides.model,
+        "--mode": overrides.mode,
         "--port": overrides.port if service == "gateway" else None,
     }
     return [part for flag, value in given.items() if value is not None for part in (flag, str(value))]

@@ -1,18 +1,11 @@
-"""grpc.health.v1 of the five services."""
+"""grpc.health.v1 of the services."""
 
-from collections.abc import Mapping
 from enum import StrEnum
 
 from tandem.cli.deployment import Deployment
-from tandem.rpc.health_probe import probe
+from tandem.config.settings import sockets_of
+from tandem.rpc.health_probe import HEALTH_NAMES, probe
 
-HEALTH_NAMES: Mapping[str, str] = {
-    "memd": "tandem.memd.v1.MemoryService",
-    "prefill": "tandem.prefill.v1.PrefillService",
-    "decode": "tandem.decode.v1.DecodeService",
-    "controller": "tandem.controller.v1.ControllerService",
-    "gateway": "tandem.gateway.v1.GatewayService",
-}
 PROBE_TIMEOUT_S = 1.0
 
 
@@ -24,11 +17,12 @@ class Health(StrEnum):
     UNREACHABLE = "UNREACHABLE"  # also: does not know the service
 
 
-def probe_all(deployment: Deployment) -> dict[str, Health]:
-    """Every service's health, by service."""
-    return {service: _health(deployment.address(service), name) for service, name in HEALTH_NAMES.items()}
+def probe_service(deployment: Deployment, service: str) -> Health:
+    """The worst of what it says on each of its sockets."""
+    told = {_probe(deployment.address(name), HEALTH_NAMES[name]) for name in sockets_of(service)}
+    return next(health for health in (Health.UNREACHABLE, Health.NOT_SERVING, Health.SERVING) if health in told)
 
 
-def _health(address: str, service_name: str) -> Health:
+def _probe(address: str, service_name: str) -> Health:
     status = probe(address, service_name, PROBE_TIMEOUT_S)
     return Health(status) if status in set(Health) else Health.UNREACHABLE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from tandem.cli.supervision import STOP_ORDER
+from tandem.config.settings import MODES, sockets_of
 
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -27,7 +27,8 @@ def listener_pid(path: Path) -> int | None:
 
 def find(run_dir: Path) -> list[psutil.Process]:
     """The services that listen in the run directory, in the order in which they should stop."""
-    pids = [listener_pid(run_dir / f"{service}.sock") for service in STOP_ORDER]
+    names = dict.fromkeys(name for services in MODES.values() for each in services for name in sockets_of(each))
+    pids = dict.fromkeys(listener_pid(run_dir / f"{name}.sock") for name in names)
     return [psutil.Process(pid) for pid in pids if pid is not None and psutil.pid_exists(pid)]
 
 

@@ -18,8 +18,9 @@ from tandem.cli.deployment import Deployment, Overrides, deployment_options, mak
 from tandem.cli.first_answer import show_first_answer
 from tandem.cli.output import new_console
 from tandem.cli.readiness import last_words, look, shown_on, wait_until_serving
-from tandem.cli.supervision import KILL_MARGIN_S, STOP_ORDER, DaemonState, Supervisor, render_conf
+from tandem.cli.supervision import KILL_MARGIN_S, DaemonState, Supervisor, render_conf
 from tandem.clock import MonotonicClock
+from tandem.config.settings import MODES, SERVICES
 from tandem.errors import ConfigError, NotReadyError
 from tandem.model.default_model import fetch_default_model
 
@@ -31,11 +32,20 @@ POLL_S = 0.25
 @deployment_options
 @click.option("--model", help="default, a GGUF file, a Hugging Face folder, or random:CONFIG.JSON.")
 @click.option("--port", type=click.IntRange(0, 65535), help="TCP port of the gateway; 0 takes any free one.")
+@click.option("--mode", type=click.Choice(list(MODES)), help="One process for each phase (default), or both in one.")
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C or SIGTERM, then end everything.")
-def up(config_file: Path | None, run_dir: Path | None, model: str | None, port: int | None, foreground: bool) -> None:
-    """Start the five services, wait until they serve, and show one answer."""
+def up(
+    *,
+    config_file: Path | None,
+    run_dir: Path | None,
+    model: str | None,
+    port: int | None,
+    mode: str | None,
+    foreground: bool,
+) -> None:
+    """Start all services, wait until they serve, and show one answer."""
     console = new_console()
-    deployment = resolve(Overrides(config_file, run_dir, model, port), os.environ)
+    deployment = resolve(Overrides(config_file, run_dir, model, port, mode), os.environ)
     supervisor = Supervisor(deployment.run_dir)
     with _ended_on_exit(deployment, supervisor, console) if foreground else contextlib.nullcontext():
         _bring_up(deployment, supervisor, console)
@@ -54,13 +64,16 @@ def down(config_file: Path | None, run_dir: Path | None) -> None:
 
 
 @click.command()
-@click.argument("service", type=click.Choice(sorted(STOP_ORDER)))
+@click.argument("service", type=click.Choice(sorted(SERVICES)))
 @deployment_options
 def restart(service: str, config_file: Path | None, run_dir: Path | None) -> None:
     """Stop one service, start it again, and wait until everything serves."""
     console = new_console()
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
     supervisor = Supervisor(deployment.run_dir)
+    running = supervisor.processes()
+    if service not in running:
+        raise ConfigError("SERVICE", f"{service} is no part of this deployment; there are {', '.join(sorted(running))}")
     started_s = time.monotonic()
     with console.status(f"stopping {service}"):
         supervisor.stop_service(service)
@@ -99,7 +112,7 @@ def _ensure_started(deployment: Deployment, supervisor: Supervisor, console: Con
         with console.status("waiting for the last one to end"):
             supervisor.wait_ended(_end_timeout_s(deployment))
     _end_leftovers(deployment, console)
-    console.print(f"starting five services in {deployment.run_dir}")
+    console.print(f"starting {len(deployment.services)} services in {deployment.run_dir}")
     supervisor.start(conf)
     return True
 

@@ -1,4 +1,4 @@
-"""Waiting until all five services serve: what is looked at, when it is given up, and what is shown meanwhile.
+"""Waiting until all services serve: what is looked at, when it is given up, and what is shown meanwhile.
 
 `judge` decides over what was seen; `wait_until_serving` looks, shows and sleeps.
 """
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tandem.cli import events, health
 from tandem.cli.deployment import Deployment
-from tandem.cli.health import HEALTH_NAMES, Health
+from tandem.cli.health import Health
 from tandem.cli.supervision import ProcessView, Supervisor, log_path
 from tandem.clock import Clock
 from tandem.errors import NotReadyError
@@ -106,10 +106,9 @@ def wait_until_serving(
 def look(deployment: Deployment, supervisor: Supervisor) -> dict[str, ServiceView]:
     """Every service now. NotReadyError when nothing runs."""
     processes = supervisor.processes()
-    healths = health.probe_all(deployment)
     return {
-        service: ServiceView(healths[service], processes[service], _news(deployment, processes[service]))
-        for service in HEALTH_NAMES
+        service: ServiceView(health.probe_service(deployment, service), process, _news(deployment, process))
+        for service, process in sorted(processes.items())
     }
 
 

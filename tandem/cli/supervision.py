@@ -1,4 +1,4 @@
-"""The five services under supervisord: its configuration, its daemon, and its XML-RPC over a unix socket.
+"""The services under supervisord: its configuration, its daemon, and its XML-RPC over a unix socket.
 
 supervisord restarts what dies, rotates the logs and, when it ends, stops the services by falling priority, each
 when the one before has drained: the gateway first, so that the phases finish what was accepted, memd last.
@@ -24,9 +24,9 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 
 import tandem
 from tandem.cli.deployment import Deployment
+from tandem.config.environment import SERVICE_ENVIRONMENT
 from tandem.errors import ConfigError, NotReadyError
 
-STOP_ORDER = ("gateway", "prefill", "decode", "controller", "memd")
 CONF_NAME = "supervisord.conf"
 SOCKET_NAME = "supervisor.sock"
 START_SECS = 5  # a service that dies sooner is restarted with growing delays, later ones at once
@@ -34,11 +34,6 @@ START_RETRIES = 1000
 KILL_MARGIN_S = 10  # beyond the drain, before SIGKILL
 POLL_S = 0.1
 BOOT_TIMEOUT_S = 15.0
-ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "passive",  # spinning barriers of two phases on shared cores collapse
-    "PYTHONUNBUFFERED": "1",
-    "GRPC_ENABLE_FORK_SUPPORT": "false",  # children are other programs; its handlers only warn
-}
 
 _MAIN_SECTIONS = """\
 [supervisord]
@@ -80,7 +75,7 @@ stdout_logfile_backups = 3
 
 def render_conf(deployment: Deployment) -> str:
     """supervisord.conf of the deployment, to lie in its run directory."""
-    return _MAIN_SECTIONS + "".join(_program(deployment, service) for service in STOP_ORDER)
+    return _MAIN_SECTIONS + "".join(_program(deployment, service) for service in deployment.services)
 
 
 def log_path(run_dir: Path, service: str) -> Path:
@@ -93,8 +88,8 @@ def _program(deployment: Deployment, service: str) -> str:
     return _PROGRAM_SECTION.format(
         service=service,
         command=" ".join(_quoted(part) for part in argv),
-        environment=",".join(f'{key}="{value}"' for key, value in ENVIRONMENT.items()),
-        priority=100 * (len(STOP_ORDER) - STOP_ORDER.index(service)),
+        environment=",".join(f'{key}="{value}"' for key, value in SERVICE_ENVIRONMENT.items()),
+        priority=100 * (len(deployment.services) - deployment.services.index(service)),
         startsecs=START_SECS,
         startretries=START_RETRIES,
         stopwaitsecs=ceil(deployment.drain_timeouts_s[service]) + KILL_MARGIN_S,

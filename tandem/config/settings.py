@@ -18,6 +18,20 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+Mode = Literal["semi-pd", "colocated"]
+
+MODES: dict[Mode, tuple[str, ...]] = {
+    "semi-pd": ("gateway", "prefill", "decode", "controller", "memd"),
+    "colocated": ("gateway", "colocated", "controller", "memd"),
+}
+"""The services of a deployment, in the order in which they should end."""
+
+
+def sockets_of(service: str) -> tuple[str, ...]:
+    """On whose sockets a service answers: its own, but the colocated one on both phases'."""
+    return ("prefill", "decode") if service == "colocated" else (service,)
+
+
 def default_run_dir() -> Path:
     """Short, private to the user: unix socket paths end at 107 bytes."""
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
@@ -35,6 +49,7 @@ class CommonConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    mode: Mode = Field("semi-pd", description="one process for each phase, or both colocated in one")
     model: str = Field(
         "default", description="default, a GGUF file, a Hugging Face folder, or random:<path of a config.json>"
     )
@@ -86,6 +101,12 @@ class DecodeConfig(PhaseConfig):
     """The decode phase."""
 
 
+class ColocatedConfig(PhaseConfig):
+    """Both phases in one process: chunked prefill mixed into decode batches, on the whole device."""
+
+    step_tokens: Positive = Field(512, description="token budget of a step; decode's rows come first")
+
+
 class ControllerConfig(CommonConfig):
     """The controller."""
 
@@ -114,6 +135,7 @@ SERVICES: dict[str, type[CommonConfig]] = {
     "memd": MemdConfig,
     "prefill": PrefillConfig,
     "decode": DecodeConfig,
+    "colocated": ColocatedConfig,
     "controller": ControllerConfig,
     "gateway": GatewayConfig,
 }

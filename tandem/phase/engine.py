@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from tandem.phase.leases import Leases
-from tandem.phase.loop import StepLoop, StepWork
+from tandem.phase.loop import StepWork
 from tandem.phase.outfit import Outfit
 from tandem.phase.roster import Roster
 from tandem.phase.session import ItemT, Outbox, ResultT, Session
@@ -31,7 +31,7 @@ class StreamEnd(Protocol[ResultT]):
 
 
 class EngineFrame(Generic[ItemT, ResultT]):
-    """Leases, roster, outbox and loop of one engine, wired to one another.
+    """Leases, roster and outbox of one engine, wired to one another and to the process's steps.
 
     The engine decides (`StepWork`); the frame is how its decisions meet gateways, memd and the step's thread.
     """
@@ -42,8 +42,8 @@ class EngineFrame(Generic[ItemT, ResultT]):
         outfit: Outfit,
         build: Callable[[tuple[ItemT, ...], tuple[SequenceDropped, ...]], ResultT],
     ) -> None:
-        self.wake = asyncio.Event()
-        self.leases = Leases(outfit.store, outfit.holder_id, outfit.supply_policy, self.wake.set)
+        wake = outfit.steps.wake.set
+        self.leases = Leases(outfit.store, outfit.holder_id, outfit.supply_policy, wake)
         self.outbox = Outbox(build)
         self.roster = Roster(
             phase,
@@ -52,24 +52,16 @@ class EngineFrame(Generic[ItemT, ResultT]):
             self.outbox,
             crew=outfit.crew,
             clock=outfit.clock,
-            wake=self.wake.set,
+            wake=wake,
         )
+        self._phase = phase
         self._outfit = outfit
 
     def start(self, work: StepWork) -> None:
-        """Spawns the loop and what runs beside it; a failure of any is the crew's."""
-        outfit = self._outfit
-        loop = StepLoop(
-            work,
-            wake=self.wake,
-            stepper=outfit.stepper,
-            share=outfit.share,
-            reporter=outfit.reporter,
-            clock=outfit.clock,
-        )
-        outfit.crew.spawn(self.leases.supply.run())
-        outfit.crew.spawn(self.leases.updates.run())
-        outfit.crew.spawn(loop.run())
+        """Spawns what runs beside the steps, whose failure is the crew's, and takes part in them."""
+        self._outfit.crew.spawn(self.leases.supply.run())
+        self._outfit.crew.spawn(self.leases.updates.run())
+        self._outfit.steps.enlist(self._phase, work)
 
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing more, lets what is there finish for `timeout_s`, hands the rest back, ends the streams."""

@@ -5,9 +5,9 @@ mapped or leased may be trusted any more.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from enum import Enum
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol
 
 import structlog
 
@@ -117,6 +117,43 @@ class PhaseLife(Generic[ResultT]):
             self._door.shut()
         self._set_serving(state is PhaseState.SERVING)
         _log.info("phase.state", state=state.value)
+
+
+class JointHealth:
+    """One answer for all the lives of a process: it serves when each of them does."""
+
+    def __init__(self, num_lives: int, set_serving: Callable[[bool], None]) -> None:
+        self._num_lives = num_lives
+        self._set_serving = set_serving
+        self._serving: set[str] = set()
+
+    def set(self, name: str, serving: bool) -> None:
+        """What one of them says."""
+        if serving:
+            self._serving.add(name)
+        else:
+            self._serving.discard(name)
+        self._set_serving(len(self._serving) == self._num_lives)
+
+
+async def run_lives(lives: Sequence[PhaseLife[Any]], crew: Crew, stop: asyncio.Event) -> int:
+    """All of them, and with them a process: the first to end but by `stop` ends it. Raises what ended it otherwise."""
+    tasks = [asyncio.get_running_loop().create_task(life.run(stop)) for life in lives]
+    failure = asyncio.ensure_future(crew.failure())
+    try:
+        waiting: set[asyncio.Future[Any]] = {*tasks}
+        while waiting:
+            done, _ = await asyncio.wait({*waiting, failure}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                status = task.result()
+                if status != EXIT_OK:
+                    return int(status)
+            waiting -= done
+        return EXIT_OK
+    finally:
+        for task in (*tasks, failure):
+            task.cancel()
+        await asyncio.gather(*tasks, failure, return_exceptions=True)
 
 
 async def _first_of(*works: Awaitable[object]) -> None:

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from tandem.clock import Clock
 from tandem.kv.store import MemoryStore
 from tandem.phase.crew import Crew
+from tandem.phase.joint import JointWork
 from tandem.phase.limits import PhaseLimits
-from tandem.phase.loop import Reporter
-from tandem.phase.share import ShareKeeper
-from tandem.phase.stepper import Stepper
 from tandem.phase.supply import SupplyPolicy
 from tandem.telemetry.metrics import PhaseMetrics
 
@@ -21,9 +19,7 @@ class Outfit:
     holder_id: int
     limits: PhaseLimits
     supply_policy: SupplyPolicy
-    stepper: Stepper
-    share: ShareKeeper
-    reporter: Reporter
+    steps: JointWork  # of the process: whose steps the engine takes part in
     metrics: PhaseMetrics
     crew: Crew
     clock: Clock

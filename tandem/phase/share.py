@@ -31,6 +31,25 @@ class ControllerPort(Protocol):
         ...
 
 
+class WholeDevice:
+    """Of a process that serves both phases: its steps are reported, and no share is ever assigned to it."""
+
+    def __init__(self, controller: ControllerPort) -> None:
+        self._controller = controller
+
+    def pending(self) -> tuple[int, Split] | None:
+        """Splits are for others."""
+        self._controller.pending()
+        return None
+
+    def report_applied(self, decision_id: int, outcome: Applied | RestartRequired, apply_ms: float) -> None:
+        """Nothing is applied."""
+
+    def report_step(self, step: StepStatistics) -> None:
+        """One step."""
+        self._controller.report_step(step)
+
+
 class ShareKeeper:
     """Applies the latest assignment, in the step's thread: a thread count holds for the thread that set it."""
 

@@ -96,7 +96,7 @@ class PhaseClient:
         self._phase = phase
         self._address = address
         self._wire = _WIRES[phase]
-        self._commands: asyncio.Queue[PhaseCommand] | None = None  # of the open stream
+        self._commands: asyncio.Queue[PhaseCommand | None] | None = None  # of the open stream; None ends it
         self._in_flight: set[int] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -134,7 +134,7 @@ class PhaseClient:
                 await self._stream(channel, listener, connected)
 
     async def _stream(self, channel: grpc.aio.Channel, listener: PhaseListener, connected: Callable[[], None]) -> None:
-        commands: asyncio.Queue[PhaseCommand] = asyncio.Queue()
+        commands: asyncio.Queue[PhaseCommand | None] = asyncio.Queue()
         call = self._wire.open(channel, self._encoded(commands))
         try:
             await call.wait_for_connection()
@@ -144,6 +144,7 @@ class PhaseClient:
             async for message in call:
                 self._receive(self._wire.decode(message), listener)
         finally:
+            commands.put_nowait(None)  # grpc's writing task outlives a call that the peer ended
             call.cancel()
             self._lose(listener)
 
@@ -158,9 +159,10 @@ class PhaseClient:
         _log.warning("phase.lost", phase=self._phase, address=self._address, num_sequences=len(lost))
         listener.phase_lost(self._phase, lost)
 
-    async def _encoded(self, commands: asyncio.Queue[PhaseCommand]) -> AsyncIterator[Any]:
-        while True:
-            yield self._wire.encode(await commands.get())
+    async def _encoded(self, commands: asyncio.Queue[PhaseCommand | None]) -> AsyncIterator[Any]:
+        """Until None."""
+        while (command := await commands.get()) is not None:
+            yield self._wire.encode(command)
 
 
 async def _serving(channel: grpc.aio.Channel) -> bool:

@@ -14,6 +14,7 @@ import grpc
 import pytest
 import torch
 
+from bench.deployment.local import serving
 from tandem.kv.store import StorageStatistics
 from tandem.phase.lifecycle import EXIT_MEMD_LOST
 from tandem.rpc.codecs import (
@@ -36,7 +37,7 @@ from tandem.types import (
     StopSpec,
     Submit,
 )
-from tests.support.deployment import SERVICE_NAMES, Deployment, serving
+from tests.support.deployment import Deployment
 from tests.support.tiny_models import tiny_model
 
 PROMPTS = {1: [5, 9, 200, 31], 2: list(range(40, 103)), 3: [17] * 33}
@@ -60,7 +61,7 @@ def processes(tiny_model_dir: Callable[[str], Path]) -> Iterator[Deployment]:
         deployment.start(*PHASES)
         for phase in PHASES:
             wait_for_log(deployment, phase, '"memd.waiting"')
-            assert not serving(deployment.socket(phase), SERVICE_NAMES[phase])
+            assert not serving(deployment.socket(phase), phase)
         deployment.start("memd")
         yield deployment
     finally:

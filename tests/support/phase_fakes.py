@@ -18,8 +18,9 @@ from tandem.errors import LeaseError, NotFoundError, StaleBlockError, TandemErro
 from tandem.kv.store import SequenceLease, SequenceUpdate, StorageStatistics
 from tandem.model.batch import SequenceRows
 from tandem.phase.crew import Crew
+from tandem.phase.joint import JointWork
 from tandem.phase.limits import PhaseLimits
-from tandem.phase.loop import Reporter
+from tandem.phase.loop import Reporter, StepLoop
 from tandem.phase.outfit import Outfit
 from tandem.phase.session import Session
 from tandem.phase.share import ShareKeeper
@@ -321,8 +322,9 @@ def make_rig(
     ahead_blocks: int = 4,
     max_context_tokens: int = 1000,
     clock: Clock | None = None,
+    steps: JointWork | None = None,
 ) -> Rig:
-    """Surroundings with short retries."""
+    """Surroundings with short retries, and a running step loop unless the engine is to join the `steps` of another."""
     clock = clock or MonotonicClock()
     runner, controller = FakeRunner(slots), FakeController()
     metrics = PhaseMetrics.create(CollectorRegistry(), phase)
@@ -333,13 +335,18 @@ def make_rig(
         holder_id=PREFILL_HOLDER if phase is Phase.PREFILL else DECODE_HOLDER,
         limits=PhaseLimits(max_sequences, BLOCK_SIZE, store.num_blocks - reserve, VOCAB_SIZE, max_context_tokens),
         supply_policy=SupplyPolicy(ahead_blocks, first_retry_s=0.002, last_retry_s=0.01, lean_s=0.005),
-        stepper=stepper,
-        share=ShareKeeper(phase, controller, FakeBackend(), stepper, metrics=metrics, clock=clock),
-        reporter=Reporter(controller, metrics, lambda: 7),
+        steps=steps or JointWork(),
         metrics=metrics,
         crew=crew,
         clock=clock,
     )
+    if steps is None:
+        share = ShareKeeper(phase, controller, FakeBackend(), stepper, metrics=metrics, clock=clock)
+        reporter = Reporter(controller, metrics, lambda: 7)
+        loop = StepLoop(
+            outfit.steps, wake=outfit.steps.wake, stepper=stepper, share=share, reporter=reporter, clock=clock
+        )
+        crew.spawn(loop.run())
     return Rig(runner, controller, metrics, outfit)
 
 

@@ -9,7 +9,8 @@ import pytest
 from supervisor.options import ProcessConfig, ServerOptions
 
 from tandem.cli.deployment import Deployment, Overrides, make_run_dir, resolve
-from tandem.cli.supervision import STOP_ORDER, render_conf
+from tandem.cli.supervision import render_conf
+from tandem.config.settings import MODES
 from tandem.errors import ConfigError
 
 
@@ -36,10 +37,16 @@ def deployment(tmp_path):
 
 def test_five_programs_each_its_own_module(deployment):
     _, programs = read_by_supervisor(deployment)
-    assert set(programs) == set(STOP_ORDER)
+    assert set(programs) == set(MODES["semi-pd"])
     for service, program in programs.items():
         assert command_of(program)[:4] == [sys.executable, "-P", "-m", f"services.{service}.main"]
         assert command_of(program)[4:] == deployment.flags(service)
+
+
+def test_colocated_has_one_process_for_both_phases(tmp_path):
+    deployment = resolve(Overrides(run_dir=tmp_path / "run", mode="colocated"), {})
+    _, programs = read_by_supervisor(deployment)
+    assert set(programs) == {"gateway", "colocated", "controller", "memd"}
 
 
 @pytest.mark.parametrize("name", ["my model", "a %s b", "x #1 ;2", "it's", 'say "no"', "back\\slash", "$HOME", "ünï"])
@@ -75,7 +82,7 @@ def test_only_memd_is_stopped_with_its_children(deployment):
 def test_the_gateway_is_stopped_first_and_memd_last(deployment):
     options, _ = read_by_supervisor(deployment)
     stopped = [group.name for group in sorted(options.process_group_configs, reverse=True)]
-    assert stopped == list(STOP_ORDER)
+    assert stopped == list(MODES["semi-pd"])
 
 
 def test_socket_pid_and_logs_are_in_the_run_dir(deployment):

@@ -72,7 +72,7 @@ def test_unknown_keys_of_the_file_are_refused_by_name(config_file, text, key, hi
     ("name", "hint"),
     [
         ("TANDEM_MEMD_BLOK_SIZE", "TANDEM_MEMD_BLOCK_SIZE"),
-        ("TANDEM_MODLE", "TANDEM_MODEL"),
+        ("TANDEM_RUN_DRI", "TANDEM_RUN_DIR"),
         ("TANDEM_MEMD_MODEL", "TANDEM_MODEL"),
         ("TANDEM_CONFG", "TANDEM_CONFIG"),
     ],

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tandem.config.load import load_config
-from tandem.config.settings import SERVICES, CommonConfig
+from tandem.config.settings import MODES, SERVICES, CommonConfig
 from tandem.rpc.stubs.controller.v1 import controller_pb2
 from tandem.rpc.stubs.decode.v1 import decode_pb2
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2
@@ -25,7 +25,7 @@ PROTOS = {
 }
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
-each_service = pytest.mark.parametrize("service", SERVICES)
+each_service = pytest.mark.parametrize("service", MODES["semi-pd"])
 
 
 def image_environment() -> dict[str, str]:
@@ -47,7 +47,7 @@ def seconds(duration: str) -> float:
 
 
 def test_it_starts_the_five_services_and_no_other():
-    assert set(COMPOSE["services"]) == set(SERVICES)
+    assert set(COMPOSE["services"]) == set(MODES["semi-pd"])
 
 
 @each_service

@@ -2,9 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -33,12 +34,23 @@ class Deployment:
     gateway: FakeGateway
 
 
+Deployed = Callable[..., AbstractAsyncContextManager[Deployment]]
+
+
+@pytest.fixture(params=["apart", "colocated"])
+def deployed(request: pytest.FixtureRequest) -> Deployed:
+    """Two step loops, or one whose steps are both phases'."""
+    return partial(_deployed, colocated=request.param == "colocated")
+
+
 @asynccontextmanager
-async def deployed(num_blocks: int, *, reserve: int = 2, max_sequences: int = 8) -> AsyncIterator[Deployment]:
+async def _deployed(num_blocks: int, *, colocated: bool, reserve: int = 2) -> AsyncIterator[Deployment]:
     store, slots, crew = FakeStore(num_blocks, reserve), Slots(), Crew()
-    prefill_rig = make_rig(Phase.PREFILL, store, slots, crew, max_sequences=max_sequences, ahead_blocks=3)
-    decode_rig = make_rig(Phase.DECODE, store, slots, crew, max_sequences=max_sequences, ahead_blocks=3)
-    prefill, decode = PrefillEngine(prefill_rig.outfit, chunk_tokens=8), DecodeEngine(decode_rig.outfit)
+    decode_rig = make_rig(Phase.DECODE, store, slots, crew, ahead_blocks=3)
+    steps = decode_rig.outfit.steps
+    prefill_rig = make_rig(Phase.PREFILL, store, slots, crew, ahead_blocks=3, steps=steps if colocated else None)
+    prefill = PrefillEngine(prefill_rig.outfit, lambda: max(0, 8 - steps.num_rows) if colocated else 8)
+    decode = DecodeEngine(decode_rig.outfit)
     gateway = FakeGateway(store, prefill, decode)
 
     def ask_the_other(holder_id: int, num_blocks: int) -> None:
@@ -61,7 +73,7 @@ def prompt(seed: int, length: int) -> tuple[int, ...]:
     return tuple((seed * 31 + i * 7) % VOCAB_SIZE for i in range(length))
 
 
-async def test_one_request_through_both_phases() -> None:
+async def test_one_request_through_both_phases(deployed: Deployed) -> None:
     async with deployed(32) as site:
         site.gateway.submit(make_spec(1, prompt(1, 11), max_tokens=15))
         await site.gateway.until_done(1)
@@ -70,7 +82,9 @@ async def test_one_request_through_both_phases() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_more_sequences_than_the_pool_holds_all_end_with_the_tokens_of_a_lone_run(seed: int) -> None:
+async def test_more_sequences_than_the_pool_holds_all_end_with_the_tokens_of_a_lone_run(
+    deployed: Deployed, seed: int
+) -> None:
     chance = random.Random(seed)
     async with deployed(num_blocks=chance.randint(10, 16)) as site:
         lengths = {lease_id: (chance.randint(1, 14), chance.randint(1, 16)) for lease_id in range(1, 13)}
@@ -87,7 +101,7 @@ async def test_more_sequences_than_the_pool_holds_all_end_with_the_tokens_of_a_l
         site.store.check()
 
 
-async def test_preempted_sequences_come_back() -> None:
+async def test_preempted_sequences_come_back(deployed: Deployed) -> None:
     async with deployed(num_blocks=12) as site:
         for lease_id in range(1, 5):
             site.gateway.submit(make_spec(lease_id, prompt(lease_id, 2 * BLOCK_SIZE), max_tokens=5 * BLOCK_SIZE))
@@ -100,7 +114,7 @@ async def test_preempted_sequences_come_back() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_aborts_at_any_moment_disturb_nobody_else(seed: int) -> None:
+async def test_aborts_at_any_moment_disturb_nobody_else(deployed: Deployed, seed: int) -> None:
     chance = random.Random(seed)
     async with deployed(num_blocks=20) as site:
         for lease_id in range(1, 17):
@@ -120,7 +134,7 @@ async def test_aborts_at_any_moment_disturb_nobody_else(seed: int) -> None:
         site.store.check()
 
 
-async def test_idle_phases_keep_no_block_from_one_another() -> None:
+async def test_idle_phases_keep_no_block_from_one_another(deployed: Deployed) -> None:
     async with deployed(num_blocks=8, reserve=0) as site:
         site.gateway.submit(make_spec(1, prompt(1, 7 * BLOCK_SIZE), max_tokens=BLOCK_SIZE))
         await site.gateway.until_done(1)

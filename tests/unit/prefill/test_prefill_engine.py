@@ -79,7 +79,7 @@ async def benches() -> AsyncIterator[Callable[..., Bench]]:
     def make(num_blocks: int = 64, reserve_blocks: int = 0, chunk_tokens: int = 16, **options: Any) -> Bench:
         store, slots, crew = FakeStore(num_blocks, reserve_blocks), Slots(), Crew()
         rig = make_rig(Phase.PREFILL, store, slots, crew, **options)
-        engine = PrefillEngine(rig.outfit, chunk_tokens)
+        engine = PrefillEngine(rig.outfit, lambda: chunk_tokens)
         bench = Bench(store, slots, rig, engine, crew, engine.open_session())
         engine.start()
         crew.spawn(bench.listen())

@@ -1,6 +1,7 @@
 """The Run stream against a real server: commands there, results here, and what is lost named."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -146,6 +147,17 @@ async def test_a_loss_names_what_was_in_flight(link):
     assert await link.listener.next() == ("connected", link.phase), "it comes back by itself"
     link.peer.results.put_nowait(None)
     assert await link.listener.next() == ("lost", frozenset())
+
+
+async def test_a_broken_stream_leaves_nothing_behind(link):
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+    for _ in range(3):
+        await connected(link)
+        link.peer.results.put_nowait(None)
+        assert await link.listener.next() == ("lost", frozenset())
+        gc.collect()  # a task that still waits says so when it is destroyed
+    assert complaints == []
 
 
 async def test_a_phase_that_dies_and_starts_again(link):

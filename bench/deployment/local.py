@@ -1,0 +1,122 @@
+"""Tandem's services as plain processes over a run directory of their own; the tests start their systems so as well.
+
+There is no supervisor: a service that dies stays dead, and is seen to.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tandem.config.environment import SERVICE_ENVIRONMENT
+from tandem.config.settings import MODES, sockets_of
+from tandem.errors import NotReadyError
+from tandem.rpc.health_probe import HEALTH_NAMES, probe
+
+SEMI_PD = MODES["semi-pd"]
+COLOCATED = MODES["colocated"]
+START_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 40.0
+PROBE_DEADLINE_S = 2.0
+POLL_S = 0.05
+
+Settings = Mapping[str, Mapping[str, object]]
+
+
+@dataclass
+class LocalServices:
+    """Processes over one run dir. `settings` maps a service to its flags (``{"memd": {"kv-bytes": 1 << 20}}``)."""
+
+    run_dir: Path
+    model: str
+    settings: Settings = field(default_factory=dict)
+    services: tuple[str, ...] = SEMI_PD
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def gateway(self) -> str:
+        """The gateway's address for clients."""
+        return self.socket("gateway")
+
+    def socket(self, service: str) -> str:
+        """gRPC address of a service."""
+        return f"unix:{self.run_dir / service}.sock"
+
+    def log(self, service: str) -> str:
+        """All that the service has logged, over all its lives."""
+        path = self.run_dir / f"{service}.log"
+        return path.read_text() if path.exists() else ""
+
+    def start(self, *services: str) -> None:
+        """Starts the services named, or all."""
+        for service in services or self.services:
+            with (self.run_dir / f"{service}.log").open("ab") as log:
+                self.processes[service] = subprocess.Popen(  # noqa: S603 - our own services
+                    self._command(service), stdout=log, stderr=log, env={**os.environ, **SERVICE_ENVIRONMENT}
+                )
+
+    def wait_serving(self, *services: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Waits until the services named, or all, say SERVING. NotReadyError, with the log, when one ends or is late."""
+        deadline_s = time.monotonic() + timeout_s
+        for service in services or self.services:
+            for name in sockets_of(service):
+                while not serving(self.socket(name), name):
+                    self._check_alive(service)
+                    if time.monotonic() > deadline_s:
+                        raise NotReadyError(f"{service} is not serving after {timeout_s} s:\n{self.log(service)}")
+                    time.sleep(POLL_S)
+
+    def close(self) -> None:
+        """Ends whatever is still running."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _command(self, service: str) -> list[str]:
+        given = {**({"port": 0} if service == "gateway" else {}), **self.settings.get(service, {})}
+        flags = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+        command = [sys.executable, "-m", f"services.{service}.main", "--run-dir", str(self.run_dir)]
+        return [*command, "--model", self.model, *flags]
+
+    def _check_alive(self, service: str) -> None:
+        status = self.processes[service].poll()
+        if status is not None:
+            raise NotReadyError(f"{service} ended with {status}:\n{self.log(service)}")
+
+
+def serving(address: str, service: str) -> bool:
+    """One probe of grpc.health.v1; `service` is one of `HEALTH_NAMES`."""
+    return probe(address, HEALTH_NAMES[service], PROBE_DEADLINE_S) == "SERVING"
+
+
+@contextlib.contextmanager
+def run_dir() -> Iterator[Path]:
+    """A short-named directory, gone afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="tdm"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(services: LocalServices) -> Iterator[LocalServices]:
+    """The services, serving; the block's end ends every process."""
+    try:
+        services.start()
+        services.wait_serving()
+        yield services
+    finally:
+        services.close()

@@ -1,0 +1,40 @@
+"""Spans as token ids: drawn from a generator that the span's name seeds, so that no text has to be carried around."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.workloads.request import ModelLimits, PlannedRequest, Span
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRange:
+    """The ids that prompts are made of, `first` to `last`."""
+
+    first: int
+    last: int
+
+
+def ordinary_tokens(limits: ModelLimits) -> TokenRange:
+    """Special tokens lie at the vocabulary's ends: a twentieth at either side is left out."""
+    margin = limits.vocab_size // 20
+    return TokenRange(margin, limits.vocab_size - 1 - margin)
+
+
+def span_tokens(span: Span, tokens: TokenRange) -> list[int]:
+    """The span's token ids."""
+    seed = int.from_bytes(hashlib.sha256(span.content.encode()).digest()[:8], "big")
+    drawn = np.random.default_rng(seed).integers(tokens.first, tokens.last + 1, size=span.num_tokens)
+    return [int(token) for token in drawn]
+
+
+def prompt_tokens(spans: Iterable[Span], tokens: TokenRange) -> list[int]:
+    """The spans one after another."""
+    return [token for span in spans for token in span_tokens(span, tokens)]
+
+
+def all_prompts(requests: Iterable[PlannedRequest], tokens: TokenRange) -> dict[int, list[int]]:
+    """Each request's own spans, by its number; made before a run, since sending must cost little."""
+    return {request.number: prompt_tokens(request.spans, tokens) for request in requests}
