@@ -1,14 +1,15 @@
 # make up     start Tandem on this machine and show one answer
 # make test   all tests
 # make check  formatting, types, import rules, generated code
-# The virtual environment is .venv; it is made anew only when pyproject.toml, .ci/venv or this folder's place changes.
+# The virtual environment is .venv; it is brought up to date only when pyproject.toml, .ci/venv, the C++ sources or this
+# folder's place change.
 
 PYTHON ?=
 TORCH_VERSION ?= 2.13.0
 TORCH_INDEX ?=
 export PYTHON TORCH_VERSION TORCH_INDEX
 
-KEY := $(shell (cat pyproject.toml .ci/venv; pwd -P; echo "$$TORCH_VERSION") | cksum | tr ' ' -)
+KEY := $(shell (cat pyproject.toml .ci/venv kernels/native/*.cpp kernels/native/*.h; pwd -P; echo "$$TORCH_VERSION") | cksum | tr ' ' -)
 READY := .venv/.ready-$(KEY)
 BIN := .venv/bin
 

@@ -17,6 +17,7 @@ from bench.workloads.tokens import ordinary_tokens
 from tandem.errors import NotReadyError
 
 NUM_LONE_REQUESTS = 8
+LONE_SALT = "lone"
 WARM_UP_PROMPT_TOKENS = 64
 WARM_UP_OUTPUT_TOKENS = 8
 
@@ -31,10 +32,10 @@ class Experiment:
     slo: Slo | None = None
 
 
-def run_once(experiment: Experiment, target: Target, on_progress: Callable[[Progress], None]) -> Run:
-    """The workload at its rate. NotReadyError when the deployment does not answer at all."""
+def run_once(experiment: Experiment, target: Target, salt: str, on_progress: Callable[[Progress], None]) -> Run:
+    """The workload at its rate, with text that `salt` decides. NotReadyError when the deployment does not answer."""
     spec = experiment.spec
-    records = _records(experiment, target, build_workload(spec), on_progress)
+    records = _records(experiment, target, build_workload(spec), salt, on_progress)
     facts = WorkloadFacts(spec.name, spec.arrival.text, spec.num_requests, spec.rate_per_s, spec.seed)
     return Run(target.name, facts, summarise(records, experiment.slo), latencies_of(records))
 
@@ -47,7 +48,7 @@ def lone_slo(experiment: Experiment, target: Target, on_progress: Callable[[Prog
     spec = experiment.spec
     alone = replace(spec, arrival=Arrival(ArrivalKind.CLOSED, 1))
     first = _first(build_workload(alone), NUM_LONE_REQUESTS)
-    good = [record for record in _records(experiment, target, first, on_progress) if record.ok]
+    good = [record for record in _records(experiment, target, first, LONE_SALT, on_progress) if record.ok]
     if not tpots_ms(good):
         raise NotReadyError(f"{target.name}: no lone request brought two tokens; give --slo")
     return default_slo(median(record.ttft_ms for record in good), median(tpots_ms(good)))
@@ -59,7 +60,7 @@ def _first(workload: Workload, count: int) -> Workload:
 
 
 def _records(
-    experiment: Experiment, target: Target, workload: Workload, on_progress: Callable[[Progress], None]
+    experiment: Experiment, target: Target, workload: Workload, salt: str, on_progress: Callable[[Progress], None]
 ) -> tuple[RequestRecord, ...]:
     job = LoadJob(
         endpoint=target.endpoint,
@@ -67,6 +68,7 @@ def _records(
         tokens=ordinary_tokens(experiment.spec.limits),
         warm_up=tuple(_warm_up(experiment)),
         drain_s=experiment.drain_s,
+        salt=salt,
     )
     return run_load(job, on_progress)
 

@@ -135,7 +135,7 @@ def latencies_of(records: Sequence[RequestRecord]) -> Latencies:
     )
 
 
-def write_result(path: Path, result: object, kind: type[Result]) -> None:
+def write_result(path: Path, result: Result, kind: type[Result]) -> None:
     """Whole or not at all. ConfigError when it cannot be written."""
     text = TypeAdapter(kind).dump_json(result, indent=2)
     try:

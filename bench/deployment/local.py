@@ -17,7 +17,8 @@ from pathlib import Path
 from tandem.config.environment import SERVICE_ENVIRONMENT
 from tandem.config.settings import MODES, sockets_of
 from tandem.errors import NotReadyError
-from tandem.rpc.health_probe import HEALTH_NAMES, probe
+from tandem.rpc.health_probe import probe
+from tandem.rpc.names import SERVICE_NAMES
 
 SEMI_PD = MODES["semi-pd"]
 COLOCATED = MODES["colocated"]
@@ -62,7 +63,7 @@ class LocalServices:
                 )
 
     def wait_serving(self, *services: str, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Waits until the services named, or all, say SERVING. NotReadyError, with the log, when one ends or is late."""
+        """Waits until the services named, or all, say SERVING. NotReadyError, with the log: one ended, or is late."""
         deadline_s = time.monotonic() + timeout_s
         for service in services or self.services:
             for name in sockets_of(service):
@@ -97,8 +98,8 @@ class LocalServices:
 
 
 def serving(address: str, service: str) -> bool:
-    """One probe of grpc.health.v1; `service` is one of `HEALTH_NAMES`."""
-    return probe(address, HEALTH_NAMES[service], PROBE_DEADLINE_S) == "SERVING"
+    """One probe of grpc.health.v1; `service` is one of `SERVICE_NAMES`."""
+    return probe(address, SERVICE_NAMES[service], PROBE_DEADLINE_S) == "SERVING"
 
 
 @contextlib.contextmanager

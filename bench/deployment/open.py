@@ -42,8 +42,8 @@ class DeploymentOptions:
     """What deployments are started with, of whatever kind."""
 
     model: str
-    peer: PeerOptions
     settings: Settings = field(default_factory=dict)  # flags of Tandem's services
+    peer: PeerOptions | None = None  # None: peers are not to be started
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def open_deployment(spec: DeploymentSpec, options: DeploymentOptions) -> Iterato
         case DeploymentKind.OPENAI:
             yield _http_target(spec, spec.parameter)
         case DeploymentKind.LLAMA_SERVER | DeploymentKind.VLLM:
-            with run_dir() as path, running_peer(spec.kind, options.peer, path / "peer.log") as address:
+            with run_dir() as path, running_peer(spec.kind, _peer_options(options), path / "peer.log") as address:
                 yield _http_target(spec, address)
         case _:
             with run_dir() as path, running(local_services(spec, options, path)) as services:
@@ -102,6 +102,12 @@ def static_flags(parameter: str) -> dict[str, object]:
     except ValueError:
         raise ConfigError("deployment", f"static:{parameter} is not static:PREFILL,DECODE") from None
     return {"planner": "static", "prefill-percent": prefill, "decode-percent": decode}
+
+
+def _peer_options(options: DeploymentOptions) -> PeerOptions:
+    if options.peer is None:
+        raise ConfigError("deployment", "a peer needs its options")
+    return options.peer
 
 
 def _http_target(spec: DeploymentSpec, address: str) -> Target:

@@ -1,6 +1,7 @@
 """Sends a workload's requests when they are due, whatever has become of those before, and notes what came back when."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from bench.workloads.request import PlannedRequest, Workload
 from tandem.clock import Clock
 from tandem.errors import TandemError
 
-UNFINISHED = "unfinished when the run ended"
+UNFINISHED = "unfinished when it was cut off"
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -52,33 +53,41 @@ class LoadGenerator:
         self._records: list[RequestRecord] = []
 
     async def run(self, workload: Workload, drain_s: float) -> tuple[RequestRecord, ...]:
-        """All records, by number. What an open loop has not ended `drain_s` after its last send has failed."""
+        """All records, by number.
+
+        Cut off, and counted as failed: in an open loop what has not ended `drain_s` after the last send, in a closed
+        loop an answer that takes longer than that.
+        """
         self._start_s = self._clock.now()
         chains = _chains(workload.requests)
-        try:
-            async with asyncio.timeout(None if workload.num_users else workload.last_send_s + drain_s):
-                await (self._closed(chains, workload.num_users) if workload.num_users else self._open(chains))
-        except TimeoutError:
-            self._note_unsent(workload)
+        if workload.num_users:
+            await self._closed(chains, workload.num_users, drain_s)
+        else:
+            await self._open(chains, workload.last_send_s + drain_s)
+        self._note_unsent(workload)
         return tuple(sorted(self._records, key=lambda record: record.number))
 
-    async def _open(self, chains: Sequence[Sequence[PlannedRequest]]) -> None:
-        async with asyncio.TaskGroup() as running:
-            for chain in sorted(chains, key=lambda chain: chain[0].at_s):
-                await self._until(chain[0].at_s)
-                running.create_task(self._converse(chain, chain[0].at_s))
+    async def _open(self, chains: Sequence[Sequence[PlannedRequest]], limit_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s), asyncio.TaskGroup() as running:
+                await self._send_when_due(chains, running)
 
-    async def _closed(self, chains: Sequence[Sequence[PlannedRequest]], num_users: int) -> None:
+    async def _send_when_due(self, chains: Sequence[Sequence[PlannedRequest]], running: asyncio.TaskGroup) -> None:
+        for chain in sorted(chains, key=lambda chain: chain[0].at_s):
+            await self._until(chain[0].at_s)
+            running.create_task(self._converse(chain, chain[0].at_s, None))
+
+    async def _closed(self, chains: Sequence[Sequence[PlannedRequest]], num_users: int, limit_s: float) -> None:
         left = deque(chains)
         async with asyncio.TaskGroup() as users:
             for _ in range(num_users):
-                users.create_task(self._user(left))
+                users.create_task(self._user(left, limit_s))
 
-    async def _user(self, left: deque[Sequence[PlannedRequest]]) -> None:
+    async def _user(self, left: deque[Sequence[PlannedRequest]], limit_s: float) -> None:
         while left:
-            await self._converse(left.popleft(), self._now_s())
+            await self._converse(left.popleft(), self._now_s(), limit_s)
 
-    async def _converse(self, chain: Sequence[PlannedRequest], due_s: float) -> None:
+    async def _converse(self, chain: Sequence[PlannedRequest], due_s: float, limit_s: float | None) -> None:
         """The turns of one conversation, each when the one before has been answered and thought over."""
         before: list[int] = []
         for request in chain:
@@ -86,13 +95,15 @@ class LoadGenerator:
                 due_s = self._now_s() + request.think_s
                 await self._until(due_s)
             stream = _Stream(request, [*before, *self._prompts[request.number]], due_s, self._now_s())
-            await self._answer(stream)
+            await self._answer(stream, limit_s)
             before = [*stream.prompt, *stream.token_ids]
 
-    async def _answer(self, stream: _Stream) -> None:
+    async def _answer(self, stream: _Stream, limit_s: float | None) -> None:
         error = UNFINISHED
         try:
-            error = await self._receive(stream)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    error = await self._receive(stream)
         finally:
             self._note(_record(stream, self._now_s(), error))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -28,6 +28,7 @@ class LoadJob:
     tokens: TokenRange
     warm_up: tuple[PlannedRequest, ...]
     drain_s: float
+    salt: str  # of all prompts' text
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +86,16 @@ def _main(job: LoadJob, there: Connection) -> None:
 async def perform(job: LoadJob, report: Callable[[RequestRecord], None]) -> tuple[RequestRecord, ...]:
     """The job, on the running loop. TandemError when a request of the warm-up fails."""
     endpoint = connect(job.endpoint)
-    prompts = all_prompts(job.workload.requests, job.tokens)
+    prompts = all_prompts(job.workload.requests, job.tokens, job.salt)
     try:
         for request in job.warm_up:
-            await _drain(endpoint, request, job.tokens)
+            await _drain(endpoint, prompt_tokens(request.spans, job.tokens, job.salt), request.max_tokens)
         generator = LoadGenerator(endpoint, prompts, MonotonicClock(), asyncio.sleep, report)
         return await generator.run(job.workload, job.drain_s)
     finally:
         await endpoint.close()
 
 
-async def _drain(endpoint: Endpoint, request: PlannedRequest, tokens: TokenRange) -> None:
-    async for _ in endpoint.generate(prompt_tokens(request.spans, tokens), request.max_tokens):
+async def _drain(endpoint: Endpoint, prompt: Sequence[int], max_tokens: int) -> None:
+    async for _ in endpoint.generate(prompt, max_tokens):
         pass

@@ -74,8 +74,8 @@ def stretched(trace_s: Sequence[float], rate_per_s: float) -> list[float]:
     if not trace_s:
         return []
     span_s = trace_s[-1] - trace_s[0]
-    factor = (len(trace_s) - 1) / rate_per_s / span_s if span_s > 0 else 0.0
-    return [(at_s - trace_s[0]) * factor for at_s in trace_s]
+    wanted_s = (len(trace_s) - 1) / rate_per_s
+    return [(at_s - trace_s[0]) / span_s * wanted_s if span_s > 0 else 0.0 for at_s in trace_s]
 
 
 def _gamma_times(rng: np.random.Generator, count: int, rate_per_s: float, variation: float) -> list[float]:

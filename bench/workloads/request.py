@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The first `num_tokens` tokens of the text that `content` names: equal spans are equal tokens, in every run."""
+    """The first `num_tokens` tokens of the text that `content` names: equal spans are equal tokens within a run."""
 
     content: str
     num_tokens: int

@@ -23,18 +23,18 @@ def ordinary_tokens(limits: ModelLimits) -> TokenRange:
     return TokenRange(margin, limits.vocab_size - 1 - margin)
 
 
-def span_tokens(span: Span, tokens: TokenRange) -> list[int]:
-    """The span's token ids."""
-    seed = int.from_bytes(hashlib.sha256(span.content.encode()).digest()[:8], "big")
+def span_tokens(span: Span, tokens: TokenRange, salt: str) -> list[int]:
+    """The span's token ids. Another salt is another text, which no cache of an earlier run holds."""
+    seed = int.from_bytes(hashlib.sha256(f"{salt}/{span.content}".encode()).digest()[:8], "big")
     drawn = np.random.default_rng(seed).integers(tokens.first, tokens.last + 1, size=span.num_tokens)
     return [int(token) for token in drawn]
 
 
-def prompt_tokens(spans: Iterable[Span], tokens: TokenRange) -> list[int]:
+def prompt_tokens(spans: Iterable[Span], tokens: TokenRange, salt: str) -> list[int]:
     """The spans one after another."""
-    return [token for span in spans for token in span_tokens(span, tokens)]
+    return [token for span in spans for token in span_tokens(span, tokens, salt)]
 
 
-def all_prompts(requests: Iterable[PlannedRequest], tokens: TokenRange) -> dict[int, list[int]]:
+def all_prompts(requests: Iterable[PlannedRequest], tokens: TokenRange, salt: str) -> dict[int, list[int]]:
     """Each request's own spans, by its number; made before a run, since sending must cost little."""
-    return {request.number: prompt_tokens(request.spans, tokens) for request in requests}
+    return {request.number: prompt_tokens(request.spans, tokens, salt) for request in requests}

@@ -73,6 +73,7 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
         template=ChatTemplate(model.chat_template, _special_tokens(model), datetime.now),
         pool=pool,
         orchestrator=orchestrator,
+        reporter=reporter,
         draws=world.draws,
         clock=world.clock,
         unix_ns=world.unix_ns,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from services.gateway.chat import ChatMessage, ChatTemplate
 from services.gateway.orchestrator import Orchestrator
 from services.gateway.pool import PoolWatch
+from services.gateway.reporting import Reporter
 from services.gateway.requests import Arrival, Request, new_request
 from services.gateway.validation import Limits, SamplingFields, check_prompt, check_request_id, resolve
 from tandem.clock import Clock
@@ -68,6 +69,7 @@ class Frontend:
         template: ChatTemplate,
         pool: PoolWatch,
         orchestrator: Orchestrator,
+        reporter: Reporter,
         draws: Draws,
         clock: Clock,
         unix_ns: Callable[[], int],
@@ -77,6 +79,7 @@ class Frontend:
         self._template = template
         self._pool = pool
         self._orchestrator = orchestrator
+        self._reporter = reporter
         self._draws = draws
         self._clock = clock
         self._unix_ns = unix_ns
@@ -86,17 +89,20 @@ class Frontend:
 
         InvalidRequestError, and what `Orchestrator.admit` raises; so do the other two.
         """
-        arrived = self._arrive(call)
-        return self._admit(call, arrived, await self._tokenised(text, add_special_tokens=True), "text")
+        with self._reporter.refusals(call.request_id):
+            arrived = self._arrive(call)
+            return self._admit(call, arrived, await self._tokenised(text, add_special_tokens=True), "text")
 
     async def generate_ids(self, call: Call, token_ids: Sequence[int]) -> Request:
         """Answers a prompt that is tokenised already."""
-        return self._admit(call, self._arrive(call), token_ids, "token_ids")
+        with self._reporter.refusals(call.request_id):
+            return self._admit(call, self._arrive(call), token_ids, "token_ids")
 
     async def chat(self, call: Call, messages: Sequence[ChatMessage]) -> Request:
         """Answers a conversation."""
-        arrived = self._arrive(call)
-        return self._admit(call, arrived, await self.tokenize_chat(messages), "messages")
+        with self._reporter.refusals(call.request_id):
+            arrived = self._arrive(call)
+            return self._admit(call, arrived, await self.tokenize_chat(messages), "messages")
 
     def cancel(self, request: Request) -> None:
         """Its client has gone; nothing happens when it has ended."""

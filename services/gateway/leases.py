@@ -61,6 +61,8 @@ class LeaseKeeper:
 
     async def renew(self) -> None:
         """Starts the time to live of every live lease anew. A lost one is its phase's to notice."""
+        if not self._live:
+            return
         lost = await self._store.renew_sequences(sorted(self._live))
         if lost:
             _log.debug("lease.unknown", num_leases=len(lost & self._live))

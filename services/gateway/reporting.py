@@ -1,5 +1,8 @@
 """What is told of requests: metrics, the log, and the controller's observations."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import structlog
 
 from services.gateway.ports import ObservationSink
@@ -23,6 +26,17 @@ class Reporter:
         self._clock = clock
         self._metrics = metrics
         self._observations = observations
+
+    @contextmanager
+    def refusals(self, request_id: str) -> Iterator[None]:
+        """Around all that comes before `admitted`: the error that refuses the request is counted and goes on."""
+        try:
+            yield
+        except TandemError as error:
+            code = status_of(error).name
+            self._metrics.request_failure.labels(code).inc()
+            _log.info("request.refused", request_id=request_id, code=code)
+            raise
 
     def admitted(self, request: Request) -> None:
         """It has its place in the queue."""

@@ -2,8 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
 import sys
-from asyncio.subprocess import Process
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +34,8 @@ class Loader:
         self._channel = ours
         self._channel.setblocking(False)
         with theirs:
-            self._process = await self._spawn(theirs.fileno())
+            self._process = self._spawn(theirs.fileno())
+        self._status = asyncio.ensure_future(asyncio.to_thread(self._process.wait))
         _log.info("model.loading", model=self._config.model, loader_pid=self._process.pid)
         return self
 
@@ -42,9 +43,8 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._channel.close()
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
+        self._process.kill()
+        await self._status
 
     async def plan(self) -> LoadPlan:
         """What was opened. ModelError, or a kind of it, when the model cannot be loaded."""
@@ -58,19 +58,19 @@ class Loader:
         if answer != FILLED:
             raise ModelError(f"the loader answered {answer}")
         async with asyncio.timeout(END_TIMEOUT_S):
-            status = await self._process.wait()
+            status = await asyncio.shield(self._status)
         if status != 0:
             raise ModelError(f"the loader ended with status {status} after it had filled the weights")
 
-    async def _spawn(self, channel_fd: int) -> Process:
+    def _spawn(self, channel_fd: int) -> "subprocess.Popen[bytes]":
+        """By `subprocess`, whose vfork runs no fork handlers: gRPC's, which the event loop's would, write to stderr."""
         safe_path = ["-P"] if sys.flags.safe_path else []
         config = self._config
-        return await asyncio.create_subprocess_exec(
-            *[sys.executable, *safe_path, "-m", self._module],
-            *["--model", config.model, "--cache-dir", str(config.cache_dir), "--dtype", config.dtype],
-            *["--log-level", config.log_level, "--channel-fd", str(channel_fd)],
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[channel_fd],
+        program = [sys.executable, *safe_path, "-m", self._module]
+        model = ["--model", config.model, "--cache-dir", str(config.cache_dir), "--dtype", config.dtype]
+        channel = ["--log-level", config.log_level, "--channel-fd", str(channel_fd)]
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [*program, *model, *channel], stdin=subprocess.DEVNULL, pass_fds=[channel_fd]
         )
 
     async def _read(self) -> dict[str, Any]:
@@ -91,5 +91,5 @@ class Loader:
             return b""
 
     async def _how_it_ended(self) -> str:
-        status = await self._process.wait()
+        status = await asyncio.shield(self._status)
         return f"by signal {-status}" if status < 0 else f"with status {status}"

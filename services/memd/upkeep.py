@@ -22,8 +22,7 @@ async def keep_up(store: LocalStore, metrics: MemdMetrics) -> None:
 
 def publish(statistics: StorageStatistics, metrics: MemdMetrics) -> None:
     """Sets the gauges."""
-    in_use = statistics.num_spare_blocks + statistics.num_leased_blocks
-    metrics.kv_cache_usage_perc.set(in_use / statistics.num_blocks)
+    metrics.kv_cache_usage_perc.set(statistics.num_leased_blocks / statistics.num_blocks)
     metrics.num_blocks.labels("free").set(statistics.num_free_blocks)
     metrics.num_blocks.labels("spare").set(statistics.num_spare_blocks)
     metrics.num_blocks.labels("leased").set(statistics.num_leased_blocks)

@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 import click
 
-from tandem.cli.deployment import Overrides, address_option, deployment_options, gateway_address, resolve
+from tandem.cli.deployment import Overrides, address_option, connected, deployment_options, resolve
 from tandem.cli.sampling import sampling_options
 from tandem.cli.stdin import text_stdin
-from tandem.client import Client
 from tandem.errors import TandemError
 
 RESET = "/reset"
@@ -29,7 +28,7 @@ def chat(
 ) -> None:
     """Talk to the model. /reset forgets, /quit or Ctrl-D leaves, Ctrl-C ends the current answer."""
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
-    with Client(gateway_address(deployment, address)) as client:
+    with connected(deployment, address) as client:
         conversation = Conversation(client, _write, sampling, system)
         if sys.stdin.isatty():
             _interactive(conversation)

@@ -1,16 +1,18 @@
 """Which deployment a command is about: its run directory, its configuration file, and what `up` overrides."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import click
 
+from tandem.client import Client
 from tandem.config.load import ENV_CONFIG_FILE, MAX_SOCKET_PATH_BYTES, load_config
 from tandem.config.settings import MODES, SERVICES, GatewayConfig
-from tandem.errors import ConfigError
+from tandem.errors import ConfigError, NotReadyError
 
 LONGEST_SOCKET_NAME = "supervisor.sock.1234567"
 RANDOM_PREFIX = "random:"
@@ -84,6 +86,18 @@ def gateway_address(deployment: Deployment, address: str | None) -> str:
     if gateway.port == 0 or (deployment.run_dir / "gateway.sock").exists():
         return deployment.address("gateway")
     return f"{gateway.host}:{gateway.port}"
+
+
+@contextlib.contextmanager
+def connected(deployment: Deployment, address: str | None) -> Iterator[Client]:
+    """A client at `gateway_address`. NotReadyError, for the user's own deployment with what to do."""
+    with Client(gateway_address(deployment, address)) as client:
+        try:
+            yield client
+        except NotReadyError as error:
+            if address is not None:
+                raise
+            raise NotReadyError(f"{error} (`tandem status` shows what runs, `tandem up` starts it)") from error
 
 
 def resolve(overrides: Overrides, environ: Mapping[str, str]) -> Deployment:

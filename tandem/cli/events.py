@@ -32,6 +32,10 @@ class LogEvent:
         """The event and its fields, on one line."""
         return " ".join([self.name, *(f"{key}={_shown(value)}" for key, value in self.fields.items())])
 
+    def reason(self) -> str:
+        """Why a service ended: the text of the error that it reported, else the whole event."""
+        return str(self.fields["message"]) if "message" in self.fields else self.summary()
+
     def brief(self) -> str:
         """The same without fields that hold more than one value."""
         flat = {key: value for key, value in self.fields.items() if not isinstance(value, dict | list)}

@@ -14,6 +14,7 @@ from rich.console import Console
 from tandem.cli.deployment import Deployment
 from tandem.client import Client, Piece
 from tandem.config.settings import default_run_dir
+from tandem.rpc.names import SERVICE_NAMES
 
 QUESTION = "What is the capital of France? Answer in one sentence."
 BEGINNING = "The capital of France is"
@@ -69,7 +70,7 @@ def how_to_talk(deployment: Deployment) -> str:
 {tandem} status --watch{where}
 {tandem} down{where}
 
-grpcurl -plaintext -d '{{"text": "{BEGINNING}"}}' {address} tandem.gateway.v1.GatewayService/Generate
+grpcurl -plaintext -d '{{"text": "{BEGINNING}"}}' {address} {SERVICE_NAMES["gateway"]}/Generate
 
 {python} - <<'END'
 from tandem.client import Client

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from tandem.cli.deployment import Overrides, address_option, deployment_options, gateway_address, resolve
+from tandem.cli.deployment import Overrides, address_option, connected, deployment_options, resolve
 from tandem.cli.sampling import sampling_options
 from tandem.cli.stdin import text_stdin
-from tandem.client import Client
 
 
 @click.command()
@@ -23,7 +22,7 @@ def generate(prompt: str, address: str | None, config_file: Path | None, run_dir
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
     text = text_stdin().read() if prompt == "-" else prompt
     with (
-        Client(gateway_address(deployment, address)) as client,
+        connected(deployment, address) as client,
         closing(client.generate(text, **sampling)) as pieces,
     ):
         for piece in pieces:

@@ -4,7 +4,8 @@ from enum import StrEnum
 
 from tandem.cli.deployment import Deployment
 from tandem.config.settings import sockets_of
-from tandem.rpc.health_probe import HEALTH_NAMES, probe
+from tandem.rpc.health_probe import probe
+from tandem.rpc.names import SERVICE_NAMES
 
 PROBE_TIMEOUT_S = 1.0
 
@@ -19,7 +20,7 @@ class Health(StrEnum):
 
 def probe_service(deployment: Deployment, service: str) -> Health:
     """The worst of what it says on each of its sockets."""
-    told = {_probe(deployment.address(name), HEALTH_NAMES[name]) for name in sockets_of(service)}
+    told = {_probe(deployment.address(name), SERVICE_NAMES[name]) for name in sockets_of(service)}
     return next(health for health in (Health.UNREACHABLE, Health.NOT_SERVING, Health.SERVING) if health in told)
 
 

@@ -63,11 +63,11 @@ def down(config_file: Path | None, run_dir: Path | None) -> None:
     _bring_down(deployment, Supervisor(deployment.run_dir), new_console())
 
 
-@click.command()
-@click.argument("service", type=click.Choice(sorted(SERVICES)))
+@click.command(epilog=f"SERVICE is one of {', '.join(sorted(SERVICES))}.")
+@click.argument("service", type=click.Choice(sorted(SERVICES)), metavar="SERVICE")
 @deployment_options
 def restart(service: str, config_file: Path | None, run_dir: Path | None) -> None:
-    """Stop one service, start it again, and wait until everything serves."""
+    """Stop and start one service, and wait until all serve."""
     console = new_console()
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
     supervisor = Supervisor(deployment.run_dir)

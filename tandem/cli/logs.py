@@ -15,19 +15,30 @@ from tandem.cli.events import LogEvent, last_lines, parse_line
 from tandem.cli.output import new_console
 from tandem.cli.supervision import log_path
 from tandem.config.settings import SERVICES
+from tandem.errors import NotReadyError
 
 POLL_S = 0.25
 _STYLES = {"warning": "yellow", "error": "red", "critical": "red", "debug": "dim"}
 
 
-@click.command()
-@click.argument("service", type=click.Choice(sorted(SERVICES)), required=False)
+@click.command(epilog=f"SERVICE is one of {', '.join(sorted(SERVICES))}.")
+@click.argument("service", type=click.Choice(sorted(SERVICES)), required=False, metavar="[SERVICE]")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on; Ctrl-C ends it.")
-@click.option("-n", "--lines", "num_lines", type=click.IntRange(min=0), default=50, show_default=True)
+@click.option(
+    "-n",
+    "--lines",
+    "num_lines",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="How many of the newest.",
+)
 @deployment_options
 def logs(service: str | None, follow: bool, num_lines: int, config_file: Path | None, run_dir: Path | None) -> None:
     """Show what SERVICE, or all of them, logged last."""
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
+    if not log_path(deployment.run_dir, "memd").parent.is_dir():
+        raise NotReadyError(f"nothing has run in {deployment.run_dir}")
     services = [service] if service else sorted(SERVICES)
     followers = [Follower(name, log_path(deployment.run_dir, name)) for name in services]
     console = new_console()

@@ -116,7 +116,7 @@ def last_words(deployment: Deployment, service: str) -> str:
     """The service's last error, and where the rest of its log is."""
     path = log_path(deployment.run_dir, service)
     event = events.last_error(path)
-    return f"{event.summary() if event else 'it logged nothing'} (all of it in {path})"
+    return f"{event.reason() if event else 'it logged nothing'} (all of it in {path})"
 
 
 def _news(deployment: Deployment, process: ProcessView) -> str:

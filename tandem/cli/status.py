@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 @click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
 @deployment_options
 def status(watch: bool, config_file: Path | None, run_dir: Path | None) -> None:
-    """Show the services, the split, the queue, the KV cache and the rates."""
+    """Show services, split, latencies, queue, rates and KV cache."""
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
     console = new_console()
     console.soft_wrap = not console.is_terminal
@@ -135,7 +135,7 @@ def _controller_facts(controller: ControllerStatus | None) -> list[tuple[str, st
     return [
         ("split", f"{shares} ({controller.planner}: {controller.decision.reason})"),
         *((f"{phase.phase}", _phase_fact(phase)) for phase in controller.phases),
-        ("latency", f"{ttft} · {tpot} · {requests.num_observed_total} requests seen"),
+        ("latency", f"{ttft} · {tpot} · {_counted(requests.num_observed_total, 'request')} seen"),
     ]
 
 
@@ -152,7 +152,8 @@ def _gateway_facts(gateway: ServerStatus | None) -> list[tuple[str, str]]:
         return [("queue", "the gateway does not answer")]
     running = f"{gateway.num_prefilling} in prefill · {gateway.num_decoding} in decode"
     rates = f"{gateway.requests_per_s:.2f} requests/s · {gateway.tokens_per_s:.1f} tokens/s"
-    totals = f"{gateway.num_requests_total} requests · {gateway.num_output_tokens_total} tokens since start"
+    requests, tokens = gateway.num_requests_total, gateway.num_output_tokens_total
+    totals = f"{_counted(requests, 'request')} · {_counted(tokens, 'token')} since start"
     return [("queue", f"{gateway.num_waiting} waiting · {running}"), ("rates", f"{rates} · {totals}")]
 
 
@@ -160,11 +161,16 @@ def _storage_facts(storage: StorageStatistics | None) -> list[tuple[str, str]]:
     if storage is None:
         return [("kv", "memd does not answer")]
     percent = 100 * storage.num_leased_blocks / max(1, storage.num_blocks)
+    sequences = _counted(storage.num_sequences, "sequence")
     rest = f"{storage.num_spare_blocks} spare, {storage.num_cached_blocks} cached, {storage.num_free_blocks} free"
     return [
-        ("kv", f"{percent:.1f} % of {storage.num_blocks} blocks leased · {rest} · {storage.num_sequences} sequences"),
+        ("kv", f"{percent:.1f} % of {storage.num_blocks} blocks leased · {rest} · {sequences}"),
         ("memory", f"weights {storage.weight_bytes // MIB} MiB, KV {storage.kv_bytes // MIB} MiB"),
     ]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _duration(seconds: int) -> str:

@@ -5,5 +5,4 @@ from collections.abc import Mapping
 SERVICE_ENVIRONMENT: Mapping[str, str] = {
     "OMP_WAIT_POLICY": "passive",  # spinning barriers of two phases on shared cores collapse
     "PYTHONUNBUFFERED": "1",
-    "GRPC_ENABLE_FORK_SUPPORT": "false",  # children are other programs; its handlers only warn
 }

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from kernels.table import Kernels
 from tandem.model.batch import ForwardBatch
 from tandem.model.config import ModelConfig
 
@@ -46,6 +47,6 @@ class Family(Protocol):
         """Every parameter, in the order in which they lie in the weight segment. UnsupportedModelError."""
         ...
 
-    def build(self, config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Decoder:
-        """The forward pass over `weights`, which are used in place."""
+    def build(self, config: ModelConfig, weights: Mapping[str, torch.Tensor], kernels: Kernels) -> Decoder:
+        """The forward pass over `weights`, which are used in place, with `kernels` that can take their dtype."""
         ...

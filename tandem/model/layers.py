@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from kernels.paged_attention import AttentionPlan, paged_attention, plan_attention
-from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rotary import RotaryTable, apply_rotary, inverse_frequencies, rotary_table, scale_llama3
-from kernels.silu_mul import silu_mul
-from kernels.store_kv import store_kv
+from kernels.layer_stack import LayerStack, LayerWeights, LinearWeight, RunLayers, StepInputs
+from kernels.rotary import inverse_frequencies, rotary_table, scale_llama3
+from kernels.rotate_and_store import HeadNorm
+from kernels.table import Kernels
 from tandem.model.batch import ForwardBatch
 from tandem.model.config import ModelConfig
 from tandem.model.family import Decoder, Parameter
@@ -43,114 +42,81 @@ class TransformerFamily:
         """See `Family`."""
         return tuple(_parameters(config, self.traits_of(config)))
 
-    def build(self, config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Decoder:
+    def build(self, config: ModelConfig, weights: Mapping[str, torch.Tensor], kernels: Kernels) -> Decoder:
         """See `Family`."""
-        return TransformerDecoder(config, self.traits_of(config), weights)
+        return TransformerDecoder(config, self.traits_of(config), weights, kernels)
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """``x @ weight.T + bias``; `weight` is ``[out_width, in_width]``."""
+class LayersOneByOne:
+    """A `RunLayers` that composes the operators of a set of kernels."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None = None
+    stack: LayerStack
+    kernels: Kernels
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``[num_tokens, in_width]`` to ``[num_tokens, out_width]``."""
-        return functional.linear(x, self.weight, self.bias)
+    def __call__(self, embedded: torch.Tensor, step: StepInputs, kv_cache: torch.Tensor) -> torch.Tensor:
+        """See `RunLayers`."""
+        eps = self.stack.rms_norm_eps
+        hidden, residual = embedded, torch.zeros_like(embedded)
+        for layer, layer_kv in zip(self.stack.layers, kv_cache, strict=True):
+            to_attention = self.kernels.add_rms_norm(hidden, residual, layer.attention_norm, eps)
+            attended = self._attention(layer, to_attention.normed, layer_kv, step)
+            to_mlp = self.kernels.add_rms_norm(attended, to_attention.residual, layer.mlp_norm, eps)
+            hidden, residual = self._mlp(layer, to_mlp.normed), to_mlp.residual
+        return self.kernels.add_rms_norm(hidden, residual, self.stack.final_norm, eps).normed
 
-
-@dataclass(frozen=True, slots=True)
-class StepInputs:
-    """What all layers of a step share."""
-
-    rotary: RotaryTable
-    attention: AttentionPlan
-    slot_mapping: torch.Tensor  # [num_tokens] int64
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """Grouped-query attention over the paged cache."""
-
-    config: ModelConfig
-    qkv: Linear
-    output: Linear
-    qk_norm_weight: torch.Tensor | None  # [num_heads + num_kv_heads, head_dim]
-
-    def __call__(self, hidden: torch.Tensor, layer_kv: torch.Tensor, step: StepInputs) -> torch.Tensor:
-        """`hidden`: ``[num_tokens, hidden_size]``, as is what it returns.
-
-        `layer_kv`: ``[2, num_blocks, block_size, num_kv_heads, head_dim]``.
-        """
-        num_heads, head_dim = self.config.num_heads, self.config.head_dim
-        num_turned = num_heads + self.config.num_kv_heads  # query and key heads
-        heads = self.qkv(hidden).view(-1, num_turned + self.config.num_kv_heads, head_dim)
-        turned = heads[:, :num_turned]
-        if self.qk_norm_weight is not None:
-            turned = rms_norm(turned, self.qk_norm_weight, self.config.rms_norm_eps)
-        turned = apply_rotary(turned, step.rotary)
-        query, key, value = turned[:, :num_heads], turned[:, num_heads:], heads[:, num_turned:]
+    def _attention(
+        self, layer: LayerWeights, hidden: torch.Tensor, layer_kv: torch.Tensor, step: StepInputs
+    ) -> torch.Tensor:
+        """Grouped-query attention; `layer_kv`: ``[2, num_blocks, block_size, num_kv_heads, head_dim]``."""
         key_cache, value_cache = layer_kv.unbind()
-        store_kv(key, value, key_cache, value_cache, step.slot_mapping)
-        attended = paged_attention(query, key_cache, value_cache, step.attention, scale=head_dim**-0.5)
-        return self.output(attended.flatten(1))
+        norm = None if layer.head_norm is None else HeadNorm(layer.head_norm, self.stack.rms_norm_eps)
+        projected = self._linear(hidden, layer.qkv).view(hidden.shape[0], -1, self.stack.head_dim)
+        query = self.kernels.rotate_and_store(
+            projected,
+            step.rotary,
+            norm,
+            key_cache=key_cache,
+            value_cache=value_cache,
+            slot_mapping=step.slot_mapping,
+        )
+        attended = self.kernels.paged_attention(query, key_cache, value_cache, step.attention, scale=self.stack.scale)
+        return self._linear(attended.flatten(1), layer.attention_output)
 
+    def _mlp(self, layer: LayerWeights, hidden: torch.Tensor) -> torch.Tensor:
+        """SwiGLU feed-forward."""
+        return self._linear(self.kernels.silu_mul(self._linear(hidden, layer.gate_up)), layer.down)
 
-@dataclass(frozen=True, slots=True)
-class GatedMlp:
-    """SwiGLU feed-forward."""
-
-    gate_up: Linear
-    down: Linear
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``[num_tokens, hidden_size]`` to the same."""
-        return self.down(silu_mul(self.gate_up(hidden)))
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """One block of the stack."""
-
-    attention_norm_weight: torch.Tensor
-    attention: Attention
-    mlp_norm_weight: torch.Tensor
-    mlp: GatedMlp
+    def _linear(self, x: torch.Tensor, linear: LinearWeight) -> torch.Tensor:
+        return self.kernels.linear(x, linear.weight, linear.bias)
 
 
 class TransformerDecoder:
     """A pre-norm decoder with rotary positions; a `Decoder`."""
 
-    def __init__(self, config: ModelConfig, traits: Traits, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, config: ModelConfig, traits: Traits, weights: Mapping[str, torch.Tensor], kernels: Kernels
+    ) -> None:
         self._config = config
+        self._kernels = kernels
         self._embedding = weights[EMBEDDING]
-        self._layers = tuple(_build_layer(config, traits, weights, i) for i in range(config.num_layers))
-        self._norm_weight = weights[FINAL_NORM]
-        self._head = Linear(weights[EMBEDDING if config.tie_word_embeddings else OUTPUT_HEAD])
+        self._head_weight = weights[EMBEDDING if config.tie_word_embeddings else OUTPUT_HEAD]
         self._frequencies = _frequencies(config)
+        self._run_layers = _run_layers(_stack(config, traits, weights), kernels)
 
     @torch.inference_mode()
     def hidden_states(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
-        eps = self._config.rms_norm_eps
         step = self._step_inputs(batch, block_size=kv_cache.shape[3])
-        hidden = functional.embedding(batch.token_ids, self._embedding)
-        residual = torch.zeros_like(hidden)
-        for layer, layer_kv in zip(self._layers, kv_cache, strict=True):
-            to_attention = add_rms_norm(hidden, residual, layer.attention_norm_weight, eps)
-            attended = layer.attention(to_attention.normed, layer_kv, step)
-            to_mlp = add_rms_norm(attended, to_attention.residual, layer.mlp_norm_weight, eps)
-            hidden, residual = layer.mlp(to_mlp.normed), to_mlp.residual
-        return add_rms_norm(hidden, residual, self._norm_weight, eps).normed
+        return self._run_layers(functional.embedding(batch.token_ids, self._embedding), step, kv_cache)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
-        return self._head(hidden).float()
+        return self._kernels.linear_float32(hidden, self._head_weight)
 
     def _step_inputs(self, batch: ForwardBatch, block_size: int) -> StepInputs:
-        plan = plan_attention(
+        plan = self._kernels.plan_attention(
             batch.block_tables,
             batch.query_start,
             batch.context_lens,
@@ -159,6 +125,11 @@ class TransformerDecoder:
             sliding_window=self._config.sliding_window,
         )
         return StepInputs(rotary_table(self._frequencies, batch.positions), plan, batch.slot_mapping)
+
+
+def _run_layers(stack: LayerStack, kernels: Kernels) -> RunLayers:
+    """All layers in one call where the kernels can."""
+    return kernels.fuse_layers(stack) if kernels.fuse_layers else LayersOneByOne(stack, kernels)
 
 
 def _parameters(config: ModelConfig, traits: Traits) -> Iterator[Parameter]:
@@ -204,28 +175,32 @@ def _packed(prefix: str, name: str, modules: tuple[str, ...], *shape: int) -> Pa
     return Parameter(f"{prefix}{name}", shape, tuple(f"{prefix}{module}.{kind}" for module in modules))
 
 
-def _build_layer(config: ModelConfig, traits: Traits, weights: Mapping[str, torch.Tensor], index: int) -> DecoderLayer:
-    prefix = f"model.layers.{index}."
-    attention = Attention(
-        config,
-        qkv=_linear(weights, f"{prefix}self_attn.qkv_proj", traits.qkv_bias),
-        output=_linear(weights, f"{prefix}self_attn.o_proj", traits.output_bias),
-        qk_norm_weight=_by_head(weights[f"{prefix}self_attn.qk_norm.weight"], config) if traits.qk_norm else None,
+def _stack(config: ModelConfig, traits: Traits, weights: Mapping[str, torch.Tensor]) -> LayerStack:
+    return LayerStack(
+        layers=tuple(_layer(config, traits, weights, index) for index in range(config.num_layers)),
+        final_norm=weights[FINAL_NORM],
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=config.rms_norm_eps,
     )
-    mlp = GatedMlp(
+
+
+def _layer(config: ModelConfig, traits: Traits, weights: Mapping[str, torch.Tensor], index: int) -> LayerWeights:
+    prefix = f"model.layers.{index}."
+    return LayerWeights(
+        attention_norm=weights[f"{prefix}input_layernorm.weight"],
+        qkv=_linear(weights, f"{prefix}self_attn.qkv_proj", traits.qkv_bias),
+        head_norm=_by_head(weights[f"{prefix}self_attn.qk_norm.weight"], config) if traits.qk_norm else None,
+        attention_output=_linear(weights, f"{prefix}self_attn.o_proj", traits.output_bias),
+        mlp_norm=weights[f"{prefix}post_attention_layernorm.weight"],
         gate_up=_linear(weights, f"{prefix}mlp.gate_up_proj", biased=False),
         down=_linear(weights, f"{prefix}mlp.down_proj", biased=False),
     )
-    return DecoderLayer(
-        attention_norm_weight=weights[f"{prefix}input_layernorm.weight"],
-        attention=attention,
-        mlp_norm_weight=weights[f"{prefix}post_attention_layernorm.weight"],
-        mlp=mlp,
-    )
 
 
-def _linear(weights: Mapping[str, torch.Tensor], module: str, biased: bool) -> Linear:
-    return Linear(weights[f"{module}.weight"], weights[f"{module}.bias"] if biased else None)
+def _linear(weights: Mapping[str, torch.Tensor], module: str, biased: bool) -> LinearWeight:
+    return LinearWeight(weights[f"{module}.weight"], weights[f"{module}.bias"] if biased else None)
 
 
 def _by_head(qk_norm_weight: torch.Tensor, config: ModelConfig) -> torch.Tensor:

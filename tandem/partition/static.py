@@ -20,4 +20,4 @@ class StaticPlanner:
 
     def plan(self, observations: Observations, current: Split) -> Plan:
         """The configured split."""
-        return Plan(self.split, "static split of the configuration")
+        return Plan(self.split, "as configured")

@@ -8,6 +8,7 @@ from typing import Protocol
 import structlog
 import torch
 
+from kernels.choice import choose_kernels
 from tandem import __version__
 from tandem.config.settings import PhaseConfig
 from tandem.device.memory import MappedSegment, MemoryImporter
@@ -127,8 +128,11 @@ def map_model(attachment: AttachmentLike, importer: MemoryImporter) -> MappedMod
     weights = _map(attachment, importer, WEIGHTS, writable=False)
     kv = _map(attachment, importer, KV, writable=True)
     config, layout = attachment.model_config, attachment.kv_layout
-    decoder = get_family(config.family).build(config, _parameters(weights, attachment.manifest))
-    runner = ModelRunner(decoder, kv.tensor(layout.dtype, layout.shape), layout.block_size)
+    kv_cache = kv.tensor(layout.dtype, layout.shape)
+    choice = choose_kernels(kv_cache.dtype)
+    _log.info("kernels.chosen", kernels=choice.kernels.name, reason=choice.reason)
+    decoder = get_family(config.family).build(config, _parameters(weights, attachment.manifest), choice.kernels)
+    runner = ModelRunner(decoder, kv_cache, layout.block_size)
     return MappedModel(runner, (weights, kv))
 
 

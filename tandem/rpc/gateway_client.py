@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import grpc
 
 from tandem.errors import InvalidRequestError
+from tandem.rpc.names import SERVICE_NAMES
 from tandem.rpc.status import error_from_rpc
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
@@ -18,11 +19,10 @@ Messages = Sequence[Mapping[str, str]]
 
 # Streams are not tried again: a part of the answer may have come already.
 _UNARY_METHODS = ("GenerateOnce", "Tokenize", "GetModelInfo", "Abort", "GetStatus")
-_SERVICE = "tandem.gateway.v1.GatewayService"
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": [{"service": _SERVICE, "method": method} for method in _UNARY_METHODS],
+            "name": [{"service": SERVICE_NAMES["gateway"], "method": method} for method in _UNARY_METHODS],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.2s",

@@ -5,18 +5,11 @@ with the reason on standard output.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-HEALTH_NAMES: Mapping[str, str] = {
-    "memd": "tandem.memd.v1.MemoryService",
-    "prefill": "tandem.prefill.v1.PrefillService",
-    "decode": "tandem.decode.v1.DecodeService",
-    "controller": "tandem.controller.v1.ControllerService",
-    "gateway": "tandem.gateway.v1.GatewayService",
-}
 DEADLINE_S = 3.0
 USAGE = "usage: python -m tandem.rpc.health_probe ADDRESS SERVICE_NAME"
 

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 import grpc
 import structlog
 
+from tandem.rpc.status import transport_text
+
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 2.0
 CHANNEL_OPTIONS = (
@@ -44,7 +46,7 @@ class Reconnector:
         try:
             await self._session(self._connected)
         except grpc.aio.AioRpcError as error:
-            return f"{error.code().name}: {error.details()}"
+            return transport_text(error)
         return "the peer ended the stream"
 
     def _connected(self) -> None:

@@ -8,6 +8,7 @@ another try. `error_from_rpc` reads them, so that a client raises what the local
 from __future__ import annotations  # grpc's generic types are so in its stub files only
 
 import inspect
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn, Protocol, TypeVar, cast
@@ -34,10 +35,8 @@ _CODES: dict[type[errors.TandemError], grpc.StatusCode] = {
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.SlowReaderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.SlowReaderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.NotReadyError: grpc.StatusCode.UNAVAILABLE,
-    errors.SequenceFailedError: grpc.StatusCode.INTERNAL,
     errors.SequenceFailedError: grpc.StatusCode.INTERNAL,
     errors.ModelError: grpc.StatusCode.INTERNAL,
     errors.ModelNotFoundError: grpc.StatusCode.INTERNAL,
@@ -58,6 +57,8 @@ _TRANSPORT: dict[grpc.StatusCode, type[errors.TandemError]] = {
     grpc.StatusCode.CANCELLED: errors.NotReadyError,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineError,
 }
+
+_LAST_ATTEMPT = re.compile(r"failed to connect to all addresses; last error: (?:[A-Z_]+: )?(?P<failure>.+)", re.DOTALL)
 
 _Detail = TypeVar("_Detail", bound=message.Message)
 _log = structlog.get_logger()
@@ -96,9 +97,14 @@ def error_from_rpc(failure: RpcFailure) -> errors.TandemError:
     status = _rich_status(failure)
     if status is not None:
         return _from_proto(status)
-    code = failure.code()
-    text = f"{code.name}: {failure.details() or 'no details'}"
-    return _TRANSPORT.get(code, errors.TandemError)(text)
+    return _TRANSPORT.get(failure.code(), errors.TandemError)(transport_text(failure))
+
+
+def transport_text(failure: RpcFailure) -> str:
+    """The code and what gRPC says; of attempts to connect the last one's failure alone."""
+    details = failure.details() or "no details"
+    attempt = _LAST_ATTEMPT.match(details)
+    return f"{failure.code().name}: {attempt['failure'] if attempt else details}"
 
 
 class StatusInterceptor(grpc.aio.ServerInterceptor):

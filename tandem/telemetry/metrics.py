@@ -33,7 +33,7 @@ class GatewayMetrics:
     prefix_cache_hits: Counter
     preemptions: Counter
     request_success: Counter  # by finished_reason: stop | length | abort
-    request_failure: Counter  # by code: the gRPC status code's name
+    request_failure: Counter  # by code: the gRPC status code's name; refused ones too
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Self:
@@ -117,7 +117,7 @@ class MemdMetrics:
         """Registers the collectors; once a registry."""
         make = _Maker(registry)
         return cls(
-            kv_cache_usage_perc=make.gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1"),
+            kv_cache_usage_perc=make.gauge("kv_cache_usage_perc", "Share of KV blocks that sequences have, 0 to 1"),
             cache_config_info=make.gauge("cache_config_info", "Shape of the KV pool", "block_size", "num_gpu_blocks"),
             num_blocks=make.gauge("num_blocks", "KV blocks", "state"),
             num_sequences=make.gauge("num_sequences", "Sequence leases"),

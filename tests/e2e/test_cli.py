@@ -14,17 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.sockets import free_port
+
 PROMPT = "The capital of France is"
 SERVICES = ("memd", "prefill", "decode", "controller", "gateway")
 GREEDY = ("--max-tokens", "8", "--temperature", "0")
 COMMAND_TIMEOUT_S = 240
 BACK_WITHIN_S = 60  # generous: the machine may be loaded
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Shell:
@@ -58,7 +54,7 @@ class Shell:
 
     def events(self, service: str) -> list[str]:
         lines = (self.run_dir / "logs" / f"{service}.log").read_text().splitlines()
-        return [json.loads(line)["event"] for line in lines if line.startswith("{")]
+        return [json.loads(line)["event"] for line in lines]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.e2e.test_load import idle_statistics
-from tests.e2e.test_services import answers, request
+from tests.e2e.test_services import POOL, answers, request
 from tests.support.deployment import deployment
 
 
@@ -17,10 +17,9 @@ def model(tiny_model_dir):
 async def test_colocated_answers_as_semi_pd_does(model):
     requests = [request(number, 40) for number in range(8)]
     requests += [request(number, 40, temperature=0.9, seed=number) for number in range(8)]
-    settings = {"memd": {"kv-bytes": 16 << 20}}
-    with deployment(model, settings) as apart:
+    with deployment(model, POOL) as apart:
         expected = await answers(apart.gateway, requests)
-    with deployment(model, {**settings, "colocated": {"step-tokens": 24}}, "colocated") as together:
+    with deployment(model, {**POOL, "colocated": {"step-tokens": 24}}, "colocated") as together:
         assert await answers(together.gateway, requests) == expected
         statistics = await idle_statistics(together)
         assert {holder.service for holder in statistics.holders} == {"prefill", "decode"}
@@ -29,7 +28,7 @@ async def test_colocated_answers_as_semi_pd_does(model):
 
 async def test_killed_under_load_it_comes_back_and_nothing_is_lost(model):
     requests = [request(number, 150) for number in range(6)]
-    with deployment(model, {"memd": {"kv-bytes": 16 << 20}}, "colocated") as together:
+    with deployment(model, POOL, "colocated") as together:
         expected = await answers(together.gateway, requests)
         pending = asyncio.ensure_future(answers(together.gateway, requests))
         while together.log("colocated").count('"sequence.prefilled"') <= len(requests):
@@ -41,7 +40,7 @@ async def test_killed_under_load_it_comes_back_and_nothing_is_lost(model):
 
 
 async def test_it_drains_on_sigterm(model):
-    with deployment(model, {"memd": {"kv-bytes": 16 << 20}}, "colocated") as together:
+    with deployment(model, POOL, "colocated") as together:
         await answers(together.gateway, [request(1, 4)])
         loop = asyncio.get_running_loop()
         for service in ("gateway", "colocated", "controller", "memd"):

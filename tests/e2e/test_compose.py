@@ -3,19 +3,19 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tandem.config.settings import SERVICES
+from tandem.config.settings import MODES
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from tests.e2e.conftest import Engine
+from tests.support.health import wait_until_serving
+from tests.support.sockets import free_port
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 
@@ -59,10 +59,7 @@ class Composition:
 
     def wait_serving(self) -> None:
         """Until the gateway says through the published port that it serves: it has memd and both phases by then."""
-        request = health_pb2.HealthCheckRequest(service="tandem.gateway.v1.GatewayService")
-        with grpc.insecure_channel(self.address) as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=SERVING_S, wait_for_ready=True)
-            assert any(answer.status == health_pb2.HealthCheckResponse.SERVING for answer in watch)
+        wait_until_serving(self.address, "gateway", SERVING_S)
 
     def answer(self, prompt: str) -> tuple[str, list[int]]:
         """The greedy text and its tokens."""
@@ -98,12 +95,6 @@ def compose_command(engine: Engine) -> tuple[str, ...]:
     pytest.skip("neither `docker compose` nor docker-compose on this machine")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def checked(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -111,7 +102,7 @@ def checked(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_every_container_is_confined(composition):
     containers = composition.containers()
-    assert set(containers) == set(SERVICES)
+    assert set(containers) == set(MODES["semi-pd"])
     for service, container in containers.items():
         host = container["HostConfig"]
         assert container["Config"]["User"] == UID, service
@@ -150,6 +141,6 @@ def test_a_killed_process_is_started_again_and_changes_no_answer(composition):
 def test_down_drains_every_service_and_leaves_nothing(composition):
     composition.compose("stop")
     codes = {service: container["State"]["ExitCode"] for service, container in composition.containers().items()}
-    assert codes == dict.fromkeys(SERVICES, 0)
+    assert codes == dict.fromkeys(MODES["semi-pd"], 0)
     composition.compose("down", "--volumes")
     assert [composition.listed(*what) for what in (("ps", "--all"), ("volume", "ls"), ("network", "ls"))] == [[]] * 3

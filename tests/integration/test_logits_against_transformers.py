@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from kernels.table import Kernels, torch_kernels
 from tandem.model.batch import SequenceRows
 from tandem.model.config import ModelConfig
 from tandem.model.metadata import read_metadata
@@ -15,6 +16,7 @@ from tandem.model.source import ModelSource, open_model
 from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import Draw, sample
 from tandem.types import SamplingSpec
+from tests.support.kernel_sets import KERNEL_SETS, kernel_set
 from tests.support.paged_decoder import PagedDecoder, one_thread, pack_weights
 
 TOLERANCE = 1e-3
@@ -49,15 +51,20 @@ def theirs(default_model_path: Path) -> transformers.PreTrainedModel:
     return model.eval()
 
 
-def our_model(source: ModelSource, dtype: torch.dtype, num_sequences: int = 4) -> PagedDecoder:
+@pytest.fixture(params=KERNEL_SETS)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return kernel_set(request.param)
+
+
+def our_model(source: ModelSource, dtype: torch.dtype, kernels: Kernels, num_sequences: int = 4) -> PagedDecoder:
     config: ModelConfig = source.config
-    decoder = get_family(config.family).build(config, pack_weights(config, source.tensor, dtype))
+    decoder = get_family(config.family).build(config, pack_weights(config, source.tensor, dtype), kernels)
     return PagedDecoder(config, decoder, num_sequences=num_sequences, max_tokens=640, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
 def ours(source: ModelSource) -> PagedDecoder:
-    return our_model(source, torch.float32, num_sequences=20)
+    return our_model(source, torch.float32, torch_kernels(), num_sequences=20)
 
 
 @pytest.fixture(scope="module", params=LENGTHS)
@@ -137,13 +144,13 @@ def test_greedy_tokens_are_identical(
 
 
 def test_bfloat16_agrees_on_the_likeliest_token(
-    source: ModelSource, theirs: transformers.PreTrainedModel, text_ids: list[int]
+    source: ModelSource, theirs: transformers.PreTrainedModel, text_ids: list[int], kernels: Kernels
 ) -> None:
     """bfloat16 weights and cache against transformers in float32, at every position of a text."""
     token_ids = text_ids[:512]
     with torch.inference_mode():
         expected = theirs(torch.tensor([token_ids]), use_cache=False).logits[0]
-    actual = our_model(source, torch.bfloat16).whole(0, token_ids)
+    actual = our_model(source, torch.bfloat16, kernels).whole(0, token_ids)
     agreement = (actual.argmax(-1) == expected.argmax(-1)).float().mean().item()
-    print(f"bfloat16 top-1 agreement with float32: {agreement:.4f}")  # noqa: T201
+    print(f"bfloat16 top-1 agreement with float32, {kernels.name}: {agreement:.4f}")  # noqa: T201
     assert agreement > 0.9

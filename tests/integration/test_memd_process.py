@@ -40,7 +40,7 @@ WEIGHTS_MAPPING = "memfd:tandem-weights"
 def memd() -> Iterator[Deployment]:
     run_dir = Path(tempfile.mkdtemp(prefix="tdm"))
     (run_dir / "config.json").write_text(json.dumps(CONFIG))
-    settings = {"memd": {"kv-bytes": 8 << 20, "reserve-blocks": 2, "dtype": "float32", "lease-ttl-s": 0.3}}
+    settings = {"memd": {"kv-bytes": 8 << 20, "reserve-blocks": 2, "dtype": "float32", "lease-ttl-s": 2.0}}
     system = Deployment(run_dir, f"random:{run_dir}/config.json", settings)
     try:
         system.start("memd")

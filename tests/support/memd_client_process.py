@@ -1,5 +1,7 @@
 """A process that attaches to memd as a phase does, holds blocks and maps the weights until it is killed.
 
+It keeps its sequence lease alive itself, in a gateway's place.
+
 ``python -m tests.support.memd_client_process ADDRESS SERVICE NUM_BLOCKS`` prints its holder id once all is held.
 """
 
@@ -14,6 +16,8 @@ from tandem.kv.store import SequenceUpdate
 from tandem.rpc.memd_client import MemdClient
 from tandem.types import Fingerprint
 
+RENEWAL_S = 0.2
+
 
 async def main(address: str, service: str, num_blocks: int) -> None:
     client = MemdClient(address)
@@ -27,7 +31,9 @@ async def main(address: str, service: str, num_blocks: int) -> None:
     await client.update_sequences(attachment.holder_id, [SequenceUpdate(lease_id, blocks[:1], 1)])
     sys.stdout.write(f"{attachment.holder_id}\n")
     sys.stdout.flush()
-    await attachment.ended.wait()
+    while not attachment.ended.is_set():
+        await client.renew_sequences([lease_id])
+        await asyncio.sleep(RENEWAL_S)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A decoder with a paged cache of its own, driven step by step: what a phase does, without the services."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -12,12 +12,17 @@ from tandem.model.registry import get_family
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """torch computes with one thread meanwhile: the tests share the machine."""
+def num_threads(count: int) -> Iterator[None]:
+    """torch computes with so many threads meanwhile."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """The tests share the machine."""
+    return num_threads(1)
 
 
 def pack_weights(

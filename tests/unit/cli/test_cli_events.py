@@ -15,6 +15,12 @@ def test_an_event_is_its_name_and_its_own_fields():
     assert event.level == "info"
 
 
+def test_the_reason_of_an_end_is_the_errors_text():
+    failed = parse_line(line("service.failed", "error", error="ConfigError", message="port: in use"))
+    assert failed.reason() == "port: in use"
+    assert parse_line(line("memd.lost", "error", exit_status=75)).reason() == "memd.lost exit_status=75"
+
+
 def test_the_brief_form_leaves_whole_records_out():
     event = parse_line(line("service.starting", config={"port": 1}, names=["a"], pid=7))
     assert event.brief() == "service.starting pid=7"

@@ -14,7 +14,9 @@ from tandem.errors import InvalidRequestError
 
 
 @pytest.fixture
-def run_dir():
+def run_dir(monkeypatch):
+    """A deployment that nobody has started, reached by no port."""
+    monkeypatch.setenv("TANDEM_GATEWAY_PORT", "0")
     with tempfile.TemporaryDirectory(prefix="tm") as name:
         yield Path(name)
 
@@ -28,7 +30,7 @@ def test_version():
 
 
 def test_every_command_has_help():
-    assert set(main.commands) == {"up", "down", "status", "generate", "chat", "restart", "logs", "model"}
+    assert set(main.commands) == {"up", "down", "status", "generate", "chat", "restart", "logs", "model", "bench"}
     for name in main.commands:
         assert invoke(name, "--help").exit_code == 0
 
@@ -45,6 +47,22 @@ def test_without_a_deployment_there_is_one_line_and_status_1(run_dir, words):
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("words", "stdin"), [(["generate", "hi"], b""), (["chat"], b"hi\n")])
+def test_who_talks_to_a_deployment_that_does_not_run_is_told_what_starts_it(run_dir, words, stdin):
+    own = invoke(*words, "--run-dir", run_dir, input=stdin)
+    assert own.stderr.startswith("Error: UNAVAILABLE: ")
+    assert "`tandem up` starts it" in own.stderr
+    elsewhere = invoke(*words, "--run-dir", run_dir, "--address", f"unix:{run_dir}/none.sock", input=stdin)
+    assert "none.sock" in elsewhere.stderr
+    assert "tandem up" not in elsewhere.stderr
+
+
+def test_logs_of_what_never_ran_are_a_failure(run_dir):
+    result = invoke("logs", "--run-dir", run_dir)
+    assert result.exit_code == 1
+    assert f"nothing has run in {run_dir}" in result.stderr
 
 
 def test_down_of_nothing_is_no_failure(run_dir):

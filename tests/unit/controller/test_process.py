@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tandem.rpc.controller_client import ControllerClient
 from tandem.types import Split
+from tests.support.health import wait_until_serving
 from tests.support.sockets import short_run_dir
 
 ROOT = Path(__file__).parents[3]
@@ -44,18 +45,10 @@ def start(run_dir):
         process.communicate()
 
 
-def wait_until_serving(run_dir: Path) -> None:
-    with grpc.insecure_channel(f"unix:{run_dir}/controller.sock") as channel:
-        request = health_pb2.HealthCheckRequest(service="tandem.controller.v1.ControllerService")
-        for answer in health_pb2_grpc.HealthStub(channel).Watch(request, timeout=TIMEOUT_S, wait_for_ready=True):
-            if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                return
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_and_ends_with_0_on_a_signal(start, run_dir, number):
     process = start("--decode-percent", "70")
-    wait_until_serving(run_dir)
+    wait_until_serving(f"unix:{run_dir}/controller.sock", "controller", TIMEOUT_S)
     assert psutil.Process(process.pid).cmdline()[0].startswith("tandem-controller")
     with ControllerClient(f"unix:{run_dir}/controller.sock") as client:
         assert client.status().decision.split == Split(50, 70)
@@ -72,7 +65,7 @@ def test_it_serves_and_ends_with_0_on_a_signal(start, run_dir, number):
 
 def test_it_ends_while_links_are_open(start, run_dir):
     process = start()
-    wait_until_serving(run_dir)
+    wait_until_serving(f"unix:{run_dir}/controller.sock", "controller", TIMEOUT_S)
     with grpc.insecure_channel(f"unix:{run_dir}/controller.sock") as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         next(watch)
@@ -83,17 +76,17 @@ def test_it_ends_while_links_are_open(start, run_dir):
 
 def test_after_kill_9_it_starts_again_in_the_same_place(start, run_dir):
     first = start()
-    wait_until_serving(run_dir)
+    wait_until_serving(f"unix:{run_dir}/controller.sock", "controller", TIMEOUT_S)
     first.kill()
     first.wait()
     assert (run_dir / "controller.sock").exists()
     start()
-    wait_until_serving(run_dir)
+    wait_until_serving(f"unix:{run_dir}/controller.sock", "controller", TIMEOUT_S)
 
 
 def test_a_second_one_in_the_same_place_is_refused(start, run_dir):
     start()
-    wait_until_serving(run_dir)
+    wait_until_serving(f"unix:{run_dir}/controller.sock", "controller", TIMEOUT_S)
     second = start()
     _, logs = second.communicate(timeout=TIMEOUT_S)
     assert second.returncode == 1

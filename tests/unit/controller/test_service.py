@@ -136,4 +136,4 @@ async def test_observations_that_make_no_sense_do_no_harm(stub):
 async def test_a_split_out_of_range_is_refused(stub, split, field):
     assert await invalid_field(stub.SetSplit(pb.SetSplitRequest(split=split))) == field
     status = await stub.GetStatus(pb.GetStatusRequest())
-    assert (status.decision_id, status.reason) == (1, "static split of the configuration")
+    assert (status.decision_id, status.reason) == (1, "as configured")

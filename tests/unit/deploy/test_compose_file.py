@@ -7,22 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tandem.config.environment import SERVICE_ENVIRONMENT
 from tandem.config.load import load_config
 from tandem.config.settings import MODES, SERVICES, CommonConfig
-from tandem.rpc.stubs.controller.v1 import controller_pb2
-from tandem.rpc.stubs.decode.v1 import decode_pb2
-from tandem.rpc.stubs.gateway.v1 import gateway_pb2
-from tandem.rpc.stubs.memd.v1 import memd_pb2
-from tandem.rpc.stubs.prefill.v1 import prefill_pb2
+from tandem.rpc.names import SERVICE_NAMES
 
 ROOT = Path(__file__).resolve().parents[3]
-PROTOS = {
-    "memd": memd_pb2,
-    "prefill": prefill_pb2,
-    "decode": decode_pb2,
-    "controller": controller_pb2,
-    "gateway": gateway_pb2,
-}
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
 each_service = pytest.mark.parametrize("service", MODES["semi-pd"])
@@ -60,9 +50,8 @@ def test_each_runs_its_own_module(service):
 @each_service
 def test_each_health_check_asks_the_services_own_socket_for_its_own_name(service):
     test = COMPOSE["services"][service]["healthcheck"]["test"]
-    names = [descriptor.full_name for descriptor in PROTOS[service].DESCRIPTOR.services_by_name.values()]
     assert test[:4] == ["CMD", "python", "-m", "tandem.rpc.health_probe"]
-    assert test[4:] == [in_container(service).socket(service), *names]
+    assert test[4:] == [in_container(service).socket(service), SERVICE_NAMES[service]]
 
 
 @each_service
@@ -94,6 +83,10 @@ def test_each_is_confined(service):
     assert definition["mem_limit"] and definition["pids_limit"]
     assert definition["restart"] == "unless-stopped"
     assert ("network_mode" in definition) == (service != "gateway")
+
+
+def test_the_image_has_what_every_service_has_in_its_environment():
+    assert all(f"{key}={value}" in DOCKERFILE for key, value in SERVICE_ENVIRONMENT.items())
 
 
 def test_only_the_gateway_publishes_and_only_to_this_machine():

@@ -13,6 +13,7 @@ from tandem.errors import (
     QueueFullError,
     SequenceFailedError,
     SlowReaderError,
+    TandemError,
 )
 from tandem.types import DropReason, FinishReason, Phase
 from tests.support.gateway_fakes import EOS, Rig, read_all, settle, text_of, tokens_of
@@ -377,6 +378,22 @@ async def test_the_queue_has_a_bound_and_says_when_to_come_back():
     for request in kept:
         rig.gateway.frontend.cancel(request)
     await rig.assert_all_released()
+
+
+async def test_refused_requests_are_counted_and_not_observed():
+    rig = await rig_with(max_running=1, max_waiting=1)
+    kept = [await rig.request() for _ in range(2)]
+    for sampling in ({}, {"top_p": 2.0}):
+        with pytest.raises(TandemError):
+            await rig.request(**sampling)
+    counted = (
+        rig.registry.get_sample_value("tandem:request_failure_total", {"code": code})
+        for code in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
+    )
+    assert list(counted) == [1, 1]
+    assert rig.observations.seen == []
+    for request in kept:
+        rig.gateway.frontend.cancel(request)
 
 
 async def test_sequences_that_come_back_take_nobodys_place_in_the_queue():

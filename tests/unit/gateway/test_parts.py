@@ -161,6 +161,15 @@ async def test_renewals_run_three_times_in_a_ttl(monkeypatch):
     assert len(store.renewed) == len(slept) - 2, "one failed, and it went on"
 
 
+async def test_without_a_live_lease_there_is_nothing_to_renew():
+    store = FakeStore()
+    keeper = LeaseKeeper(store, itertools.count(1).__next__)
+    await keeper.renew()
+    keeper.release(keeper.open())
+    await keeper.renew()
+    assert store.renewed == []
+
+
 async def test_the_pool_bounds_what_one_sequence_can_have():
     seen: list[bool] = []
     store = FakeStore(num_blocks=10, num_reserve_blocks=2)

@@ -1,4 +1,6 @@
-"""Norm, rotary and gate against transformers' modules and float64."""
+"""Norm, rotary and gate against transformers' modules and float64; every set of kernels against the torch functions."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,7 +10,24 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rotary import apply_rotary, inverse_frequencies, rotary_table, scale_llama3
+from kernels.rotate_and_store import HeadNorm, rotate_and_store
 from kernels.silu_mul import silu_mul
+from kernels.table import Kernels
+from tests.support.kernel_sets import KERNEL_SETS, kernel_set
+from tests.support.paged_decoder import one_thread
+
+ONE_STEP = 2**-7  # of bfloat16: a result near the middle of two values may be rounded either way
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module", params=KERNEL_SETS)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return kernel_set(request.param)
 
 
 def test_rms_norm_equals_transformers() -> None:
@@ -84,3 +103,48 @@ def test_rotary_keeps_dtype_and_length() -> None:
     assert turned.dtype == torch.bfloat16
     assert torch.equal(turned[0], x[0])
     torch.testing.assert_close(turned.float().norm(dim=-1), x.float().norm(dim=-1), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("width", [1, 16, 33, 576])
+def test_add_rms_norm_of_bfloat16(kernels: Kernels, width: int) -> None:
+    torch.manual_seed(0)
+    x, residual, weight = (torch.randn(*shape, width).bfloat16() for shape in ((7,), (7,), ()))
+    before = residual.clone()
+    result = kernels.add_rms_norm(x, residual, weight, 1e-5)
+    exact = add_rms_norm(x.double(), residual.double(), weight.double(), 1e-5)
+    assert torch.equal(residual, before)
+    assert torch.equal(result.residual, exact.residual.bfloat16())
+    torch.testing.assert_close(result.normed.double(), exact.normed, rtol=ONE_STEP, atol=2e-2)
+
+
+@pytest.mark.parametrize("width", [1, 24, 1536])
+def test_silu_mul_of_bfloat16(kernels: Kernels, width: int) -> None:
+    torch.manual_seed(0)
+    gate_up = (torch.randn(5, 2 * width) * 8).bfloat16()
+    gate_up[0, 0], gate_up[1, 0] = -300.0, 300.0
+    exact = silu_mul(gate_up.double())
+    torch.testing.assert_close(kernels.silu_mul(gate_up).double(), exact, rtol=2 * ONE_STEP, atol=1e-5)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("head_dim", [16, 24, 64, 128])
+def test_rotate_and_store_of_bfloat16(kernels: Kernels, head_dim: int, normed: bool) -> None:
+    torch.manual_seed(0)
+    num_heads, num_kv_heads, slots = 4, 2, torch.tensor([7, 2, 11])
+    projected = torch.randn(3, num_heads + 2 * num_kv_heads, head_dim).bfloat16()
+    norm = HeadNorm(torch.randn(num_heads + num_kv_heads, head_dim).bfloat16(), 1e-6) if normed else None
+    table = rotary_table(inverse_frequencies(head_dim, 1e4), torch.tensor([0, 5, 900]))
+    exact_caches, caches = (
+        [torch.full((3, 4, num_kv_heads, head_dim), float("nan"), dtype=dtype) for _ in "kv"]
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    exact_norm = HeadNorm(norm.weight.float(), 1e-6) if norm else None
+    exact = rotate_and_store(
+        projected.float(), table, exact_norm, key_cache=exact_caches[0], value_cache=exact_caches[1], slot_mapping=slots
+    )
+    query = kernels.rotate_and_store(
+        projected.clone(), table, norm, key_cache=caches[0], value_cache=caches[1], slot_mapping=slots
+    )
+    torch.testing.assert_close(query.float(), exact, rtol=ONE_STEP, atol=6e-2)
+    for cache, exact_cache in zip(caches, exact_caches, strict=True):
+        torch.testing.assert_close(cache.float(), exact_cache, rtol=ONE_STEP, atol=6e-2, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Paged attention against dense float64 attention, over caches whose unused slots are NaN."""
+"""Paged attention of each set of kernels against dense float64 attention, over caches whose unused slots are NaN."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from kernels.paged_attention import TILE_ROWS, paged_attention, plan_attention
+from kernels.paged_attention import TILE_ROWS, plan_attention
 from kernels.store_kv import store_kv
-from tests.support.paged_decoder import one_thread
+from kernels.table import Kernels, torch_kernels
+from tests.support.kernel_sets import KERNEL_SETS, kernel_set
+from tests.support.paged_decoder import num_threads, one_thread
 
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 6, 2, 24
-SCALE = HEAD_DIM**-0.5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,33 +22,58 @@ def _one_thread() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A set of kernels, in a dtype that it takes, and what it may differ from the exact result by."""
+
+    kernels: Kernels
+    dtype: torch.dtype
+    tolerance: float
+
+
+@pytest.fixture(scope="module", params=KERNEL_SETS)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    kernels = kernel_set(request.param)
+    if request.param == "torch":
+        return Subject(kernels, torch.float32, 2e-6)
+    return Subject(kernels, torch.bfloat16, 1e-2)
+
+
+@dataclass(frozen=True)
 class Sequence64:
-    """One sequence's whole context in float64; its last `num_rows` positions are the step's rows."""
+    """One sequence's whole context, of values that bfloat16 has; its last `num_rows` positions are the step's rows."""
 
     query: torch.Tensor  # [num_rows, num_heads, head_dim]
     key: torch.Tensor  # [context_len, num_kv_heads, head_dim]
     value: torch.Tensor
 
 
-def make_sequence(context_len: int, num_rows: int, generator: torch.Generator) -> Sequence64:
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+def make_sequence(
+    context_len: int,
+    num_rows: int,
+    generator: torch.Generator,
+    heads: tuple[int, int, int] = (NUM_HEADS, NUM_KV_HEADS, HEAD_DIM),
+) -> Sequence64:
+    num_heads, num_kv_heads, head_dim = heads
 
-    kv_shape = (context_len, NUM_KV_HEADS, HEAD_DIM)
-    return Sequence64(normal(num_rows, NUM_HEADS, HEAD_DIM), normal(*kv_shape), normal(*kv_shape))
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16().double()
+
+    kv_shape = (context_len, num_kv_heads, head_dim)
+    return Sequence64(normal(num_rows, num_heads, head_dim), normal(*kv_shape), normal(*kv_shape))
 
 
 def dense_attention(sequence: Sequence64, sliding_window: int | None = None) -> torch.Tensor:
     """Row by row, head by head, from the definition."""
+    scale = sequence.query.shape[-1] ** -0.5
     output = torch.empty_like(sequence.query)
     first_position = len(sequence.key) - len(sequence.query)
     for row, query in enumerate(sequence.query):
         position = first_position + row
         first = 0 if sliding_window is None else max(0, position - sliding_window + 1)
-        for head in range(NUM_HEADS):
-            kv_head = head * NUM_KV_HEADS // NUM_HEADS
+        for head in range(len(query)):
+            kv_head = head * sequence.key.shape[1] // len(query)
             keys = sequence.key[first : position + 1, kv_head]
-            weights = (keys @ query[head] * SCALE).softmax(0)
+            weights = (keys @ query[head] * scale).softmax(0)
             output[row, head] = weights @ sequence.value[first : position + 1, kv_head]
     return output
 
@@ -56,13 +82,18 @@ class PagedStep:
     """Scatters the sequences into a poisoned cache, through permuted block tables."""
 
     def __init__(
-        self, sequences: Sequence[Sequence64], block_size: int, dtype: torch.dtype = torch.float32, seed: int = 1
+        self,
+        sequences: Sequence[Sequence64],
+        block_size: int,
+        dtype: torch.dtype = torch.float32,
+        kernels: Kernels | None = None,
     ) -> None:
-        self.block_size, self.dtype = block_size, dtype
+        self.block_size, self.dtype, self.kernels = block_size, dtype, kernels or torch_kernels()
+        num_kv_heads, head_dim = sequences[0].key.shape[1:]
         num_blocks = [-(-len(sequence.key) // block_size) for sequence in sequences]
         total = sum(num_blocks) + 3
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-        shape = (total, block_size, NUM_KV_HEADS, HEAD_DIM)
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(1))
+        shape = (total, block_size, num_kv_heads, head_dim)
         self.key_cache = torch.full(shape, float("nan"), dtype=dtype)
         self.value_cache = torch.full(shape, float("nan"), dtype=dtype)
         self.block_tables = torch.zeros(len(sequences), max(num_blocks), dtype=torch.int64)
@@ -84,15 +115,17 @@ class PagedStep:
         return table[positions // self.block_size] * self.block_size + positions % self.block_size
 
     def attention(self, sliding_window: int | None = None) -> torch.Tensor:
-        plan = plan_attention(
+        plan = self.kernels.plan_attention(
             self.block_tables,
             self.query_start,
             self.context_lens,
             block_size=self.block_size,
-            num_kv_heads=NUM_KV_HEADS,
+            num_kv_heads=self.key_cache.shape[2],
             sliding_window=sliding_window,
         )
-        return paged_attention(self.query, self.key_cache, self.value_cache, plan, scale=SCALE)
+        return self.kernels.paged_attention(
+            self.query, self.key_cache, self.value_cache, plan, scale=self.query.shape[-1] ** -0.5
+        )
 
 
 def sequences_of(shapes: Sequence[tuple[int, int]], seed: int = 0) -> list[Sequence64]:
@@ -113,11 +146,39 @@ BATCHES = {
 @pytest.mark.parametrize("sliding_window", [None, 1, 13, 64, 500])
 @pytest.mark.parametrize("block_size", [1, 5, 16])
 @pytest.mark.parametrize("shapes", BATCHES.values(), ids=BATCHES.keys())
-def test_equals_dense_attention(shapes: list[tuple[int, int]], block_size: int, sliding_window: int | None) -> None:
+def test_equals_dense_attention(
+    subject: Subject, shapes: list[tuple[int, int]], block_size: int, sliding_window: int | None
+) -> None:
     sequences = sequences_of(shapes)
-    actual = PagedStep(sequences, block_size).attention(sliding_window)
+    actual = PagedStep(sequences, block_size, subject.dtype, subject.kernels).attention(sliding_window)
     expected = torch.cat([dense_attention(sequence, sliding_window) for sequence in sequences])
-    torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=0)
+    assert actual.dtype == subject.dtype
+    torch.testing.assert_close(actual.double(), expected, atol=subject.tolerance, rtol=subject.tolerance)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sliding_window", [None, 700])
+@pytest.mark.parametrize("shapes", [[(1500, 1)], [(1500, 3), (700, 1)], [(900, 90), (900, 1)]])
+def test_long_contexts_on_several_threads(
+    subject: Subject, shapes: list[tuple[int, int]], sliding_window: int | None, threads: int
+) -> None:
+    """Where keys are divided among threads."""
+    sequences = sequences_of(shapes)
+    with num_threads(threads):
+        actual = PagedStep(sequences, 16, subject.dtype, subject.kernels).attention(sliding_window)
+    expected = torch.cat([dense_attention(sequence, sliding_window) for sequence in sequences])
+    torch.testing.assert_close(actual.double(), expected, atol=subject.tolerance, rtol=subject.tolerance)
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (4, 4), (8, 1), (16, 2)])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
+def test_head_shapes(subject: Subject, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    heads = (num_heads, num_kv_heads, head_dim)
+    sequences = [make_sequence(*shape, generator, heads) for shape in ((150, 40), (70, 1), (66, 2))]
+    actual = PagedStep(sequences, 16, subject.dtype, subject.kernels).attention()
+    expected = torch.cat([dense_attention(sequence) for sequence in sequences])
+    torch.testing.assert_close(actual.double(), expected, atol=subject.tolerance, rtol=subject.tolerance)
 
 
 def test_bfloat16_is_near_dense_attention() -> None:
@@ -139,28 +200,32 @@ def test_a_cache_of_another_dtype_is_cast_to_the_query() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-def test_chunks_give_the_rows_of_the_whole(chunk: int) -> None:
+def test_chunks_give_the_rows_of_the_whole(subject: Subject, chunk: int) -> None:
     (whole,) = sequences_of([(150, 150)])
     pieces = []
     for start in range(0, 150, chunk):
         end = min(start + chunk, 150)
         piece = Sequence64(whole.query[start:end], whole.key[:end], whole.value[:end])
-        pieces.append(PagedStep([piece], 16).attention())
-    expected = PagedStep([whole], 16).attention()
-    torch.testing.assert_close(torch.cat(pieces), expected, atol=2e-6, rtol=0)
+        pieces.append(PagedStep([piece], 16, subject.dtype, subject.kernels).attention())
+    expected = PagedStep([whole], 16, subject.dtype, subject.kernels).attention()
+    torch.testing.assert_close(torch.cat(pieces), expected, atol=subject.tolerance, rtol=subject.tolerance)
 
 
-def test_a_row_does_not_depend_on_its_batch() -> None:
+def test_a_row_does_not_depend_on_its_batch(subject: Subject) -> None:
+    def attention(*sequences: Sequence64) -> torch.Tensor:
+        return PagedStep(sequences, 16, subject.dtype, subject.kernels).attention()
+
     sequences = sequences_of(BATCHES["decode and chunks"])
-    together = PagedStep(sequences, 16).attention()
-    alone = torch.cat([PagedStep([sequence], 16).attention() for sequence in sequences])
-    torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
+    alone = torch.cat([attention(sequence) for sequence in sequences])
+    torch.testing.assert_close(attention(*sequences), alone, atol=subject.tolerance, rtol=subject.tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_later_key_does_not_change_a_row_by_one_bit(dtype: torch.dtype) -> None:
+def test_a_later_key_does_not_change_a_row_by_one_bit(subject: Subject, dtype: torch.dtype) -> None:
+    if dtype == torch.float32 and subject.dtype != dtype:
+        pytest.skip("native kernels are for bfloat16")
     context_len, row = 2 * TILE_ROWS + 20, TILE_ROWS + 3  # in the middle of a tile
-    step = PagedStep(sequences_of([(context_len, context_len)]), 16, dtype)
+    step = PagedStep(sequences_of([(context_len, context_len)]), 16, dtype, subject.kernels)
     before = step.attention()
     later = step.slots(step.block_tables[0], torch.arange(row + 1, context_len))
     for cache in (step.key_cache, step.value_cache):

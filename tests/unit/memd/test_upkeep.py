@@ -17,7 +17,7 @@ async def test_time_ends_leases_and_metrics_tell():
         await memd.store.acquire_sequence(holder, 1, "r", create=True)
         await memd.store.update_sequences(holder, [SequenceUpdate(1, blocks[:4], 16)])
         await run_once(memd.store, MemdMetrics.create(registry))
-        assert value(registry, "kv_cache_usage_perc") == pytest.approx(0.5)
+        assert value(registry, "kv_cache_usage_perc") == pytest.approx(0.25)
         assert {state: value(registry, "num_blocks", state=state) for state in ("free", "spare", "leased")} == {
             "free": 8,
             "spare": 4,

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from kernels.table import torch_kernels
 from tandem.errors import UnsupportedModelError
 from tandem.model.config import ModelConfig, RopeScaling
 from tandem.model.registry import get_family
@@ -89,7 +90,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     theirs = tiny_model(request.param.family, **request.param.theirs)
     config = our_config(request.param, theirs.config)
     weights = pack_weights(config, theirs.state_dict().__getitem__, torch.float32)
-    decoder = get_family(config.family).build(config, weights)
+    decoder = get_family(config.family).build(config, weights, torch_kernels())
     return Pair(theirs, PagedDecoder(config, decoder, num_sequences=4, max_tokens=128, dtype=torch.float32))
 
 
@@ -152,7 +153,7 @@ def test_weights_are_used_in_place() -> None:
     theirs = tiny_model("llama")
     config = our_config(VARIANTS["llama"], theirs.config)
     weights = pack_weights(config, theirs.state_dict().__getitem__, torch.float32)
-    decoder = get_family("llama").build(config, weights)
+    decoder = get_family("llama").build(config, weights, torch_kernels())
     ours = PagedDecoder(config, decoder, num_sequences=1, max_tokens=16, dtype=torch.float32)
     before = ours.whole(0, prompt(5))
     for tensor in weights.values():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from kernels.table import torch_kernels
 from tandem.config.settings import DecodeConfig
 from tandem.device.cpu.memory import MemfdExporter, MemfdImporter, MemfdSegment
 from tandem.errors import FingerprintMismatchError, NotReadyError
@@ -86,7 +87,7 @@ def test_the_mapped_model_computes_what_its_weights_say() -> None:
         name: mapped.tensor("float32", place.shape, place.offset_bytes).clone()
         for name, place in storage.manifest.tensors.items()
     }
-    alone = ModelRunner(get_family("llama").build(CONFIG, copies), torch.zeros(LAYOUT_OF_KV.shape), 4)
+    alone = ModelRunner(get_family("llama").build(CONFIG, copies, torch_kernels()), torch.zeros(LAYOUT_OF_KV.shape), 4)
     rows = [SequenceRows([3, 1, 4, 1, 5], 0, [0, 1])]
     torch.testing.assert_close(alone.execute(rows), map_model(storage, MemfdImporter()).runner.execute(rows))
 

@@ -190,7 +190,9 @@ async def test_a_peer_that_is_away_is_not_ready():
     async with grpc.aio.insecure_channel("unix:/nonexistent/tandem.sock") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await channel.unary_unary("/t/x")(b"")
-    assert type(error_from_rpc(raised.value)) is errors.NotReadyError
+    error = error_from_rpc(raised.value)
+    assert type(error) is errors.NotReadyError
+    assert str(error).startswith("UNAVAILABLE: unix:/nonexistent/tandem.sock: ")
 
 
 @pytest.mark.parametrize(

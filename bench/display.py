@@ -1,0 +1,89 @@
+"""What a benchmark shows: a bar while it runs, a table at its end."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench.compare import Ratio
+from bench.load.metrics import Distribution, Summary
+from bench.load.process import Progress as RequestDone
+from bench.results import DeploymentGoodput, Run
+
+PERCENT = 100.0
+
+
+def new_console() -> Console:
+    """Standard output; what is printed stands as it is."""
+    return Console(markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def request_bar(console: Console, title: str, num_requests: int) -> Iterator[Callable[[RequestDone], None]]:
+    """A bar that moves with every request that ends, and counts the failed ones."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=num_requests)
+        num_failed = 0
+
+        def advance(done: RequestDone) -> None:
+            nonlocal num_failed
+            num_failed += not done.ok
+            progress.update(task, advance=1, description=f"{title}, {num_failed} failed" if num_failed else title)
+
+        yield advance
+
+
+def run_table(runs: Sequence[Run]) -> Table:
+    """A row a run and latency."""
+    table = Table("deployment", "", "mean", "p50", "p90", "p99")
+    for run in runs:
+        for number, (label, values) in enumerate(_latencies(run.summary)):
+            name = run.deployment if number == 0 else ""
+            table.add_row(name, label, *(f"{value:.1f}" for value in (values.mean, values.p50, values.p90, values.p99)))
+        table.add_row("", _totals(run.summary), end_section=True)
+    return table
+
+
+def ratio_table(first: str, second: str, ratios: Sequence[Ratio]) -> Table:
+    """Second over first."""
+    table = Table(f"{second} / {first}", "median", "lowest", "highest", "rounds")
+    for ratio in ratios:
+        spread = (f"{value:.3f}" for value in (ratio.median, ratio.lowest, ratio.highest))
+        table.add_row(ratio.metric, *spread, str(ratio.num_rounds))
+    return table
+
+
+def goodput_table(deployments: Sequence[DeploymentGoodput]) -> Table:
+    """A row a deployment."""
+    table = Table("deployment", "goodput, requests/s", "fails at", "runs")
+    for entry in deployments:
+        failing = entry.goodput.first_failing_rate_per_s
+        bound = "no rate tried" if failing is None else f"{failing:.3f}"
+        table.add_row(entry.deployment, f"{entry.goodput.rate_per_s:.3f}", bound, str(len(entry.goodput.samples)))
+    return table
+
+
+def _latencies(summary: Summary) -> tuple[tuple[str, Distribution], ...]:
+    return (
+        ("TTFT, ms", summary.ttft_ms),
+        ("TPOT, ms", summary.tpot_ms),
+        ("ITL, ms", summary.itl_ms),
+        ("end to end, ms", summary.e2e_ms),
+        ("send delay, ms", summary.send_delay_ms),
+    )
+
+
+def _totals(summary: Summary) -> str:
+    facts = [
+        f"{summary.requests_per_s:.2f} requests/s",
+        f"{summary.output_tokens_per_s:.1f} tokens/s",
+        f"{summary.num_errors} of {summary.num_requests} failed",
+    ]
+    if summary.attainment is not None:
+        facts.append(f"{summary.attainment * PERCENT:.1f} % met the SLO")
+    if summary.cached_share:
+        facts.append(f"{summary.cached_share * PERCENT:.1f} % of prompt tokens cached")
+    return "\n".join(facts)

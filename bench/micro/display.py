@@ -1,0 +1,31 @@
+"""Micro results as tables."""
+
+from rich.table import Table
+
+from bench.micro.table import MicroResult
+
+
+def step_table(result: MicroResult) -> Table:
+    """A row a step: threads, sequences, new tokens and keys of each, milliseconds, and how far it is from its floor."""
+    table = Table("phase", "thr.", "seqs", "new", "context", "ms", "low", "high", "floor", "ratio")
+    for step in result.steps:
+        shape = step.shape
+        counts = (shape.num_threads, shape.num_sequences, shape.num_new_tokens, shape.num_context_tokens)
+        times = (step.median_ms, step.lowest_ms, step.highest_ms, step.floor_ms, step.median_ms / step.floor_ms)
+        table.add_row(shape.phase, *map(str, counts), *(f"{value:.2f}" for value in times))
+    return table
+
+
+def cost_table(result: MicroResult) -> Table:
+    """Floors and everything that is not a step."""
+    table = Table("what", "at", "cost")
+    for floor in result.floors:
+        table.add_row("memory read", f"{floor.num_threads} threads", f"{floor.read_gb_per_s:.1f} GB/s")
+        table.add_row("matrix product", f"{floor.num_threads} threads", f"{floor.gemm_gflop_per_s:.0f} GFLOP/s")
+    for decision in result.decisions:
+        table.add_row(decision.decision, f"{decision.queue_depth} waiting", f"{decision.median_us:.1f} us")
+    for lease in result.leases:
+        table.add_row(lease.call, f"{lease.num_blocks} blocks", f"{lease.median_ms:.2f} ms, p99 {lease.p99_ms:.2f}")
+    for cost in result.gateway:
+        table.add_row("gateway CPU", f"{cost.num_streams} streams", f"{cost.cpu_us_per_token:.0f} us a token")
+    return table

@@ -1,0 +1,95 @@
+"""All micro measurements, one after another, each over processes of its own."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.deployment.local import LocalServices, run_dir, running
+from bench.deployment.open import DeploymentKind, DeploymentOptions, DeploymentSpec, open_deployment
+from bench.experiment import Experiment
+from bench.micro.decisions import measure_decisions
+from bench.micro.gateway import measure_gateway
+from bench.micro.leases import measure_leases
+from bench.micro.shapes import Grid, kv_bytes_needed, model_facts, step_shapes
+from bench.micro.steps import measure_steps, open_steps
+from bench.micro.table import Floor, GatewayCost, LeaseCost, MicroResult, ModelFacts, StepShape, StepTime
+from bench.results import provenance
+from tandem.config.settings import MemdConfig
+from tandem.model.metadata import ModelMetadata
+from tandem.rpc.memd_client import MemdClient
+
+MEMD = "memd"
+BLOCK_SIZE_FLAG, KV_BYTES_FLAG = "block-size", "kv-bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class MicroPlan:
+    """What is measured."""
+
+    model: ModelMetadata
+    grid: Grid
+    max_context_tokens: int
+    num_rounds: int
+
+    @property
+    def shapes(self) -> tuple[StepShape, ...]:
+        """Every step of a round."""
+        return step_shapes(self.grid, self.max_context_tokens)
+
+    @property
+    def num_steps(self) -> int:
+        """That are run, the uncounted round included."""
+        return len(self.shapes) * (self.num_rounds + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _StorageCosts:
+    """What was measured over one memd."""
+
+    model: ModelFacts
+    floors: tuple[Floor, ...]
+    steps: tuple[StepTime, ...]
+    leases: tuple[LeaseCost, ...]
+
+
+def measure(
+    plan: MicroPlan, options: DeploymentOptions, experiment: Experiment, advance: Callable[[], None]
+) -> MicroResult:
+    """Everything; `advance` is called once a step. NotReadyError when a process does not start."""
+    with run_dir() as path, running(_memd(plan, options, path)) as services:
+        storage = asyncio.run(_storage_costs(plan, services.socket(MEMD), advance))
+    return MicroResult(
+        provenance=provenance(),
+        model=storage.model,
+        floors=storage.floors,
+        steps=storage.steps,
+        decisions=measure_decisions(),
+        leases=storage.leases,
+        gateway=_gateway_costs(options, experiment),
+    )
+
+
+def _gateway_costs(options: DeploymentOptions, experiment: Experiment) -> tuple[GatewayCost, ...]:
+    with open_deployment(DeploymentSpec(DeploymentKind.SEMI_PD), options) as target:
+        return measure_gateway(experiment, target)
+
+
+async def _storage_costs(plan: MicroPlan, address: str, advance: Callable[[], None]) -> _StorageCosts:
+    client = MemdClient(address)
+    try:
+        leases = await measure_leases(client)
+        async with open_steps(client) as bench:
+            facts = model_facts(plan.model.name, bench.config, bench.layout)
+            floors, steps = await measure_steps(bench, plan.shapes, facts, plan.num_rounds, advance)
+        return _StorageCosts(facts, floors, steps, leases)
+    finally:
+        await client.close()
+
+
+def _memd(plan: MicroPlan, options: DeploymentOptions, path: Path) -> LocalServices:
+    """memd alone, with a pool for the largest step."""
+    flags = dict(options.settings.get(MEMD, {}))
+    block_size = int(str(flags.get(BLOCK_SIZE_FLAG, MemdConfig().block_size)))
+    flags[KV_BYTES_FLAG] = kv_bytes_needed(plan.shapes, plan.model.config, block_size)
+    return LocalServices(path, options.model, {MEMD: flags}, (MEMD,))

@@ -1,0 +1,71 @@
+"""All layers of a stack in one call of the library; the pointers to the weights are prepared once."""
+
+from ctypes import CDLL, byref
+
+import torch
+
+from kernels.layer_stack import LayerStack, LayerWeights, LinearWeight, StepInputs
+from kernels.native.operators import NativePlan, checked
+from kernels.native.structs import Angles, Heads, Layer, Stack, StackStep, Weight
+
+
+class NativeLayers:
+    """A `kernels.layer_stack.RunLayers`. Its scratch memory grows to the largest step."""
+
+    def __init__(self, library: CDLL, stack: LayerStack) -> None:
+        self._library = library
+        self._weights = stack  # what the pointers point to
+        self._layers = (Layer * len(stack.layers))(*(_layer(layer) for layer in stack.layers))
+        self._stack = Stack(
+            self._layers,
+            len(stack.layers),
+            checked(stack.final_norm).data_ptr(),
+            Heads(stack.num_heads, stack.num_kv_heads, stack.head_dim),
+            stack.final_norm.numel(),
+            stack.layers[0].down.weight.shape[1],
+            stack.rms_norm_eps,
+            stack.scale,
+        )
+        self._scratch = torch.empty(0, dtype=torch.bfloat16)
+
+    def __call__(self, embedded: torch.Tensor, step: StepInputs, kv_cache: torch.Tensor) -> torch.Tensor:
+        """See `RunLayers`."""
+        plan: NativePlan = step.attention
+        num_rows = embedded.shape[0]
+        hidden = torch.empty_like(embedded)
+        arguments = StackStep(
+            plan.shape,
+            num_rows,
+            Angles(step.rotary.cos.data_ptr(), step.rotary.sin.data_ptr()),
+            checked(step.slot_mapping, torch.int64).data_ptr(),
+            checked(kv_cache).data_ptr(),
+            kv_cache[0, 0].numel(),
+            checked(embedded).data_ptr(),
+            hidden.data_ptr(),
+            self._scratch_for(num_rows).data_ptr(),
+        )
+        self._library.tandem_run_stack(byref(self._stack), byref(arguments))
+        return hidden
+
+    def _scratch_for(self, num_rows: int) -> torch.Tensor:
+        needed = self._library.tandem_stack_scratch(byref(self._stack), num_rows)
+        if self._scratch.numel() < needed:
+            self._scratch = torch.empty(needed, dtype=torch.bfloat16)
+        return self._scratch
+
+
+def _layer(layer: LayerWeights) -> Layer:
+    return Layer(
+        checked(layer.attention_norm).data_ptr(),
+        checked(layer.mlp_norm).data_ptr(),
+        checked(layer.head_norm).data_ptr() if layer.head_norm is not None else None,
+        _weight(layer.qkv),
+        _weight(layer.attention_output),
+        _weight(layer.gate_up),
+        _weight(layer.down),
+    )
+
+
+def _weight(linear: LinearWeight) -> Weight:
+    bias = checked(linear.bias).data_ptr() if linear.bias is not None else None
+    return Weight(checked(linear.weight).data_ptr(), bias, *linear.weight.shape)

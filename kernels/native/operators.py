@@ -1,0 +1,145 @@
+"""The library's operators behind the signatures of the torch kernels; bfloat16 throughout.
+
+A pointer stays valid as long as its tensor is referred to: plans keep theirs, calls return after the last use.
+"""
+
+from ctypes import CDLL, byref
+from dataclasses import dataclass
+
+import torch
+
+from kernels.native.structs import Heads, ProjectedHeads, StepShape
+from kernels.rms_norm import NormedResidual
+from kernels.rotary import RotaryTable
+from kernels.rotate_and_store import HeadNorm
+
+
+@dataclass(frozen=True, slots=True)
+class NativePlan:
+    """A step's shape, and the tensors that it points to."""
+
+    shape: StepShape
+    tensors: tuple[torch.Tensor, ...]
+
+
+def plan_attention(
+    block_tables: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    *,
+    block_size: int,
+    num_kv_heads: int,
+    sliding_window: int | None = None,
+) -> NativePlan:
+    """See `kernels.paged_attention.plan_attention`."""
+    tensors = (block_tables.contiguous(), query_start, context_lens)
+    pointers = (checked(tensor, torch.int64).data_ptr() for tensor in tensors)
+    num_seqs, max_blocks = block_tables.shape
+    return NativePlan(StepShape(*pointers, num_seqs, max_blocks, block_size, sliding_window or 0), tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class NativeOperators:
+    """One method an operator; see the torch function of the same name."""
+
+    library: CDLL
+
+    def paged_attention(
+        self,
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        plan: NativePlan,
+        *,
+        scale: float,
+    ) -> torch.Tensor:
+        """Heads of a query row must lie one after another; the rows may be further apart."""
+        output = torch.empty(query.shape, dtype=query.dtype)
+        heads = Heads(query.shape[1], key_cache.shape[2], query.shape[2])
+        keys, values = checked(key_cache).data_ptr(), checked(value_cache).data_ptr()
+        rows = query if query[0].is_contiguous() else query.contiguous()
+        self.library.tandem_attention(
+            byref(plan.shape), byref(heads), rows.data_ptr(), rows.stride(0), keys, values, output.data_ptr(), scale
+        )
+        return output
+
+    def rotate_and_store(
+        self,
+        projected: torch.Tensor,
+        table: RotaryTable,
+        norm: HeadNorm | None,
+        *,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        """The query heads are turned in place: the result is a view of `projected`."""
+        num_rows, num_all, head_dim = projected.shape
+        num_kv_heads = key_cache.shape[2]
+        num_heads = num_all - 2 * num_kv_heads
+        heads = ProjectedHeads(
+            checked(projected).data_ptr(),
+            num_rows,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            checked(norm.weight).data_ptr() if norm else None,
+            norm.eps if norm else 0.0,
+            checked(key_cache).data_ptr(),
+            checked(value_cache).data_ptr(),
+            checked(slot_mapping, torch.int64).data_ptr(),
+        )
+        self.library.tandem_rotate_and_store(byref(heads), table.cos.data_ptr(), table.sin.data_ptr())
+        return projected[:, :num_heads]
+
+    def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> NormedResidual:
+        """`residual` is left as it is."""
+        total, normed = checked(residual).clone(), torch.empty_like(residual)
+        num_rows, width = residual.shape
+        self.library.tandem_add_rms_norm(
+            checked(x).data_ptr(),
+            total.data_ptr(),
+            checked(weight).data_ptr(),
+            eps,
+            num_rows,
+            width,
+            normed.data_ptr(),
+        )
+        return NormedResidual(normed, total)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Rounded once, at the end."""
+        num_rows, both = gate_up.shape
+        output = torch.empty(num_rows, both // 2, dtype=gate_up.dtype)
+        self.library.tandem_silu_mul(checked(gate_up).data_ptr(), num_rows, both // 2, output.data_ptr())
+        return output
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Summed in float32, rounded once."""
+        return self._linear(x, weight, bias, torch.bfloat16)
+
+    def linear_float32(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Summed in float32, never rounded."""
+        return self._linear(x, weight, None, torch.float32)
+
+    def _linear(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        output = torch.empty(x.shape[0], weight.shape[0], dtype=dtype)
+        self.library.tandem_linear(
+            checked(x).data_ptr(),
+            x.shape[0],
+            checked(weight).data_ptr(),
+            checked(bias).data_ptr() if bias is not None else None,
+            *weight.shape,
+            output.data_ptr(),
+            dtype == torch.float32,
+        )
+        return output
+
+
+def checked(tensor: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """`tensor` itself. TypeError: the library would read something else than its values."""
+    if tensor.dtype != dtype or not tensor.is_contiguous():
+        raise TypeError(f"{tensor.dtype} of strides {tensor.stride()} is not contiguous {dtype}")
+    return tensor

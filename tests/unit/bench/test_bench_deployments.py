@@ -1,0 +1,59 @@
+"""Deployments by name."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.deployment.local import COLOCATED, SEMI_PD
+from bench.deployment.open import DeploymentOptions, local_services, open_deployment, parse_deployment
+from bench.load.endpoint import Protocols
+from tandem.config.settings import SERVICES
+from tandem.errors import ConfigError
+
+OPTIONS = DeploymentOptions("default", {"controller": {"window-requests": 5}})
+
+
+@pytest.mark.parametrize(
+    "text", ["semi-pd", "static:60,40", "colocated", "at:unix:/x/y.sock", "openai:http://h:1", "vllm"]
+)
+def test_a_deployment_is_called_what_the_user_called_it(text):
+    assert parse_deployment(text).name == text
+
+
+@pytest.mark.parametrize("text", ["", "fast", "semi-pd:1", "static", "at", "openai:", "colocated:2"])
+def test_what_is_no_deployment_is_refused(text):
+    with pytest.raises(ConfigError, match="deployment"):
+        parse_deployment(text)
+
+
+def test_a_static_split_is_the_controllers():
+    services = local_services(parse_deployment("static:70,30"), OPTIONS, Path("/x"))
+    assert services.settings["controller"] == {
+        "window-requests": 5,
+        "planner": "static",
+        "prefill-percent": 70,
+        "decode-percent": 30,
+    }
+    assert services.services == SEMI_PD
+
+
+@pytest.mark.parametrize("parameter", ["70", "70,30,1", "a,b"])
+def test_a_split_that_is_none_is_refused(parameter):
+    with pytest.raises(ConfigError, match="static"):
+        local_services(parse_deployment(f"static:{parameter}"), OPTIONS, Path("/x"))
+
+
+def test_colocated_has_one_phase_process():
+    services = local_services(parse_deployment("colocated"), OPTIONS, Path("/x"))
+    assert services.services == COLOCATED
+    assert services.settings == OPTIONS.settings
+
+
+def test_only_services_that_there_are_are_started():
+    assert set(SEMI_PD) | set(COLOCATED) <= set(SERVICES)
+
+
+def test_a_deployment_that_runs_already_is_only_named():
+    with open_deployment(parse_deployment("at:unix:/x/gateway.sock"), OPTIONS) as target:
+        assert (target.endpoint.protocol, target.endpoint.address) == (Protocols.TANDEM, "unix:/x/gateway.sock")
+        assert not target.pids

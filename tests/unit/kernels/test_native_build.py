@@ -1,0 +1,107 @@
+"""Building and loading: what happens with a compiler, without one, with stale sources, on another processor."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.choice import choose_kernels
+from kernels.native import build as build_module
+from kernels.native import levels
+from kernels.native.build import BuildError, build, find_compiler, find_openmp
+from kernels.native.levels import AVX512_BF16, library_path, runs_here
+from tests.support.kernel_sets import kernel_set
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sources, small enough to compile in a moment."""
+    (tmp_path / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
+    for module in (levels, build_module):
+        monkeypatch.setattr(module, "SOURCES", tmp_path)
+    return tmp_path
+
+
+def test_the_name_changes_with_the_sources(sources: Path) -> None:
+    before = library_path(AVX512_BF16)
+    (sources / "one.cpp").write_text("// changed\n")
+    assert library_path(AVX512_BF16) != before
+
+
+def compiler() -> list[str]:
+    try:
+        return find_compiler({"PATH": "/usr/bin:/usr/local/bin"})
+    except BuildError as error:
+        pytest.skip(str(error))
+
+
+def test_a_new_build_replaces_the_stale_one(sources: Path) -> None:
+    stale = build(AVX512_BF16, compiler(), find_openmp())
+    (sources / "one.cpp").write_text('extern "C" int one() { return 2; }\n')
+    fresh = build(AVX512_BF16, compiler(), find_openmp())
+    assert list((sources / "lib").iterdir()) == [fresh]
+    assert fresh != stale
+
+
+def test_an_error_of_the_compiler_is_told_in_one_line(sources: Path) -> None:
+    (sources / "one.cpp").write_text("int broken( {\n")
+    with pytest.raises(BuildError, match=r"error") as failure:
+        build(AVX512_BF16, compiler(), find_openmp())
+    assert "\n" not in str(failure.value)
+    assert list((sources / "lib").iterdir()) == []
+
+
+def test_no_compiler_is_no_failure(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(sources))
+    monkeypatch.delenv("CXX", raising=False)
+    assert build_module.main() == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "native kernels not built (no C++ compiler); the torch kernels will be used"
+    ]
+
+
+def test_cxx_is_asked_first() -> None:
+    assert find_compiler({"CXX": "clang++ -v", "PATH": "/usr/bin"}) == ["clang++", "-v"]
+
+
+def test_a_processor_without_the_instructions_is_recognised(tmp_path: Path) -> None:
+    cpu_info = tmp_path / "cpuinfo"
+    cpu_info.write_text("processor : 0\nflags : fpu avx2 avx512f\n")
+    assert not runs_here(AVX512_BF16, cpu_info)
+    cpu_info.write_text(f"processor : 0\nflags\t: fpu {' '.join(AVX512_BF16.cpu_flags)}\n")
+    assert runs_here(AVX512_BF16, cpu_info)
+    assert not runs_here(AVX512_BF16, tmp_path / "none")
+
+
+def test_float32_is_computed_by_torch() -> None:
+    choice = choose_kernels(torch.float32)
+    assert choice.kernels.name == "torch"
+    assert "float32" in choice.reason
+
+
+def test_bfloat16_is_computed_natively_where_it_can_be() -> None:
+    wanted = kernel_set("native")
+    choice = choose_kernels(torch.bfloat16)
+    assert (choice.kernels.name, choice.reason) == (wanted.name, "")
+
+
+def test_without_a_build_the_reason_is_given(sources: Path) -> None:
+    choice = choose_kernels(torch.bfloat16)
+    assert choice.kernels.name == "torch"
+    assert choice.reason in ("native kernels: not built", "native kernels: processor has no avx512_bf16")
+
+
+def test_one_openmp_runtime_is_in_the_process() -> None:
+    kernel_set("native")
+    program = (
+        "from kernels.native.kernels import native_kernels; import torch; native_kernels();"
+        "maps = open('/proc/self/maps').read().splitlines();"
+        "print({line.split()[-1] for line in maps if 'omp' in line.rpartition('/')[2]})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.count("omp") == 1
+    assert str(find_openmp()) in done.stdout

@@ -1,0 +1,80 @@
+"""All layers in one native call against the same operators one by one, and against the torch kernels in float32."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels.table import Kernels, torch_kernels
+from tandem.model.config import ModelConfig
+from tandem.model.registry import get_family
+from tests.support.kernel_sets import kernel_set
+from tests.support.paged_decoder import PagedDecoder, num_threads
+
+LLAMA = ModelConfig("llama", 64, 96, 3, 4, 2, 16, 160, 512, 1e-5, 1e4)
+CONFIGS = {
+    "llama": LLAMA,
+    "llama, biased": replace(LLAMA, attention_bias=True),
+    "llama, tied": replace(LLAMA, tie_word_embeddings=True),
+    "qwen3": replace(LLAMA, family="qwen3"),
+    "mistral, window": replace(LLAMA, family="mistral", sliding_window=21),
+    "odd": replace(LLAMA, hidden_size=50, intermediate_size=41, num_heads=3, num_kv_heads=1, head_dim=24),
+}
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys())
+def config(request: pytest.FixtureRequest) -> ModelConfig:
+    chosen: ModelConfig = request.param
+    return chosen
+
+
+@pytest.fixture(params=[1, 2], autouse=True)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    with num_threads(request.param):
+        yield
+
+
+def random_weights(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Of values that bfloat16 has; norms near one."""
+    generator = torch.Generator().manual_seed(3)
+    weights = {}
+    for parameter in get_family(config.family).parameters(config):
+        drawn = torch.randn(parameter.shape, generator=generator)
+        scaled = 1 + 0.1 * drawn if "norm" in parameter.name else drawn * parameter.shape[-1] ** -0.5
+        weights[parameter.name] = scaled.bfloat16()
+    return weights
+
+
+def decoder(config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> PagedDecoder:
+    weights = {name: weight.to(dtype) for name, weight in random_weights(config).items()}
+    built = get_family(config.family).build(config, weights, kernels)
+    return PagedDecoder(config, built, num_sequences=3, max_tokens=256, dtype=dtype)
+
+
+def run(subject: PagedDecoder, vocab_size: int) -> torch.Tensor:
+    """A prompt beside another, then decode rows of both beside a chunk of a third."""
+
+    def ids(first: int, count: int) -> list[int]:
+        return [(7 * i + first) % vocab_size for i in range(count)]
+
+    rows: Callable = subject.rows
+    logits = subject.step([rows(0, ids(1, 70), 0), rows(1, ids(2, 5), 0)])
+    logits += subject.step([rows(0, ids(3, 1), 70), rows(1, ids(4, 1), 5), rows(2, ids(5, 33), 0)])
+    return torch.cat(logits)
+
+
+def test_one_call_equals_operators_one_by_one(config: ModelConfig) -> None:
+    native = kernel_set("native")
+    fused = run(decoder(config, native, torch.bfloat16), config.vocab_size)
+    one_by_one = run(decoder(config, replace(native, fuse_layers=None), torch.bfloat16), config.vocab_size)
+    assert torch.equal(fused, one_by_one)
+
+
+def test_as_near_to_float32_as_torch_is(config: ModelConfig) -> None:
+    exact = run(decoder(config, torch_kernels(), torch.float32), config.vocab_size)
+    theirs = run(decoder(config, torch_kernels(), torch.bfloat16), config.vocab_size)
+    ours = run(decoder(config, kernel_set("native"), torch.bfloat16), config.vocab_size)
+    assert exact.std() > 0.3
+    assert (ours - exact).abs().mean() <= 1.2 * (theirs - exact).abs().mean()
+    torch.testing.assert_close(ours, exact, atol=0.15, rtol=0)
