@@ -7,16 +7,14 @@ from collections.abc import Sequence
 
 import structlog
 
-from tandem.phase.engine import EngineFrame
-from tandem.phase.loop import Load
+from tandem.phase.engine import PhaseEngine
 from tandem.phase.outfit import Outfit
 from tandem.phase.sequence import SequenceState, WorkingSequence
-from tandem.phase.session import Session
 from tandem.phase.stepper import StepPart
 from tandem.phase.stopping import banned_tokens, finish_reason
 from tandem.runner.sampler import SampledToken
 from tandem.scheduler.decode import BlockStock, DecodeCandidate, DecodePlan, Grant, PoolState, plan_step
-from tandem.types import DecodeResult, DropReason, FinishReason, Phase, PhaseCommand, SequenceOutput
+from tandem.types import DecodeResult, DropReason, FinishReason, Phase, SequenceOutput
 
 _log = structlog.get_logger()
 
@@ -26,41 +24,13 @@ BARREN_AFTER_S = 2.0
 DecodeSequence = WorkingSequence[DecodeResult]
 
 
-class DecodeEngine:
+class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
     """Carries out the plans; everything but the steps themselves happens on the loop."""
 
     def __init__(self, outfit: Outfit) -> None:
-        self._outfit = outfit
-        self._frame: EngineFrame[SequenceOutput, DecodeResult] = EngineFrame(Phase.DECODE, outfit, DecodeResult)
-        self._roster = self._frame.roster
-        self._leases = self._frame.leases
+        super().__init__(Phase.DECODE, outfit, DecodeResult)
         self._batch: list[DecodeSequence] = []
         self._progress_s = outfit.clock.now()
-
-    def start(self) -> None:
-        """Takes part in the process's steps from now on."""
-        self._frame.start(self)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Finishes what it can in time and hands the rest back; then every stream ends."""
-        await self._frame.drain(timeout_s)
-
-    def open_session(self) -> Session[DecodeResult]:
-        """A gateway's stream has begun."""
-        return self._roster.open_session()
-
-    def command(self, session: Session[DecodeResult], command: PhaseCommand) -> None:
-        """DuplicateRequestError when the lease is being worked on."""
-        self._roster.command(session, command)
-
-    def close_session(self, session: Session[DecodeResult]) -> None:
-        """The stream has ended; its sequences are let go."""
-        self._roster.close_session(session)
-
-    async def reclaim(self, num_blocks: int) -> None:
-        """memd asks for spare blocks: one stays for each running sequence."""
-        num_running = len(self._roster.in_state(SequenceState.RUNNING))
-        await self._leases.supply.reclaim(num_blocks, num_kept=num_running)
 
     def prepare(self) -> Sequence[StepPart]:
         """The running and the joining that have the blocks for their next row."""
@@ -84,17 +54,9 @@ class DecodeEngine:
         for sequence in self._batch:
             self._roster.leave(sequence, DropReason.FAILED, message)
 
-    def deliver(self) -> None:
-        """One message a stream."""
-        self._frame.outbox.deliver()
-
-    def load(self) -> Load:
-        """As it is now."""
-        return Load(
-            num_waiting=len(self._roster.in_state(SequenceState.WAITING)),
-            num_running=len(self._roster.in_state(SequenceState.RUNNING)),
-            num_spare_blocks=self._leases.supply.num_spare,
-        )
+    def num_needed_spare(self) -> int:
+        """One for each running sequence."""
+        return len(self._roster.in_state(SequenceState.RUNNING))
 
     def _plan(self) -> DecodePlan:
         limits = self._outfit.limits
@@ -147,7 +109,7 @@ class DecodeEngine:
         room = self._outfit.limits.max_context_tokens - len(sequence.token_ids)
         reason = finish_reason(sequence.spec.stop, token.token_id, len(sequence.output_token_ids), room)
         output = SequenceOutput(sequence.lease_id, token.token_id, token.logprobs, reason)
-        self._frame.outbox.say(sequence.session, output)
+        self._outbox.say(sequence.session, output)
         if reason is not FinishReason.NONE:
             _log.info(
                 "sequence.finished",

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from tandem.phase.engine import EngineFrame
-from tandem.phase.loop import Load
+from tandem.phase.engine import PhaseEngine
 from tandem.phase.outfit import Outfit
 from tandem.phase.sequence import SequenceState, WorkingSequence
-from tandem.phase.session import Session
 from tandem.phase.stepper import StepPart
 from tandem.phase.stopping import banned_tokens, finish_reason
 from tandem.runner.sampler import SampledToken
 from tandem.scheduler.prefill import RunningPrompt, WaitingPrompt, admit, share_budget
-from tandem.types import DropReason, Phase, PhaseCommand, Prefilled, PrefillResult, SequenceOutput
+from tandem.types import DropReason, Phase, Prefilled, PrefillResult, SequenceOutput
 
 _log = structlog.get_logger()
 
@@ -41,41 +39,14 @@ class _Sealing:
     prefilled: Prefilled
 
 
-class PrefillEngine:
+class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
     """Carries out the plans; everything but the steps themselves happens on the loop."""
 
     def __init__(self, outfit: Outfit, budget: Callable[[], int]) -> None:
         """`budget` is asked for the tokens that the next step's chunks may have together."""
-        self._outfit = outfit
+        super().__init__(Phase.PREFILL, outfit, PrefillResult)
         self._budget = budget
-        self._frame: EngineFrame[Prefilled, PrefillResult] = EngineFrame(Phase.PREFILL, outfit, PrefillResult)
-        self._roster = self._frame.roster
-        self._leases = self._frame.leases
         self._batch: list[_Running] = []
-
-    def start(self) -> None:
-        """Takes part in the process's steps from now on."""
-        self._frame.start(self)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Finishes what it can in time and hands the rest back; then every stream ends."""
-        await self._frame.drain(timeout_s)
-
-    def open_session(self) -> Session[PrefillResult]:
-        """A gateway's stream has begun."""
-        return self._roster.open_session()
-
-    def command(self, session: Session[PrefillResult], command: PhaseCommand) -> None:
-        """DuplicateRequestError when the lease is being worked on."""
-        self._roster.command(session, command)
-
-    def close_session(self, session: Session[PrefillResult]) -> None:
-        """The stream has ended; its sequences are let go."""
-        self._roster.close_session(session)
-
-    async def reclaim(self, num_blocks: int) -> None:
-        """memd asks for spare blocks: what runs here has all of its own, so any may go."""
-        await self._leases.supply.reclaim(num_blocks, num_kept=0)
 
     def prepare(self) -> Sequence[StepPart]:
         """The next chunks, after those prompts were admitted for which there are blocks."""
@@ -106,17 +77,9 @@ class PrefillEngine:
         for part in self._batch:
             self._roster.leave(part.sequence, DropReason.FAILED, message)
 
-    def deliver(self) -> None:
-        """One message a stream."""
-        self._frame.outbox.deliver()
-
-    def load(self) -> Load:
-        """As it is now."""
-        return Load(
-            num_waiting=len(self._roster.in_state(SequenceState.WAITING)),
-            num_running=len(self._roster.in_state(SequenceState.RUNNING)),
-            num_spare_blocks=self._leases.supply.num_spare,
-        )
+    def num_needed_spare(self) -> int:
+        """What runs has all of its blocks."""
+        return 0
 
     def _admit(self) -> None:
         limits = self._outfit.limits
@@ -169,10 +132,10 @@ class PrefillEngine:
         for done in sealing:
             sequence = done.sequence
             if sequence.state is SequenceState.SEALING and not self._leases.is_lost(sequence.lease_id):
-                self._frame.outbox.say(sequence.session, done.prefilled)
+                self._outbox.say(sequence.session, done.prefilled)
                 _log.info("sequence.prefilled", **_fields(sequence, done.prefilled))
                 self._roster.end(sequence)
-        self._frame.outbox.deliver()
+        self._outbox.deliver()
 
 
 def _running_view(sequence: PromptSequence) -> RunningPrompt:

@@ -1,17 +1,19 @@
-"""What a phase's servicer and its lifecycle see of its engine, and the parts that both engines are made of."""
+"""What a phase's servicer and its lifecycle see of its engine, and what both engines have in common."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol
 
 from tandem.phase.leases import Leases
-from tandem.phase.loop import StepWork
+from tandem.phase.loop import Load
 from tandem.phase.outfit import Outfit
 from tandem.phase.roster import Roster
+from tandem.phase.sequence import SequenceState
 from tandem.phase.session import ItemT, Outbox, ResultT, Session
+from tandem.phase.stepper import StepPart
+from tandem.runner.sampler import SampledToken
 from tandem.types import Phase, PhaseCommand, SequenceDropped
-
-ResultT_co = TypeVar("ResultT_co", covariant=True)
 
 
 class StreamEnd(Protocol[ResultT]):
@@ -30,10 +32,11 @@ class StreamEnd(Protocol[ResultT]):
         ...
 
 
-class EngineFrame(Generic[ItemT, ResultT]):
-    """Leases, roster and outbox of one engine, wired to one another and to the process's steps.
+class PhaseEngine(ABC, Generic[ItemT, ResultT]):
+    """What prefill and decode do alike: leases, roster and outbox, wired to one another and to the process's steps.
 
-    The engine decides (`StepWork`); the frame is how its decisions meet gateways, memd and the step's thread.
+    A subclass decides: who takes part in a step, and what comes of its tokens. It is a `StepWork`, a `StreamEnd` and
+    what the lifecycle calls an engine; everything but the steps themselves happens on the loop.
     """
 
     def __init__(
@@ -42,35 +45,80 @@ class EngineFrame(Generic[ItemT, ResultT]):
         outfit: Outfit,
         build: Callable[[tuple[ItemT, ...], tuple[SequenceDropped, ...]], ResultT],
     ) -> None:
+        """`build` makes the message for a stream of what a step has to say on it."""
         wake = outfit.steps.wake.set
-        self.leases = Leases(outfit.store, outfit.holder_id, outfit.supply_policy, wake)
-        self.outbox = Outbox(build)
-        self.roster = Roster(
+        self._phase = phase
+        self._outfit = outfit
+        self._leases = Leases(outfit.store, outfit.holder_id, outfit.supply_policy, wake)
+        self._outbox = Outbox(build)
+        self._roster = Roster(
             phase,
-            self.leases,
+            self._leases,
             outfit.limits,
-            self.outbox,
+            self._outbox,
             crew=outfit.crew,
             clock=outfit.clock,
             wake=wake,
         )
-        self._phase = phase
-        self._outfit = outfit
 
-    def start(self, work: StepWork) -> None:
+    @abstractmethod
+    def prepare(self) -> Sequence[StepPart]:
+        """See `StepWork`."""
+
+    @abstractmethod
+    def finish(self, tokens: Sequence[SampledToken | None]) -> None:
+        """See `StepWork`."""
+
+    @abstractmethod
+    def fail(self, message: str) -> None:
+        """See `StepWork`."""
+
+    @abstractmethod
+    def num_needed_spare(self) -> int:
+        """Spare blocks that the running sequences will want before another refill could come."""
+
+    def start(self) -> None:
         """Spawns what runs beside the steps, whose failure is the crew's, and takes part in them."""
-        self._outfit.crew.spawn(self.leases.supply.run())
-        self._outfit.crew.spawn(self.leases.updates.run())
-        self._outfit.steps.enlist(self._phase, work)
+        self._outfit.crew.spawn(self._leases.supply.run())
+        self._outfit.crew.spawn(self._leases.updates.run())
+        self._outfit.steps.enlist(self._phase, self)
 
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing more, lets what is there finish for `timeout_s`, hands the rest back, ends the streams."""
-        self.roster.close_intake()
+        self._roster.close_intake()
         try:
             async with asyncio.timeout(timeout_s):
-                await self.roster.emptied()
+                await self._roster.emptied()
         except TimeoutError:
-            self.roster.hand_back()
-            await self.roster.emptied()
-        self.outbox.deliver()
-        self.roster.close_sessions()
+            self._roster.hand_back()
+            await self._roster.emptied()
+        self._outbox.deliver()
+        self._roster.close_sessions()
+
+    async def reclaim(self, num_blocks: int) -> None:
+        """memd asks for spare blocks."""
+        await self._leases.supply.reclaim(num_blocks, num_kept=self.num_needed_spare())
+
+    def open_session(self) -> Session[ResultT]:
+        """A gateway's stream has begun."""
+        return self._roster.open_session()
+
+    def command(self, session: Session[ResultT], command: PhaseCommand) -> None:
+        """DuplicateRequestError when the lease is being worked on."""
+        self._roster.command(session, command)
+
+    def close_session(self, session: Session[ResultT]) -> None:
+        """The stream has ended; its sequences are let go."""
+        self._roster.close_session(session)
+
+    def deliver(self) -> None:
+        """One message a stream."""
+        self._outbox.deliver()
+
+    def load(self) -> Load:
+        """As it is now."""
+        return Load(
+            num_waiting=len(self._roster.in_state(SequenceState.WAITING)),
+            num_running=len(self._roster.in_state(SequenceState.RUNNING)),
+            num_spare_blocks=self._leases.supply.num_spare,
+        )

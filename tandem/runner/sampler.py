@@ -75,28 +75,28 @@ def _draw(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     """Tokens of the rows with a temperature; `logits` is ``[len(draws), vocab_size]``."""
     temperatures = torch.tensor([[draw.sampling.temperature] for draw in draws], dtype=logits.dtype)
     shifted = logits - logits.amax(-1, keepdim=True)  # no temperature can make this overflow upwards
-    weights = shifted.div_(temperatures).exp_()  # in place: fresh memory of this size costs more than the arithmetic
-    likely = keep_likely(weights, [draw.sampling for draw in draws])
+    # In place where it can be: fresh memory of this size costs more than the arithmetic.
+    probs = keep_likely(shifted.div_(temperatures).softmax(-1), [draw.sampling for draw in draws])
     uniform = uniforms([draw.sampling.seed for draw in draws], [draw.position for draw in draws])
-    token_ids: list[int] = _invert(likely, torch.from_numpy(uniform)[:, None]).tolist()
+    token_ids: list[int] = _invert(probs, torch.from_numpy(uniform)[:, None]).tolist()
     return token_ids
 
 
-def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def _invert(probs: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Where each row's distribution function passes `uniform` ``[num_rows, 1]``: ``[num_rows]``.
 
     First by sums of spans of tokens, then within the span that was found, in float64. A target that rounding pushes out
-    of its span is brought back, so that no token of weight 0 is drawn.
+    of its span is brought back, so that no token of probability 0 is drawn.
     """
-    padding = -weights.shape[-1] % SPAN_TOKENS
-    spans = functional.pad(weights, (0, padding)) if padding else weights
-    spans = spans.view(len(weights), -1, SPAN_TOKENS)
+    padding = -probs.shape[-1] % SPAN_TOKENS
+    spans = functional.pad(probs, (0, padding)) if padding else probs
+    spans = spans.view(len(probs), -1, SPAN_TOKENS)
     sums = spans.sum(-1, dtype=torch.float64)
     ends = sums.cumsum(-1)
     targets = uniform * ends[:, -1:]
     found = torch.searchsorted(ends, targets, right=True)
     before = ends.gather(1, found) - sums.gather(1, found)
-    within = spans[torch.arange(len(weights)), found[:, 0]].cumsum(-1, dtype=torch.float64)
+    within = spans[torch.arange(len(probs)), found[:, 0]].cumsum(-1, dtype=torch.float64)
     last = torch.nextafter(within[:, -1:], torch.zeros_like(targets))
     offsets = torch.searchsorted(within, (targets - before).clamp(min=0.0).minimum(last), right=True)
     return (found * SPAN_TOKENS + offsets)[:, 0]

@@ -11,6 +11,7 @@ import transformers
 
 from tandem.runner.adjustments import adjust
 from tandem.runner.filters import keep_likely
+from tandem.runner.philox import uniforms
 from tandem.runner.sampler import Draw, SampledToken, sample
 from tandem.types import SamplingSpec
 from tests.support.paged_decoder import one_thread
@@ -270,3 +271,17 @@ def test_logprobs_are_of_the_model_s_own_distribution() -> None:
 def test_logprobs_only_where_asked_for() -> None:
     (token,) = sample(logits_of(1, 30), [draw(GREEDY)])
     assert token.logprobs is None
+
+
+@pytest.mark.parametrize("vocab_size", [1, 255, 256, 257, 1000])
+def test_draws_invert_the_distribution_function_over_any_vocabulary(vocab_size: int) -> None:
+    """Against numpy over the whole row, where most tokens have no probability at all."""
+    logits = torch.randn(64, vocab_size, generator=torch.Generator().manual_seed(0)) * 3
+    logits[:, 1::2] = float("-inf")
+    draws = [Draw(SamplingSpec(temperature=1.0, seed=seed), seed, (), ()) for seed in range(64)]
+    cumulative = np.cumsum(logits.double().softmax(-1).numpy(), axis=1)
+    targets = uniforms(range(64), range(64)) * cumulative[:, -1]
+    expected = [
+        int(np.searchsorted(row, target, side="right")) for row, target in zip(cumulative, targets, strict=True)
+    ]
+    assert [token.token_id for token in sample(logits, draws)] == expected
