@@ -111,3 +111,10 @@ def test_the_claim_names_dtype_and_layout(tmp_path: Path) -> None:
     made = claim(DecodeConfig(run_dir=tmp_path, dtype="float32"))
     assert (made.dtype, made.layout, made.num_blocks) == ("float32", LAYOUT, 0)
     assert made.version
+
+
+def test_the_kernels_in_force_are_logged_once() -> None:
+    with capture_logs() as logs:
+        map_model(attachment(), MemfdImporter())
+    chosen = [entry for entry in logs if entry["event"] == "kernels.chosen"]
+    assert [(entry["kernels"], "float32" in entry["reason"]) for entry in chosen] == [("torch", True)]
