@@ -69,7 +69,7 @@ if ! has_torch; then
     exit 69
 fi
 tar --create --file "$context/context.tar" --directory "$root" --exclude=__pycache__ \
-    pyproject.toml README.md LICENSE tandem services kernels deploy/Dockerfile deploy/requirements.py
+    pyproject.toml README.md LICENSE bench tandem services kernels deploy/Dockerfile deploy/requirements.py
 tar --append --file "$context/context.tar" --directory "$context" deploy/pip
 
 # Host networking: an index that only this machine's own network reaches is reached from the build too.

@@ -138,7 +138,9 @@ def test_a_peer_that_is_not_installed_is_a_clear_error(tmp_path):
 @pytest.fixture
 def fake_llama_server(tmp_path: Path) -> Path:
     path = tmp_path / "llama-server"
-    path.write_text(f"#!{sys.executable}\n{FAKE_SERVER}")
+    script = tmp_path / "server.py"
+    script.write_text(FAKE_SERVER)
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')  # a #! line has no room for a space
     path.chmod(0o755)
     return path
 
