@@ -22,7 +22,7 @@ class OpenAiEndpoint:
     """See `bench.load.endpoint.Endpoint`."""
 
     def __init__(self, address: str, model: str) -> None:
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)  # a peer may close an idle one
         timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
         self._client = httpx2.AsyncClient(base_url=address, limits=limits, timeout=timeout)
         self._model = model

@@ -24,7 +24,7 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 
 import tandem
 from tandem.cli.deployment import Deployment
-from tandem.config.environment import SERVICE_ENVIRONMENT
+from tandem.config.environment import environment_of
 from tandem.errors import ConfigError, NotReadyError
 
 CONF_NAME = "supervisord.conf"
@@ -88,7 +88,7 @@ def _program(deployment: Deployment, service: str) -> str:
     return _PROGRAM_SECTION.format(
         service=service,
         command=" ".join(_quoted(part) for part in argv),
-        environment=",".join(f'{key}="{value}"' for key, value in SERVICE_ENVIRONMENT.items()),
+        environment=",".join(f'{key}="{value}"' for key, value in environment_of(service).items()),
         priority=100 * (len(deployment.services) - deployment.services.index(service)),
         startsecs=START_SECS,
         startretries=START_RETRIES,
