@@ -76,7 +76,7 @@ def test_the_context_is_what_the_image_is_made_of(build):
     assert context["deploy/Dockerfile"] == (ROOT / "deploy/Dockerfile").read_bytes()
     assert context["tandem/errors.py"] == (ROOT / "tandem/errors.py").read_bytes()
     top = {name.partition("/")[0] for name in context}
-    assert top == {"pyproject.toml", "README.md", "LICENSE", "tandem", "services", "kernels", "deploy"}
+    assert top == {"pyproject.toml", "bench", "README.md", "LICENSE", "tandem", "services", "kernels", "deploy"}
 
 
 def test_arguments_of_the_build_come_from_the_environment(build):
