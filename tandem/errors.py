@@ -22,6 +22,7 @@
     │   ├── LeaseError               a transition that the lease's or block's state does not allow
     │   └── LedgerCorruptError       the ledger contradicts itself; names who owns what
     └── DeviceError              a backend could not do what it must
+        └── DeviceFaultError         this process can use the device no more
 
 `tandem.rpc.status` maps each to one gRPC status code; nothing else chooses codes.
 """
@@ -118,3 +119,7 @@ class LedgerCorruptError(StorageError):
 
 class DeviceError(TandemError):
     """A memory or partition backend could not do what it must."""
+
+
+class DeviceFaultError(DeviceError):
+    """A fault after which this process can use the device no more; another process may."""

@@ -48,6 +48,7 @@ _CODES: dict[type[errors.TandemError], grpc.StatusCode] = {
     errors.LeaseError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LedgerCorruptError: grpc.StatusCode.DATA_LOSS,
     errors.DeviceError: grpc.StatusCode.INTERNAL,
+    errors.DeviceFaultError: grpc.StatusCode.INTERNAL,
 }
 _CLASSES = {error_class.__name__: error_class for error_class in _CODES}
 
