@@ -56,14 +56,18 @@ class Client:
         *,
         request_id: str = "",
         priority: int = 0,
+        cache_salt: str = "",
         timeout_s: float | None = None,
         **sampling: SamplingValue,
     ) -> Generator[Piece, None, None]:
         """Streams the answers to a text or to token ids; with ``n`` above 1 their pieces come mixed.
 
-        Closing the generator cancels the request. A higher `priority` is served first.
+        Closing the generator cancels the request. A higher `priority` is served first. What was computed for a prompt
+        is reused for those that begin alike and have the same `cache_salt`.
         """
-        return self._gateway.generate(prompt, CallOptions(_given(sampling), request_id, priority, timeout_s))
+        return self._gateway.generate(
+            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s)
+        )
 
     def generate_once(
         self,
@@ -71,11 +75,14 @@ class Client:
         *,
         request_id: str = "",
         priority: int = 0,
+        cache_salt: str = "",
         timeout_s: float | None = None,
         **sampling: SamplingValue,
     ) -> tuple[Answer, ...]:
         """As `generate`, whole answers instead of pieces; as many as ``n``."""
-        return self._gateway.generate_once(prompt, CallOptions(_given(sampling), request_id, priority, timeout_s))
+        return self._gateway.generate_once(
+            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s)
+        )
 
     def chat(
         self,
@@ -83,11 +90,12 @@ class Client:
         *,
         request_id: str = "",
         priority: int = 0,
+        cache_salt: str = "",
         timeout_s: float | None = None,
         **sampling: SamplingValue,
     ) -> Generator[Piece, None, None]:
         """Streams the answer to a conversation: ``[{"role": "user", "content": "Hello"}]``."""
-        return self._gateway.chat(messages, CallOptions(_given(sampling), request_id, priority, timeout_s))
+        return self._gateway.chat(messages, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s))
 
     def tokenize(self, source: str | Messages) -> tuple[int, ...]:
         """The token ids of the prompt that a text or a conversation becomes."""

@@ -74,6 +74,7 @@ class SequenceSpec:
     stop: StopSpec
     priority: int = 0
     arrival_unix_ns: int = 0
+    cache_namespace: bytes = b""  # among whose sequences KV is shared by contents; empty: with none
 
     @property
     def num_output_tokens(self) -> int:
@@ -187,10 +188,21 @@ class Split:
     prefill_percent: int
     decode_percent: int
 
+    def percent(self, phase: Phase) -> int:
+        """One phase's share."""
+        return self.prefill_percent if phase is Phase.PREFILL else self.decode_percent
+
+
+class RequestClass(StrEnum):
+    """Whose SLO a request has."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
 
 @dataclass(frozen=True, slots=True)
 class StepStatistics:
-    """One step of a phase, as the controller is told of it."""
+    """One step of a phase, as the controller is told of it. `num_backlog_tokens`: prompt tokens it leaves to compute."""
 
     duration_ms: float
     num_sequences: int
@@ -198,6 +210,7 @@ class StepStatistics:
     num_context_tokens: int
     num_waiting: int
     unix_ns: int
+    num_backlog_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,3 +228,4 @@ class RequestObservation:
     ok: bool
     unix_ns: int
     num_waiting: int
+    request_class: RequestClass = RequestClass.INTERACTIVE

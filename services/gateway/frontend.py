@@ -9,10 +9,18 @@ from services.gateway.orchestrator import Orchestrator
 from services.gateway.pool import PoolWatch
 from services.gateway.reporting import Reporter
 from services.gateway.requests import Arrival, Request, new_request
-from services.gateway.validation import Limits, SamplingFields, check_prompt, check_request_id, resolve
+from services.gateway.validation import (
+    Limits,
+    SamplingFields,
+    check_cache_salt,
+    check_prompt,
+    check_request_id,
+    resolve,
+)
 from tandem.clock import Clock
 from tandem.config.settings import GatewayConfig
 from tandem.errors import InvalidRequestError
+from tandem.kv.contents import namespace
 from tandem.model.metadata import ModelMetadata
 
 INLINE_CHARS = 16_384  # longer texts are tokenised on a thread, so that streams go on meanwhile
@@ -25,6 +33,7 @@ class Call:
     request_id: str = ""
     sampling: SamplingFields = field(default_factory=SamplingFields)
     priority: int = 0
+    cache_salt: str = ""
     remaining_s: float | None = None  # until the client's deadline
 
 
@@ -137,6 +146,7 @@ class Frontend:
     def _arrive(self, call: Call) -> _Arrived:
         """Refuses what can be refused before the prompt is looked at."""
         check_request_id(call.request_id)
+        check_cache_salt(call.cache_salt)
         self._limits()
         return _Arrived(self._clock.now(), self._unix_ns())
 
@@ -148,6 +158,7 @@ class Frontend:
             prompt_token_ids=tuple(token_ids),
             resolved=resolve(call.sampling, len(token_ids), self._draws.seed(), limits),
             priority=call.priority,
+            cache_namespace=self._cache_namespace(call.cache_salt),
             clock_s=arrived.clock_s,
             unix_ns=arrived.unix_ns,
         )
@@ -155,6 +166,12 @@ class Frontend:
         spent_s = self._clock.now() - arrived.clock_s
         self._orchestrator.admit(request, None if call.remaining_s is None else call.remaining_s - spent_s)
         return request
+
+    def _cache_namespace(self, salt: str) -> bytes:
+        """Empty when nothing is to be reused."""
+        if not self._config.prefix_cache:
+            return b""
+        return namespace(*(part.encode() for part in (*self._pool.pool.contents, salt)))
 
     def _limits(self) -> Limits:
         config = self._model.config

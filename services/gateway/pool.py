@@ -21,6 +21,7 @@ class Pool:
     """The part of memd's statistics that does not change while it runs."""
 
     dtype: str
+    contents: tuple[str, str]  # what KV depends on beside the tokens: the model's digest, the KV's dtype
     max_tokens: int  # that one sequence can have in blocks, the reserve left alone
     lease_ttl_s: float
 
@@ -70,4 +71,5 @@ def pool_of(statistics: StorageStatistics) -> Pool:
     """See `Pool`."""
     fingerprint = statistics.fingerprint
     num_blocks = statistics.num_blocks - statistics.num_reserve_blocks
-    return Pool(fingerprint.dtype, num_blocks * fingerprint.block_size, statistics.lease_ttl_s)
+    contents = (fingerprint.model_digest, fingerprint.kv_dtype)
+    return Pool(fingerprint.dtype, contents, num_blocks * fingerprint.block_size, statistics.lease_ttl_s)

@@ -46,6 +46,7 @@ class Arrival:
     priority: int
     clock_s: float
     unix_ns: int
+    cache_namespace: bytes  # empty: nothing is reused
 
 
 class Sequence:
@@ -84,6 +85,7 @@ class Sequence:
             stop=arrival.resolved.stop,
             priority=arrival.priority,
             arrival_unix_ns=arrival.unix_ns,
+            cache_namespace=arrival.cache_namespace,
         )
 
     def entry(self) -> WaitingEntry:

@@ -178,6 +178,7 @@ def _call(request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> Cal
         request_id=request.request_id,
         sampling=fields_from_proto(request.sampling),
         priority=request.priority,
+        cache_salt=request.cache_salt,
         remaining_s=context.time_remaining(),
     )
 

@@ -9,6 +9,7 @@ from tandem.errors import InvalidRequestError
 from tandem.types import SamplingSpec, StopSpec
 
 MAX_REQUEST_ID_CHARS = 128
+MAX_CACHE_SALT_CHARS = 256
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 1024
@@ -70,6 +71,12 @@ def check_request_id(request_id: str) -> None:
         raise InvalidRequestError("request_id", f"has {len(request_id)} characters; use at most {MAX_REQUEST_ID_CHARS}")
     if any(unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") for character in request_id):
         raise InvalidRequestError("request_id", "has control characters; use printable ones only")
+
+
+def check_cache_salt(salt: str) -> None:
+    """At most `MAX_CACHE_SALT_CHARS`."""
+    if len(salt) > MAX_CACHE_SALT_CHARS:
+        raise InvalidRequestError("cache_salt", f"has {len(salt)} characters; use at most {MAX_CACHE_SALT_CHARS}")
 
 
 def check_prompt(token_ids: Sequence[int], prompt_field: str, limits: Limits) -> None:

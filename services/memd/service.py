@@ -67,6 +67,10 @@ class MemoryService(pb_grpc.MemoryServiceServicer):
             await self._store.acquire_sequence(request.holder_id, request.lease_id, request.request_id, request.create)
         )
 
+    async def ClaimPrefix(self, request: pb.ClaimPrefixRequest, context: Context) -> pb.AcquireSequenceResponse:  # noqa: N802
+        """Shares published blocks."""
+        return lease_to_proto(await self._store.claim_prefix(request.holder_id, request.lease_id, request.keys))
+
     async def UpdateSequences(  # noqa: N802
         self, request: pb.UpdateSequencesRequest, context: Context
     ) -> pb.UpdateSequencesResponse:

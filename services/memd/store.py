@@ -64,6 +64,8 @@ class LocalStore:
         self._ledger = ledger
         self._clock = clock
         self._attachments: dict[int, LocalAttachment] = {}
+        self._num_asked_blocks = 0
+        self._num_claimed_blocks = 0
 
     def attach(self, service: str, pid: int, claim: Fingerprint) -> LocalAttachment:
         """A new holder. FingerprintMismatchError; LeaseError when too many are attached."""
@@ -114,6 +116,14 @@ class LocalStore:
         _log.debug("lease.acquired", lease_id=lease_id, request_id=request_id, holder_id=holder_id, create=create)
         return lease
 
+    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+        """See `MemoryStore`."""
+        lease = self._ledger.claim_prefix(holder_id, lease_id, keys, self.facts.num_reserve_blocks)
+        self._num_asked_blocks += len(keys)
+        self._num_claimed_blocks += min(len(lease.blocks), len(keys))
+        _log.debug("prefix.claimed", lease_id=lease_id, num_keys=len(keys), num_blocks=len(lease.blocks))
+        return lease
+
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `MemoryStore`."""
         lost = self._ledger.update_sequences(holder_id, updates)
@@ -159,6 +169,8 @@ class LocalStore:
             weight_bytes=self.facts.weight_bytes,
             kv_bytes=self.facts.kv_bytes,
             holders=counted.holders,
+            num_asked_blocks=self._num_asked_blocks,
+            num_claimed_blocks=self._num_claimed_blocks,
             num_reserve_blocks=self.facts.num_reserve_blocks,
             lease_ttl_s=self.facts.lease_ttl_s,
         )

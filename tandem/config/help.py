@@ -9,7 +9,7 @@ from pydantic_core import PydanticUndefined
 
 from tandem.config.settings import SERVICES, CommonConfig
 
-_NAMES: dict[Any, str] = {int: "an integer", float: "a number", str: "text", Path: "a path"}
+_NAMES: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path"}
 
 
 def expectation(field: FieldInfo) -> str:

@@ -86,8 +86,8 @@ class PhaseConfig(CommonConfig):
     )
     max_sequences: Positive = Field(32, description="sequences worked on at once")
     spare_blocks: Positive = Field(64, description="KV blocks leased ahead of need")
-    partition_backend: Literal["cpu-affinity"] = Field(
-        "cpu-affinity", description="how a share of the device is applied"
+    partition_backend: Literal["auto", "cpu-affinity", "mps-green", "mps-percentage", "timeshare"] = Field(
+        "auto", description="how a share of the device is applied; auto: by what the device can"
     )
 
 
@@ -128,6 +128,7 @@ class GatewayConfig(CommonConfig):
     max_tokens_default: Positive = Field(512, description="of a request that sets no max_tokens")
     max_n: Positive = Field(16, description="most answers to one prompt")
     max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message accepted")
+    prefix_cache: bool = Field(True, description="reuse the KV of prompts that were computed before")
     max_buffered_tokens: Positive = Field(4096, description="unread by one client; beyond it the request is ended")
 
 

@@ -15,14 +15,14 @@ class BlockState(IntEnum):
     FREE = 0  # nobody's
     SPARE = 1  # leased ahead by a holder
     LEASED = 2  # in one sequence lease, or shared by several
-    CACHED = 3  # in no lease, kept for its contents
+    CACHED = 3  # in no lease, kept for its contents, which are published
 
 
 TRANSITIONS: Mapping[BlockState, frozenset[BlockState]] = {
     BlockState.FREE: frozenset({BlockState.SPARE}),
     BlockState.SPARE: frozenset({BlockState.FREE, BlockState.LEASED}),
     BlockState.LEASED: frozenset({BlockState.LEASED, BlockState.FREE, BlockState.CACHED}),
-    BlockState.CACHED: frozenset({BlockState.LEASED, BlockState.FREE}),
+    BlockState.CACHED: frozenset({BlockState.LEASED, BlockState.SPARE}),
 }
 
 
@@ -56,11 +56,11 @@ def share(record: BlockRecord) -> BlockRecord:
     return _moved(record, BlockState.LEASED, num_references=record.num_references + 1)
 
 
-def leave_lease(record: BlockRecord) -> BlockRecord:
-    """Out of one lease; out of the last one to the pool."""
+def leave_lease(record: BlockRecord, *, is_published: bool) -> BlockRecord:
+    """Out of one lease; out of the last one to the pool, where published contents are kept."""
     if record.num_references > 1:
         return _moved(record, BlockState.LEASED, num_references=record.num_references - 1)
-    return _moved(record, BlockState.FREE)
+    return _moved(record, BlockState.CACHED if is_published else BlockState.FREE)
 
 
 def _moved(

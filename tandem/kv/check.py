@@ -98,7 +98,22 @@ def _tables(records: LedgerRecords) -> Iterator[str]:
             yield f"lease {lease_id} has {num_sealed} sealed tokens in {len(own)} blocks of {records.block_size}"
 
 
-_RULES = (_holders, _leases, _blocks, _counts, _references, _tables)
+def _contents(records: LedgerRecords) -> Iterator[str]:
+    """Only what nobody writes to any more is published, each contents once; what is cached is published."""
+    published, state = records.blocks["published"] != 0, records.blocks["state"]
+    for block_id in _ids(published & (state != BlockState.LEASED) & (state != BlockState.CACHED)):
+        yield f"block {block_id} is published and {_name(records, block_id)}"
+    for block_id in _ids(~published & (state == BlockState.CACHED)):
+        yield f"block {block_id} is cached and not published"
+    block_ids_by_key: dict[bytes, list[int]] = defaultdict(list)
+    for block_id in _ids(published):
+        block_ids_by_key[records.content_key(block_id)].append(block_id)
+    for key, block_ids in block_ids_by_key.items():
+        if len(block_ids) > 1:
+            yield f"blocks {block_ids} are all published under {key.hex()[:16]}"
+
+
+_RULES = (_holders, _leases, _blocks, _counts, _references, _tables, _contents)
 
 
 def _holder_ids(records: LedgerRecords) -> list[int]:

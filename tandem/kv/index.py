@@ -3,8 +3,11 @@
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tandem.errors import LeaseError, LedgerCorruptError, NotFoundError
 from tandem.kv.blocks import BlockState
+from tandem.kv.contents import ContentIndex
 from tandem.kv.records import LeaseState, LedgerRecords
 
 
@@ -42,6 +45,7 @@ class LedgerIndex:
     holders: dict[int, HolderEntry] = field(default_factory=dict)
     leases: dict[int, LeaseEntry] = field(default_factory=dict)
     free_blocks: deque[int] = field(default_factory=deque)
+    contents: ContentIndex = field(default_factory=ContentIndex)
     free_holder_slots: list[int] = field(default_factory=list)
     free_lease_slots: list[int] = field(default_factory=list)
     free_reference_slots: list[int] = field(default_factory=list)
@@ -54,6 +58,7 @@ class LedgerIndex:
         index._read_leases(records)
         index._read_references(records)
         index._read_blocks(records)
+        index._read_contents(records)
         return index
 
     def holder(self, holder_id: int) -> HolderEntry:
@@ -90,6 +95,10 @@ class LedgerIndex:
         fresh = LedgerIndex.build(records)
         if (self.holders, self.leases) != (fresh.holders, fresh.leases):
             raise LedgerCorruptError("the index of holders and leases is not what their records imply")
+        if self.contents.block_ids != fresh.contents.block_ids or set(self.contents.cached) != set(
+            fresh.contents.cached
+        ):
+            raise LedgerCorruptError("the index of published and cached blocks is not what their records imply")
         for name in ("free_blocks", "free_holder_slots", "free_lease_slots", "free_reference_slots"):
             kept, implied = sorted(getattr(self, name)), sorted(getattr(fresh, name))
             if kept != implied:
@@ -132,3 +141,8 @@ class LedgerIndex:
                 self.free_blocks.append(block_id)
             elif state == BlockState.SPARE:
                 self.holders[owner].spare.add(block_id)
+
+    def _read_contents(self, records: LedgerRecords) -> None:
+        published = np.flatnonzero(records.blocks["published"]).tolist()
+        cached = np.flatnonzero(records.blocks["state"] == BlockState.CACHED).tolist()
+        self.contents = ContentIndex.build(((each, records.content_key(each)) for each in published), cached)

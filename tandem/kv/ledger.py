@@ -14,6 +14,7 @@ from tandem.errors import LeaseError, StaleBlockError
 from tandem.kv import blocks
 from tandem.kv.blocks import BlockState
 from tandem.kv.check import check
+from tandem.kv.contents import KEY_BYTES
 from tandem.kv.index import HolderEntry, LeaseEntry, LedgerIndex
 from tandem.kv.policy import LeaseFate, grant_size, lease_fate
 from tandem.kv.records import Buffer, LeaseState, LedgerRecords, Reference
@@ -108,10 +109,12 @@ class Ledger:
         return len(spare)
 
     def lease_blocks(self, holder_id: int, num_blocks: int, num_reserve_blocks: int) -> tuple[Block, ...]:
-        """Spare blocks, longest free first; as many as `grant_size` lets the holder have. NotFoundError."""
+        """Spare blocks, longest free first, then the cached; as many as `grant_size` lets the holder have.
+
+        NotFoundError.
+        """
         entry = self._index.holder(holder_id)
-        num_free = len(self._index.free_blocks)
-        num_granted = grant_size(entry.service, num_blocks, num_free, num_reserve_blocks)
+        num_granted = grant_size(entry.service, num_blocks, self._num_available(), num_reserve_blocks)
         return tuple(self._grant(holder_id, entry) for _ in range(num_granted))
 
     def return_blocks(self, holder_id: int, returned: Sequence[Block]) -> None:
@@ -133,16 +136,33 @@ class Ledger:
         self._records.set_lease(entry.slot, "renewed_at_s", now_s)
         return self._lease(lease_id, entry)
 
+    def claim_prefix(
+        self, holder_id: int, lease_id: int, keys: Sequence[bytes], num_reserve_blocks: int
+    ) -> SequenceLease:
+        """See `tandem.kv.store.MemoryStore`."""
+        if lease_id not in self._index.holder(holder_id).lease_ids:
+            holder = self._index.lease(lease_id).holder_id
+            raise LeaseError(f"lease {lease_id} is worked on by holder {holder}, not {holder_id}")
+        entry = self._index.lease(lease_id)
+        num_sealed = self._records.lease_field(entry.slot, "num_sealed_tokens")
+        if num_sealed == len(entry.block_ids) * self.block_size:
+            if keys:
+                self._claim(lease_id, entry, keys, num_reserve_blocks)
+            else:
+                self._unclaim(entry)
+        return self._lease(lease_id, entry)
+
     def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
-        """Extends and seals; returns the leases that are not the holder's, whose updates were left out.
+        """Extends, seals, publishes; returns the leases that are not the holder's, whose updates were left out.
 
         NotFoundError, StaleBlockError, LeaseError (a block that is not its spare one, more tokens sealed than the
-        blocks hold): nothing was done.
+        blocks hold, a block published that is not sealed): nothing was done.
         """
         holder = self._index.holder(holder_id)
         applied = [update for update in updates if update.lease_id in holder.lease_ids]
         self._check_spare(holder_id, [block for update in applied for block in update.add_blocks])
         self._check_sealed(applied)
+        self._check_published(applied)
         for update in applied:
             self._update(holder, update)
         return frozenset(update.lease_id for update in updates) - holder.lease_ids
@@ -214,12 +234,38 @@ class Ledger:
         check(self._records)
         self._index.compare(self._records)
 
+    def _num_available(self) -> int:
+        return len(self._index.free_blocks) + len(self._index.contents.cached)
+
     def _grant(self, holder_id: int, entry: HolderEntry) -> Block:
-        block_id = self._index.free_blocks.popleft()
+        block_id = self._index.free_blocks.popleft() if self._index.free_blocks else self._evict()
         record = blocks.grant(self._records.block(block_id), holder_id)
         self._records.write_block(block_id, record)
         entry.spare.add(block_id)
         return Block(block_id, record.generation)
+
+    def _evict(self) -> int:
+        """The cached block whose turn it is, unpublished; still CACHED."""
+        contents = self._index.contents
+        block_id, _ = contents.cached.popitem(last=False)
+        del contents.block_ids[self._records.content_key(block_id)]
+        self._records.unpublish(block_id)
+        return block_id
+
+    def _claim(self, lease_id: int, entry: LeaseEntry, keys: Sequence[bytes], num_reserve_blocks: int) -> None:
+        contents, num_shareable = self._index.contents, self._num_shareable()
+        for block_id in contents.run(keys)[len(entry.block_ids) :][:num_shareable]:
+            is_cached = block_id in contents.cached
+            if is_cached and self._num_available() <= num_reserve_blocks:
+                break
+            self._refer(lease_id, entry, block_id, blocks.share(self._records.block(block_id)))
+            contents.cached.pop(block_id, None)
+        self._records.set_lease(entry.slot, "num_sealed_tokens", len(entry.block_ids) * self.block_size)
+
+    def _unclaim(self, entry: LeaseEntry) -> None:
+        self._records.set_lease(entry.slot, "num_sealed_tokens", 0)
+        while entry.block_ids:
+            self._leave(entry.block_ids.pop(), entry.reference_slots.pop())
 
     def _return(self, entry: HolderEntry, block_id: int) -> None:
         self._records.write_block(block_id, blocks.give_back(self._records.block(block_id)))
@@ -233,6 +279,15 @@ class Ledger:
             holder.spare.remove(block.block_id)
         num_sealed = self._records.lease_field(entry.slot, "num_sealed_tokens")
         self._records.set_lease(entry.slot, "num_sealed_tokens", max(num_sealed, update.num_sealed_tokens))
+        for keyed in update.publish:
+            self._publish(entry.block_ids[keyed.ordinal], keyed.key)
+
+    def _publish(self, block_id: int, key: bytes) -> None:
+        """Unless the block has a key already, or an equal one is published."""
+        block_ids = self._index.contents.block_ids
+        if key not in block_ids and not self._records.is_published(block_id):
+            self._records.publish(block_id, key)
+            block_ids[key] = block_id
 
     def _refer(self, lease_id: int, entry: LeaseEntry, block_id: int, record: blocks.BlockRecord) -> None:
         """Puts a block at the lease's next position: the reference first, then the block."""
@@ -259,7 +314,8 @@ class Ledger:
     def _end_lease(self, lease_id: int) -> EndedLease:
         entry = self._index.leases[lease_id]
         self._records.set_lease(entry.slot, "state", LeaseState.ENDING)
-        num_freed = sum([self._leave(*place) for place in zip(entry.block_ids, entry.reference_slots, strict=True)])
+        places = zip(reversed(entry.block_ids), reversed(entry.reference_slots), strict=True)
+        num_freed = sum([self._leave(*place) for place in places])
         self._records.set_lease(entry.slot, "state", LeaseState.UNUSED)
         self._index.move_lease(lease_id, 0)
         del self._index.leases[lease_id]
@@ -267,15 +323,16 @@ class Ledger:
         return EndedLease(lease_id, num_freed)
 
     def _leave(self, block_id: int, reference_slot: int) -> bool:
-        """Takes a block out of a lease; says whether it is free now."""
-        record = blocks.leave_lease(self._records.block(block_id))
+        """Takes a block out of a lease; says whether it can be given away now."""
+        record = blocks.leave_lease(self._records.block(block_id), is_published=self._records.is_published(block_id))
         self._records.write_block(block_id, record)
         self._records.clear_reference(reference_slot)
         self._index.free_reference_slots.append(reference_slot)
-        is_free = record.state is BlockState.FREE
-        if is_free:
+        if record.state is BlockState.FREE:
             self._index.free_blocks.append(block_id)
-        return is_free
+        elif record.state is BlockState.CACHED:
+            self._index.contents.cached[block_id] = None
+        return record.state is not BlockState.LEASED
 
     def _lease(self, lease_id: int, entry: LeaseEntry) -> SequenceLease:
         table = tuple(map(Block, entry.block_ids, self._records.generations(entry.block_ids)))
@@ -303,6 +360,15 @@ class Ledger:
         if record.state is not BlockState.SPARE or record.owner != holder_id:
             state = f"spare of holder {record.owner}" if record.state is BlockState.SPARE else record.state.name
             raise LeaseError(f"block {block.block_id} is no spare block of holder {holder_id}: it is {state}")
+
+    def _check_published(self, updates: Sequence[SequenceUpdate]) -> None:
+        for update in updates:
+            num_sealed = self._records.lease_field(self._index.leases[update.lease_id].slot, "num_sealed_tokens")
+            num_full = max(num_sealed, update.num_sealed_tokens) // self.block_size
+            for keyed in update.publish:
+                if len(keyed.key) != KEY_BYTES or not 0 <= keyed.ordinal < num_full:
+                    what = f"block {keyed.ordinal} under a key of {len(keyed.key)} bytes"
+                    raise LeaseError(f"lease {update.lease_id} with {num_full} sealed blocks publishes {what}")
 
     def _check_sealed(self, updates: Sequence[SequenceUpdate]) -> None:
         num_blocks = {u.lease_id: len(self._index.leases[u.lease_id].block_ids) for u in updates}

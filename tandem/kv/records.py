@@ -24,12 +24,13 @@ import numpy.typing as npt
 
 from tandem.errors import LedgerCorruptError
 from tandem.kv.blocks import BlockRecord, BlockState
+from tandem.kv.contents import KEY_BYTES
 
 Array = npt.NDArray[Any]
 Buffer = Any  # whatever numpy can view writable: mmap, bytearray, memoryview
 
 MAGIC = int.from_bytes(b"TDMLEDGR", "little")
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 MAX_HOLDERS = 64
 EXTRA_LEASES = 256  # leases that have no block yet
 REFERENCES_PER_BLOCK = 4
@@ -54,7 +55,8 @@ BLOCK = np.dtype(
         ("owner", "u8"),
         ("generation", "u4"),
         ("num_references", "u4"),
-        ("content_key", "u1", (32,)),  # zero: its contents are not published
+        ("content_key", "u1", (KEY_BYTES,)),  # holds when `published` is 1
+        ("published", "u1"),
         ("state", "u1"),
     ],
     align=True,
@@ -122,6 +124,7 @@ class LedgerRecords:
         self.leases: Array = np.frombuffer(buffer, LEASE, num_blocks + EXTRA_LEASES, leases)
         self.references: Array = np.frombuffer(buffer, REFERENCE, num_blocks * REFERENCES_PER_BLOCK, references)
         self._block_fields = [self.blocks[name] for name in ("generation", "num_references", "owner", "state")]
+        self._published: Array = self.blocks["published"]
         self._lease_fields = {name: self.leases[name] for name in LEASE.names or ()}
         self._reference_fields = [self.references[name] for name in ("block_id", "generation", "ordinal", "lease_id")]
 
@@ -190,6 +193,24 @@ class LedgerRecords:
         num_references[block_id] = record.num_references
         owner[block_id] = record.owner
         state[block_id] = record.state
+
+    def publish(self, block_id: int, key: bytes) -> None:
+        """Stores the key of the block's contents, then that it holds."""
+        self.blocks["content_key"][block_id] = np.frombuffer(key, np.uint8)
+        self._published[block_id] = 1
+
+    def unpublish(self, block_id: int) -> None:
+        """The key holds no more."""
+        self._published[block_id] = 0
+
+    def is_published(self, block_id: int) -> bool:
+        """Whether the block's contents have a key."""
+        return bool(self._published.item(block_id))
+
+    def content_key(self, block_id: int) -> bytes:
+        """Of a published block."""
+        key: bytes = self.blocks["content_key"][block_id].tobytes()
+        return key
 
     def write_reference(self, slot: int, reference: Reference) -> None:
         """Stores what it says, then the lease it belongs to."""

@@ -3,14 +3,21 @@
 Which stores an operation makes, in order, and what a kill after any of them leaves:
 
 ========  =====================================================  ==============================================
-grant     block: generation, owner, then SPARE                   FREE with an owner: the owner is cleared
+grant     a cached block is unpublished first; then the block:   CACHED, not published: it becomes FREE;
+          generation, owner, SPARE                               FREE with an owner: the owner is cleared
 return    block: owner 0, then FREE                              SPARE without owner: it becomes FREE
 extend    reference (lease last); block: one reference, owner 0, SPARE with a reference: it becomes LEASED
           then LEASED; the lease's sealed tokens after all
+publish   block: its key, then that it is published              not published: the key means nothing
+claim     reference; block: the count, then LEASED; the          CACHED with a reference: it becomes LEASED;
+          lease's sealed tokens after all                        the lease is shorter, and expires
+unclaim   the lease's sealed tokens 0; from its end each block   the lease is shorter; a block that is in no
+          as release                                             lease is as after a release
 fork      lease OPEN; for each block its reference, then the     more references than counted: counted anew;
           count; the sealed tokens after all                     the child is shorter, and expires
-release   lease ENDING; for each block the count, then FREE at   the ENDING lease is ended, its blocks counted
-          0, then its reference is cleared; lease UNUSED         anew, those in no other lease become FREE
+release   lease ENDING; for each block the count, then FREE or   the ENDING lease is ended, its blocks counted
+          (published) CACHED at 0, then its reference is         anew, those in no other lease become FREE
+          cleared; lease UNUSED                                  or CACHED
 drop      each spare block as return; each lease: holder 0;      some of it is done: whoever opens the ledger
           the holder's record                                    drops the holders that are gone
 revoke    the lease: renewed, then holder 0                      it is renewed: it is revoked one TTL later
@@ -34,7 +41,7 @@ class Repairs:
 
     num_ended_leases: int = 0
     num_freed_blocks: int = 0
-    num_joined_blocks: int = 0  # SPARE with a reference: they went into their lease
+    num_joined_blocks: int = 0  # SPARE or CACHED with a reference: they went into their lease
     num_recounted_blocks: int = 0
 
 
@@ -69,7 +76,8 @@ def _per_block(records: LedgerRecords, mask: Array) -> Array:
 
 
 def _join(records: LedgerRecords, counts: Array) -> int:
-    joined = (records.blocks["state"] == BlockState.SPARE) & (counts > 0)
+    state = records.blocks["state"]
+    joined = ((state == BlockState.SPARE) | (state == BlockState.CACHED)) & (counts > 0)
     records.blocks["num_references"][joined] = counts[joined]
     records.blocks["owner"][joined] = 0
     records.blocks["state"][joined] = BlockState.LEASED
@@ -83,10 +91,14 @@ def _recount(records: LedgerRecords, counts: Array) -> int:
 
 
 def _free(records: LedgerRecords, counts: Array, left: Array) -> int:
-    state, owner = records.blocks["state"], records.blocks["owner"]
+    """Published contents of what is in no lease any more are kept."""
+    state, owner, published = (records.blocks[name] for name in ("state", "owner", "published"))
     unreferenced = (state == BlockState.LEASED) & (counts == 0) & left
+    records.blocks["num_references"][unreferenced] = 0
+    state[unreferenced & (published != 0)] = BlockState.CACHED
     ownerless = (state == BlockState.SPARE) & (owner == 0)
-    freed = unreferenced | ownerless
+    withdrawn = (state == BlockState.CACHED) & (published == 0)
+    freed = (unreferenced & (published == 0)) | ownerless | withdrawn
     state[freed] = BlockState.FREE
     unowned = state == BlockState.FREE
     owner[unowned] = 0

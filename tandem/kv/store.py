@@ -27,12 +27,24 @@ class SequenceLease:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyedBlock:
+    """The contents of a lease's block at position `ordinal` (see `tandem.kv.contents`)."""
+
+    ordinal: int
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceUpdate:
-    """Extend and seal: `add_blocks` come from the holder's spare ones; `num_sealed_tokens` never falls."""
+    """Extend, seal, publish: `add_blocks` come from the holder's spare ones; `num_sealed_tokens` never falls.
+
+    Blocks in `publish` are sealed in full; others find them by their keys from then on.
+    """
 
     lease_id: int
     add_blocks: tuple[Block, ...]
     num_sealed_tokens: int
+    publish: tuple[KeyedBlock, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,8 @@ class StorageStatistics:
     weight_bytes: int
     kv_bytes: int
     holders: tuple[HolderStatistics, ...]
+    num_asked_blocks: int = 0  # in claims so far: blocks that were asked for by key
+    num_claimed_blocks: int = 0  # of them, those that were there
     num_reserve_blocks: int = 0  # kept from prefill
     lease_ttl_s: float = 30.0  # of a sequence lease that nobody renews
 
@@ -78,6 +92,15 @@ class MemoryStore(Protocol):
 
     async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
         """Takes the lease over, or opens it when `create`. NotFoundError when it does not exist otherwise."""
+        ...
+
+    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+        """Lets a lease with no token of its own share the published blocks that `keys` name, from its start on.
+
+        As many as follow one another without a gap, but those that are in no lease only while the reserve is whole.
+        With no keys, the lease gives up what it shares. A lease that holds more than full, sealed blocks stays as it
+        is. NotFoundError: no such holder or lease. LeaseError: the lease is another holder's.
+        """
         ...
 
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:

@@ -101,5 +101,9 @@ class UpdateSender:
 
 
 def _merge(earlier: SequenceUpdate, later: SequenceUpdate) -> SequenceUpdate:
-    blocks = earlier.add_blocks + later.add_blocks
-    return SequenceUpdate(later.lease_id, blocks, max(earlier.num_sealed_tokens, later.num_sealed_tokens))
+    return SequenceUpdate(
+        later.lease_id,
+        earlier.add_blocks + later.add_blocks,
+        max(earlier.num_sealed_tokens, later.num_sealed_tokens),
+        earlier.publish + later.publish,
+    )

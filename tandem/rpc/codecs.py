@@ -77,6 +77,7 @@ def sequence_to_proto(spec: SequenceSpec) -> common.SequenceSpec:
         stop=stop_to_proto(spec.stop),
         priority=spec.priority,
         arrival_unix_ns=spec.arrival_unix_ns,
+        cache_namespace=spec.cache_namespace,
     )
 
 
@@ -91,6 +92,7 @@ def sequence_from_proto(message: common.SequenceSpec) -> SequenceSpec:
         stop=stop_from_proto(message.stop),
         priority=message.priority,
         arrival_unix_ns=message.arrival_unix_ns,
+        cache_namespace=message.cache_namespace,
     )
 
 

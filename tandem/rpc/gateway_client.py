@@ -127,6 +127,7 @@ class CallOptions:
     sampling: Mapping[str, SamplingValue]
     request_id: str = ""
     priority: int = 0
+    cache_salt: str = ""
     timeout_s: float | None = None
 
 
@@ -164,6 +165,7 @@ class GatewayClient:
             messages=_messages(messages),
             sampling=_sampling(options.sampling),
             priority=options.priority,
+            cache_salt=_text("cache_salt", options.cache_salt),
         )
         call = self._stub.Chat(request, timeout=options.timeout_s)
         return _stream(call, lambda response: _piece(response.piece))
@@ -235,6 +237,7 @@ def _generate_request(prompt: Prompt, options: CallOptions) -> pb.GenerateReques
         request_id=_text("request_id", options.request_id),
         sampling=_sampling(options.sampling),
         priority=options.priority,
+        cache_salt=_text("cache_salt", options.cache_salt),
     )
     if isinstance(prompt, str):
         request.text = _text("text", prompt)

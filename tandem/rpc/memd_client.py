@@ -11,7 +11,7 @@ from tandem.errors import DeadlineError, NotReadyError
 from tandem.kv.layout import KvLayout
 from tandem.kv.store import SequenceLease, SequenceUpdate, StorageStatistics
 from tandem.model.config import ModelConfig, WeightManifest
-from tandem.rpc.handles_client import SegmentHandle, close_segments, receive_segments
+from tandem.rpc.handles_client import receive_segments
 from tandem.rpc.memd_codecs import (
     blocks_from_proto,
     blocks_to_proto,
@@ -22,6 +22,7 @@ from tandem.rpc.memd_codecs import (
     update_to_proto,
 )
 from tandem.rpc.reconnect import CHANNEL_OPTIONS
+from tandem.rpc.segments import ReceivedSegment, close_segments
 from tandem.rpc.status import error_from_rpc
 from tandem.rpc.stubs.memd.v1 import memd_pb2 as pb
 from tandem.rpc.stubs.memd.v1 import memd_pb2_grpc as pb_grpc
@@ -37,7 +38,7 @@ _AttachCall: TypeAlias = "grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.AttachRe
 class Attachment:
     """This process as a holder. It ends when memd goes, or by `detach`; then the spare blocks are memd's again."""
 
-    def __init__(self, attached: pb.Attached, segments: Mapping[str, SegmentHandle], call: _AttachCall) -> None:
+    def __init__(self, attached: pb.Attached, segments: Mapping[str, ReceivedSegment], call: _AttachCall) -> None:
         self.holder_id: int = attached.holder_id
         self.epoch: int = attached.epoch
         self.fingerprint = fingerprint_from_proto(attached.fingerprint)
@@ -121,6 +122,12 @@ class MemdClient:
             holder_id=holder_id, lease_id=lease_id, request_id=request_id, create=create
         )
         response = await _answer(self._stub.AcquireSequence(request, timeout=CALL_TIMEOUT_S))
+        return lease_from_proto(lease_id, response)
+
+    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+        """See `MemoryStore`."""
+        request = pb.ClaimPrefixRequest(holder_id=holder_id, lease_id=lease_id, keys=keys)
+        response = await _answer(self._stub.ClaimPrefix(request, timeout=CALL_TIMEOUT_S))
         return lease_from_proto(lease_id, response)
 
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:

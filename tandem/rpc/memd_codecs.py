@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tandem.kv.store import HolderStatistics, SequenceLease, SequenceUpdate, StorageStatistics
+from tandem.kv.store import HolderStatistics, KeyedBlock, SequenceLease, SequenceUpdate, StorageStatistics
 from tandem.rpc.stubs.memd.v1 import memd_pb2 as pb
 from tandem.types import Block, Fingerprint
 
@@ -59,12 +59,14 @@ def update_to_proto(update: SequenceUpdate) -> pb.SequenceUpdate:
         lease_id=update.lease_id,
         add_blocks=blocks_to_proto(update.add_blocks),
         num_sealed_tokens=update.num_sealed_tokens,
+        publish=[pb.KeyedBlock(ordinal=keyed.ordinal, key=keyed.key) for keyed in update.publish],
     )
 
 
 def update_from_proto(message: pb.SequenceUpdate) -> SequenceUpdate:
     """See `SequenceUpdate`."""
-    return SequenceUpdate(message.lease_id, blocks_from_proto(message.add_blocks), message.num_sealed_tokens)
+    publish = tuple(KeyedBlock(keyed.ordinal, keyed.key) for keyed in message.publish)
+    return SequenceUpdate(message.lease_id, blocks_from_proto(message.add_blocks), message.num_sealed_tokens, publish)
 
 
 def statistics_to_proto(statistics: StorageStatistics) -> pb.GetStatisticsResponse:
@@ -81,6 +83,8 @@ def statistics_to_proto(statistics: StorageStatistics) -> pb.GetStatisticsRespon
         weight_bytes=statistics.weight_bytes,
         kv_bytes=statistics.kv_bytes,
         holders=[_holder_to_proto(holder) for holder in statistics.holders],
+        num_asked_blocks=statistics.num_asked_blocks,
+        num_claimed_blocks=statistics.num_claimed_blocks,
         num_reserve_blocks=statistics.num_reserve_blocks,
         lease_ttl_s=statistics.lease_ttl_s,
     )
@@ -100,6 +104,8 @@ def statistics_from_proto(message: pb.GetStatisticsResponse) -> StorageStatistic
         weight_bytes=message.weight_bytes,
         kv_bytes=message.kv_bytes,
         holders=tuple(_holder_from_proto(holder) for holder in message.holders),
+        num_asked_blocks=message.num_asked_blocks,
+        num_claimed_blocks=message.num_claimed_blocks,
         num_reserve_blocks=message.num_reserve_blocks,
         lease_ttl_s=message.lease_ttl_s,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from tandem.errors import FingerprintMismatchError, LeaseError, NotFoundError, StaleBlockError
-from tandem.kv.store import MemoryStore, SequenceUpdate
+from tandem.kv.store import KeyedBlock, MemoryStore, SequenceUpdate
 from tandem.rpc.memd_client import MemdClient
 from tandem.types import Block, Fingerprint
 from tests.support.memd import BLOCK_SIZE, FINGERPRINT, NUM_BLOCKS, NUM_RESERVE_BLOCKS, TTL_S, LocalMemd, local_memd
@@ -205,3 +205,27 @@ async def test_a_claim_that_does_not_fit_is_refused_with_both_values(subject, cl
 async def test_no_claim_fits_everything(subject):
     await subject.attach("decode", Fingerprint())
     assert len((await subject.store.statistics()).holders) == 1
+
+
+async def test_published_blocks_are_claimed_by_their_keys(subject: Subject):
+    one, other = await subject.attach("prefill"), await subject.attach("prefill")
+    store = subject.store
+    keys = [bytes([number]) * 32 for number in range(3)]
+    await store.acquire_sequence(one.holder_id, 1, "a", create=True)
+    blocks = await store.lease_blocks(one.holder_id, 3)
+    publish = tuple(KeyedBlock(ordinal, key) for ordinal, key in enumerate(keys[:2]))
+    await store.update_sequences(one.holder_id, [SequenceUpdate(1, blocks, 2 * BLOCK_SIZE + 1, publish)])
+    await store.release_sequences([1])
+    assert (await store.statistics()).num_cached_blocks == 2
+    await store.acquire_sequence(other.holder_id, 2, "b", create=True)
+    with pytest.raises(LeaseError, match=f"worked on by holder {other.holder_id}"):
+        await store.claim_prefix(one.holder_id, 2, keys)
+    lease = await store.claim_prefix(other.holder_id, 2, keys)
+    assert (lease.blocks, lease.num_sealed_tokens) == (blocks[:2], 2 * BLOCK_SIZE)
+    statistics = await store.statistics()
+    assert (statistics.num_cached_blocks, statistics.num_leased_blocks) == (0, 2)
+    assert (statistics.num_asked_blocks, statistics.num_claimed_blocks) == (3, 2)
+    assert (await store.claim_prefix(other.holder_id, 2, [])).blocks == ()
+    assert (await store.statistics()).num_cached_blocks == 2
+    with pytest.raises(NotFoundError):
+        await store.claim_prefix(other.holder_id, 3, keys)

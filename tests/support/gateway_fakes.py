@@ -263,7 +263,7 @@ class Rig:
         remaining_s: float | None = None,
         **sampling: Any,
     ) -> Request:
-        call = Call(request_id, SamplingFields(**sampling), priority, remaining_s)
+        call = Call(request_id, SamplingFields(**sampling), priority, remaining_s=remaining_s)
         return await self.gateway.frontend.generate_text(call, text)
 
     def prefilled(

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -195,6 +195,11 @@ class FakeStore:
         lease.holder_id = holder_id
         return SequenceLease(lease_id, tuple(lease.blocks), lease.num_sealed)
 
+    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+        """This store publishes nothing."""
+        lease = self.leases[lease_id]
+        return SequenceLease(lease_id, tuple(lease.blocks), lease.num_sealed)
+
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         await self.update_gate.wait()
         if self.update_errors:
@@ -300,6 +305,9 @@ class FakeBackend:
 
     def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
         return Applied(f"{phase} {split.prefill_percent}/{split.decode_percent} on {threading.current_thread().name}")
+
+    def turn(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass

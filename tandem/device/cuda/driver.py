@@ -47,7 +47,7 @@ def open_driver() -> DriverApi:
 
 
 def check(driver: DriverApi, result: tuple[Any, ...], call: str) -> Any:
-    """What `call` returned beside its code: nothing, one value, or a tuple. DeviceError, DeviceFaultError when sticky."""
+    """What `call` returned beside its code: nothing, one value, a tuple. DeviceError, or DeviceFaultError if sticky."""
     code, *values = result
     if code == driver.CUresult.CUDA_SUCCESS:
         return values[0] if len(values) == 1 else tuple(values) or None

@@ -73,7 +73,7 @@ async def test_a_reader_is_woken():
 
 def request_of(n=1):
     limits = Limits(256, 64, 8, 16, ())
-    arrival = Arrival("r", (1, 2), resolve(SamplingFields(n=n), 2, 0, limits), 0, 0.0, 0)
+    arrival = Arrival("r", (1, 2), resolve(SamplingFields(n=n), 2, 0, limits), 0, 0.0, 0, b"")
     return new_request(arrival, ByteTokenizer(), 10)
 
 

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,8 @@ LEAD_TO = {
     blocks.give_back: BlockState.FREE,
     blocks.join_lease: BlockState.LEASED,
     blocks.share: BlockState.LEASED,
-    blocks.leave_lease: BlockState.FREE,
+    partial(blocks.leave_lease, is_published=False): BlockState.FREE,
+    partial(blocks.leave_lease, is_published=True): BlockState.CACHED,
 }
 
 
@@ -20,16 +22,23 @@ def test_a_block_goes_round_and_gets_a_new_generation_each_time():
     assert first == BlockRecord(BlockState.SPARE, generation=1, owner=7)
     leased = blocks.join_lease(first)
     assert leased == BlockRecord(BlockState.LEASED, generation=1, num_references=1)
-    freed = blocks.leave_lease(leased)
+    freed = blocks.leave_lease(leased, is_published=False)
     assert freed == BlockRecord(BlockState.FREE, generation=1)
     assert blocks.grant(freed, holder_id=8).generation == 2
 
 
 def test_a_shared_block_is_free_when_the_last_lease_leaves():
     shared = blocks.share(BlockRecord(BlockState.LEASED, generation=3, num_references=1))
-    once = blocks.leave_lease(shared)
+    once = blocks.leave_lease(shared, is_published=False)
     assert (once.state, once.num_references) == (BlockState.LEASED, 1)
-    assert blocks.leave_lease(once).state is BlockState.FREE
+    assert blocks.leave_lease(once, is_published=False).state is BlockState.FREE
+
+
+def test_a_published_block_is_kept_and_has_the_same_generation_when_it_is_leased_again():
+    cached = blocks.leave_lease(BlockRecord(BlockState.LEASED, generation=3, num_references=1), is_published=True)
+    assert cached == BlockRecord(BlockState.CACHED, generation=3)
+    assert blocks.share(cached) == BlockRecord(BlockState.LEASED, generation=3, num_references=1)
+    assert blocks.grant(cached, holder_id=7) == BlockRecord(BlockState.SPARE, generation=4, owner=7)
 
 
 def test_the_generation_never_becomes_that_of_a_block_never_given_out():

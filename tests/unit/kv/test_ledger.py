@@ -3,7 +3,7 @@ import pytest
 from tandem.errors import LeaseError, NotFoundError, StaleBlockError
 from tandem.kv.ledger import EndedLease, Expiry, Ledger
 from tandem.kv.records import MAX_HOLDERS, ledger_bytes
-from tandem.kv.store import SequenceUpdate
+from tandem.kv.store import KeyedBlock, SequenceLease, SequenceUpdate
 from tandem.types import Block
 
 BLOCK_SIZE = 4
@@ -217,3 +217,90 @@ def test_the_largest_ids_fit():
     top = (1 << 64) - 1
     assert ledger.acquire_sequence(holder, top, "r", create=True, now_s=0.0).lease_id == top
     assert ledger.release_sequences([top]) == (EndedLease(top, 0),)
+
+
+def key(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+def with_cached(num_blocks: int) -> tuple[Ledger, int, tuple[Block, ...]]:
+    """A ledger that keeps `num_blocks` blocks, published under keys 0, 1, 2 ..., for nobody."""
+    ledger, holder, blocks = with_sequence(num_blocks, num_blocks * BLOCK_SIZE)
+    publish = tuple(KeyedBlock(ordinal, key(ordinal)) for ordinal in range(num_blocks))
+    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, publish)])
+    ledger.release_sequences([100])
+    return ledger, holder, blocks
+
+
+def claim(ledger: Ledger, holder: int, lease_id: int, numbers: range, num_reserve_blocks: int = 0) -> SequenceLease:
+    ledger.acquire_sequence(holder, lease_id, "r", create=True, now_s=0.0)
+    return ledger.claim_prefix(holder, lease_id, [key(number) for number in numbers], num_reserve_blocks)
+
+
+def test_published_blocks_outlive_their_lease_and_are_shared_by_the_next():
+    ledger, holder, blocks = with_cached(3)
+    assert counts(ledger) == (5, 0, 0, 3)
+    lease = claim(ledger, holder, 200, range(5))
+    assert (lease.blocks, lease.num_sealed_tokens) == (blocks, 3 * BLOCK_SIZE)
+    assert claim(ledger, holder, 201, range(2)).blocks == blocks[:2]
+    assert counts(ledger) == (5, 0, 3, 0)
+    ledger.release_sequences([200])
+    assert counts(ledger) == (5, 0, 2, 1)
+
+
+def test_a_run_ends_at_the_first_key_that_nobody_has():
+    ledger, holder, blocks = with_cached(3)
+    ledger.acquire_sequence(holder, 200, "r", create=True, now_s=0.0)
+    lease = ledger.claim_prefix(holder, 200, [key(0), key(9), key(2)], 0)
+    assert lease.blocks == blocks[:1]
+
+
+def test_a_claim_can_be_made_longer_and_given_up():
+    ledger, holder, blocks = with_cached(3)
+    claim(ledger, holder, 200, range(1))
+    assert ledger.claim_prefix(holder, 200, [key(0), key(1), key(2)], 0).blocks == blocks
+    assert ledger.claim_prefix(holder, 200, [], 0) == SequenceLease(200, (), 0)
+    assert counts(ledger) == (5, 0, 0, 3)
+
+
+def test_a_lease_with_tokens_of_its_own_claims_nothing():
+    ledger, holder, _ = with_cached(2)
+    claim(ledger, holder, 200, range(1))
+    own = ledger.lease_blocks(holder, 1, 0)
+    ledger.update_sequences(holder, [SequenceUpdate(200, own, BLOCK_SIZE + 1)])
+    assert len(ledger.claim_prefix(holder, 200, [key(0), key(1)], 0).blocks) == 2
+    with pytest.raises(LeaseError, match=f"lease 200 is worked on by holder {holder}, not {holder + 1}"):
+        ledger.claim_prefix(ledger.add_holder("prefill", 2), 200, [], 0)
+
+
+def test_the_cached_go_last_and_the_end_of_a_sequence_before_its_beginning():
+    ledger, holder, blocks = with_cached(3)
+    assert {block.block_id for block in ledger.lease_blocks(holder, 5, 0)} == set(range(3, 8))
+    taken = ledger.lease_blocks(holder, 2, 0)
+    assert [block.block_id for block in taken] == [blocks[2].block_id, blocks[1].block_id]
+    assert taken[0].generation == blocks[2].generation + 1
+    assert claim(ledger, holder, 200, range(3)).blocks == blocks[:1]
+
+
+def test_claims_leave_the_reserve_alone():
+    ledger, holder, blocks = with_cached(3)
+    ledger.lease_blocks(holder, 5, 0)
+    assert claim(ledger, holder, 200, range(3), num_reserve_blocks=2).blocks == blocks[:1]
+    assert claim(ledger, holder, 201, range(3), num_reserve_blocks=2).blocks == blocks[:1]  # leased: costs nothing
+
+
+def test_of_equal_contents_one_is_published():
+    ledger, holder, _ = with_cached(1)
+    (own,) = ledger.lease_blocks(holder, 1, 0)
+    ledger.acquire_sequence(holder, 200, "r", create=True, now_s=0.0)
+    ledger.update_sequences(holder, [SequenceUpdate(200, (own,), BLOCK_SIZE, (KeyedBlock(0, key(0)),))])
+    ledger.release_sequences([200])
+    assert counts(ledger) == (7, 0, 0, 1)
+
+
+def test_only_what_is_sealed_in_full_is_published():
+    ledger, holder, _ = with_sequence(2, BLOCK_SIZE + 1)
+    with pytest.raises(LeaseError, match="lease 100 with 1 sealed blocks publishes block 1"):
+        ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, (KeyedBlock(1, key(1)),))])
+    with pytest.raises(LeaseError, match="under a key of 3 bytes"):
+        ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, (KeyedBlock(0, b"key"),))])

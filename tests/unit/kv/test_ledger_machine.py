@@ -10,13 +10,14 @@ from tandem.errors import LeaseError, StaleBlockError
 from tandem.kv.ledger import Ledger
 from tandem.kv.records import ledger_bytes
 from tandem.kv.repair import Repairs
-from tandem.kv.store import SequenceUpdate
+from tandem.kv.store import KeyedBlock, SequenceUpdate
 from tandem.types import Block
 
 NUM_BLOCKS = 24
 BLOCK_SIZE = 4
 RESERVE = 4
 TTL_S = 10.0
+KEYS = [[bytes([first, ordinal]) * 16 for ordinal in range(NUM_BLOCKS)] for first in range(4)]
 
 
 @dataclass
@@ -38,6 +39,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.services: dict[int, str] = {}
         self.sequences: dict[int, Sequence] = {}
         self.seen: set[Block] = set()
+        self.published: dict[bytes, Block] = {}
+        self.cached: set[Block] = set()
 
     def leased(self) -> set[Block]:
         return {block for sequence in self.sequences.values() for block in sequence.blocks}
@@ -84,6 +87,16 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not {b.block_id for b in blocks} & {b.block_id for b in self.owned()}, "a block has two owners"
         self.seen |= set(blocks)
         self.spare[holder] |= set(blocks)
+        self.note_evictions({block.block_id for block in blocks}, num_free - len(self.cached))
+
+    def note_evictions(self, block_ids: set[int], num_free: int) -> None:
+        evicted = {block for block in self.cached if block.block_id in block_ids}
+        assert len(evicted) == max(0, len(block_ids) - num_free), "cached blocks go when no other is free"
+        self.cached -= evicted
+        self.published = {key: block for key, block in self.published.items() if block not in evicted}
+
+    def note_left(self, before: set[Block]) -> None:
+        self.cached |= (before - self.leased()) & set(self.published.values())
 
     @has_holder
     @rule(data=st.data())
@@ -143,6 +156,50 @@ class LedgerMachine(RuleBasedStateMachine):
             self.spare[holder] -= set(blocks)
 
     @has_both
+    @rule(data=st.data(), first=st.integers(0, 3))
+    def publish(self, data: st.DataObject, first: int) -> None:
+        lease_id = self.a_lease(data)
+        sequence = self.sequences[lease_id]
+        blocks = sequence.blocks[: sequence.num_sealed // BLOCK_SIZE]
+        keyed = tuple(KeyedBlock(ordinal, KEYS[first][ordinal]) for ordinal in range(len(blocks)))
+        if sequence.holder_id == 0:
+            return
+        self.ledger.update_sequences(sequence.holder_id, [SequenceUpdate(lease_id, (), 0, keyed)])
+        for block, each in zip(blocks, keyed, strict=True):
+            if each.key not in self.published and block not in self.published.values():
+                self.published[each.key] = block
+
+    @has_both
+    @rule(data=st.data(), first=st.integers(0, 3), num=st.integers(0, 6))
+    def claim(self, data: st.DataObject, first: int, num: int) -> None:
+        lease_id = self.a_lease(data)
+        sequence = self.sequences[lease_id]
+        keys = KEYS[first][:num]
+        if sequence.holder_id == 0:
+            return
+        before = self.leased()
+        lease = self.ledger.claim_prefix(sequence.holder_id, lease_id, keys, RESERVE)
+        if sequence.num_sealed == BLOCK_SIZE * len(sequence.blocks):
+            self.check_claimed(sequence, lease.blocks, keys)
+            sequence.blocks, sequence.num_sealed = list(lease.blocks), lease.num_sealed_tokens
+        assert (list(lease.blocks), lease.num_sealed_tokens) == (sequence.blocks, sequence.num_sealed)
+        self.note_left(before)
+        self.cached -= set(lease.blocks)
+
+    def check_claimed(self, sequence: Sequence, blocks: tuple[Block, ...], keys: list[bytes]) -> None:
+        num_held = len(sequence.blocks)
+        if not keys:
+            assert blocks == ()
+            return
+        assert list(blocks[:num_held]) == sequence.blocks
+        assert list(blocks[num_held:]) == [self.published[key] for key in keys[num_held : len(blocks)]]
+        if len(blocks) < len(keys) and all(key in self.published for key in keys):
+            num_open = NUM_BLOCKS - len({block.block_id for block in self.owned()})
+            room = 4 * NUM_BLOCKS - sum(len(s.blocks) for s in self.sequences.values())
+            num_taken = len(self.cached & set(blocks))
+            assert num_open - num_taken <= RESERVE or room < NUM_BLOCKS + len(keys)
+
+    @has_both
     @rule(data=st.data())
     def update_with_a_block_not_spare(self, data: st.DataObject) -> None:
         lease_id = self.a_lease(data)
@@ -185,6 +242,7 @@ class LedgerMachine(RuleBasedStateMachine):
         before = self.leased()
         del self.sequences[lease_id]
         (ended,) = self.ledger.release_sequences([lease_id, 1 << 40])
+        self.note_left(before)
         assert (ended.lease_id, ended.num_freed_blocks) == (lease_id, len(before - self.leased()))
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 11.0]))
@@ -197,8 +255,10 @@ class LedgerMachine(RuleBasedStateMachine):
         assert {lease.lease_id for lease in expiry.ended} == old - held
         for lease_id in held:
             self.sequences[lease_id].holder_id, self.sequences[lease_id].renewed_at_s = 0, self.now_s
+        before = self.leased()
         for lease_id in old - held:
             del self.sequences[lease_id]
+        self.note_left(before)
 
     @rule()
     def restart(self) -> None:
@@ -214,8 +274,8 @@ class LedgerMachine(RuleBasedStateMachine):
         num_spare = sum(len(blocks) for blocks in self.spare.values())
         assert statistics.num_spare_blocks == num_spare
         assert statistics.num_leased_blocks == len(self.leased())
-        assert statistics.num_free_blocks == NUM_BLOCKS - num_spare - len(self.leased())
-        assert statistics.num_cached_blocks == 0
+        assert statistics.num_free_blocks == NUM_BLOCKS - num_spare - len(self.leased()) - len(self.cached)
+        assert statistics.num_cached_blocks == len(self.cached)
         assert statistics.num_sequences == len(self.sequences)
         assert len({block.block_id for block in self.owned()}) == num_spare + len(self.leased())
 

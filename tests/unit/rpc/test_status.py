@@ -32,6 +32,7 @@ SAMPLES = [
     (errors.LeaseError("x"), grpc.StatusCode.FAILED_PRECONDITION),
     (errors.LedgerCorruptError("x"), grpc.StatusCode.DATA_LOSS),
     (errors.DeviceError("größe"), grpc.StatusCode.INTERNAL),
+    (errors.DeviceFaultError("illegal address"), grpc.StatusCode.INTERNAL),
 ]
 KINDS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream", "writer"]
 

@@ -205,6 +205,7 @@ class SequenceSpec(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     ARRIVAL_UNIX_NS_FIELD_NUMBER: _builtins.int
+    CACHE_NAMESPACE_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     request_id: _builtins.str
     num_prompt_tokens: _builtins.int
@@ -213,6 +214,8 @@ class SequenceSpec(_message.Message):
     """higher is more urgent; the lowest is preempted first"""
     arrival_unix_ns: _builtins.int
     """of the request at the gateway: ties are broken by it"""
+    cache_namespace: _builtins.bytes
+    """among whose sequences KV is shared by contents; empty: with none"""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """the prompt, then what was emitted so far"""
@@ -232,10 +235,11 @@ class SequenceSpec(_message.Message):
         stop: Global___StopSpec | None = ...,
         priority: _builtins.int = ...,
         arrival_unix_ns: _builtins.int = ...,
+        cache_namespace: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_unix_ns", b"arrival_unix_ns", "lease_id", b"lease_id", "num_prompt_tokens", b"num_prompt_tokens", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_unix_ns", b"arrival_unix_ns", "cache_namespace", b"cache_namespace", "lease_id", b"lease_id", "num_prompt_tokens", b"num_prompt_tokens", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

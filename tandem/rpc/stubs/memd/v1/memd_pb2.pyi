@@ -336,12 +336,67 @@ class AcquireSequenceResponse(_message.Message):
 Global___AcquireSequenceResponse: _TypeAlias = AcquireSequenceResponse  # noqa: Y015
 
 @_typing.final
+class ClaimPrefixRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDER_ID_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    holder_id: _builtins.int
+    lease_id: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """of the first blocks, in order"""
+
+    def __init__(
+        self,
+        *,
+        holder_id: _builtins.int = ...,
+        lease_id: _builtins.int = ...,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "keys", b"keys", "lease_id", b"lease_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimPrefixRequest: _TypeAlias = ClaimPrefixRequest  # noqa: Y015
+
+@_typing.final
+class KeyedBlock(_message.Message):
+    """The contents of a lease's block: equal keys are equal tokens after equal tokens in one namespace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDINAL_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    ordinal: _builtins.int
+    """its position in the lease"""
+    key: _builtins.bytes
+    """32 bytes"""
+    def __init__(
+        self,
+        *,
+        ordinal: _builtins.int = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "ordinal", b"ordinal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyedBlock: _TypeAlias = KeyedBlock  # noqa: Y015
+
+@_typing.final
 class SequenceUpdate(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
     ADD_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_SEALED_TOKENS_FIELD_NUMBER: _builtins.int
+    PUBLISH_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     num_sealed_tokens: _builtins.int
     """tokens whose KV is complete; never less than before"""
@@ -349,16 +404,21 @@ class SequenceUpdate(_message.Message):
     def add_blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]:
         """from the holder's spare blocks, in order"""
 
+    @_builtins.property
+    def publish(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyedBlock]:
+        """sealed in full: others find them by key"""
+
     def __init__(
         self,
         *,
         lease_id: _builtins.int = ...,
         add_blocks: _abc.Iterable[Global___Block] | None = ...,
         num_sealed_tokens: _builtins.int = ...,
+        publish: _abc.Iterable[Global___KeyedBlock] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_blocks", b"add_blocks", "lease_id", b"lease_id", "num_sealed_tokens", b"num_sealed_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_blocks", b"add_blocks", "lease_id", b"lease_id", "num_sealed_tokens", b"num_sealed_tokens", "publish", b"publish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -601,6 +661,8 @@ class GetStatisticsResponse(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     NUM_RESERVE_BLOCKS_FIELD_NUMBER: _builtins.int
     LEASE_TTL_S_FIELD_NUMBER: _builtins.int
+    NUM_ASKED_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_CLAIMED_BLOCKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     num_blocks: _builtins.int
     """= free + spare + leased + cached"""
@@ -615,6 +677,10 @@ class GetStatisticsResponse(_message.Message):
     """kept from prefill, so that running sequences can grow"""
     lease_ttl_s: _builtins.float
     """of a sequence lease that nobody renews"""
+    num_asked_blocks: _builtins.int
+    """in claims so far: blocks that were asked for by key"""
+    num_claimed_blocks: _builtins.int
+    """of them, those that were there"""
     @_builtins.property
     def fingerprint(self) -> Global___Fingerprint: ...
     @_builtins.property
@@ -635,10 +701,12 @@ class GetStatisticsResponse(_message.Message):
         holders: _abc.Iterable[Global___HolderStatistics] | None = ...,
         num_reserve_blocks: _builtins.int = ...,
         lease_ttl_s: _builtins.float = ...,
+        num_asked_blocks: _builtins.int = ...,
+        num_claimed_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "holders", b"holders", "kv_bytes", b"kv_bytes", "lease_ttl_s", b"lease_ttl_s", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_free_blocks", b"num_free_blocks", "num_leased_blocks", b"num_leased_blocks", "num_reserve_blocks", b"num_reserve_blocks", "num_sequences", b"num_sequences", "num_spare_blocks", b"num_spare_blocks", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "holders", b"holders", "kv_bytes", b"kv_bytes", "lease_ttl_s", b"lease_ttl_s", "num_asked_blocks", b"num_asked_blocks", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_claimed_blocks", b"num_claimed_blocks", "num_free_blocks", b"num_free_blocks", "num_leased_blocks", b"num_leased_blocks", "num_reserve_blocks", b"num_reserve_blocks", "num_sequences", b"num_sequences", "num_spare_blocks", b"num_spare_blocks", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,6 +56,11 @@ class MemoryServiceStub:
                 request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceRequest.SerializeToString,
                 response_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceResponse.FromString,
                 _registered_method=True)
+        self.ClaimPrefix = channel.unary_unary(
+                '/tandem.memd.v1.MemoryService/ClaimPrefix',
+                request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.ClaimPrefixRequest.SerializeToString,
+                response_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceResponse.FromString,
+                _registered_method=True)
         self.UpdateSequences = channel.unary_unary(
                 '/tandem.memd.v1.MemoryService/UpdateSequences',
                 request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.UpdateSequencesRequest.SerializeToString,
@@ -116,8 +121,15 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClaimPrefix(self, request, context):
+        """Lets a lease without tokens of its own share published blocks, from its start on. No keys: it gives them up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UpdateSequences(self, request, context):
-        """Extend and seal, for all of a step's sequences in one message.
+        """Extend, seal and publish, for all of a step's sequences in one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,6 +181,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
             'AcquireSequence': grpc.unary_unary_rpc_method_handler(
                     servicer.AcquireSequence,
                     request_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceRequest.FromString,
+                    response_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceResponse.SerializeToString,
+            ),
+            'ClaimPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimPrefix,
+                    request_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.ClaimPrefixRequest.FromString,
                     response_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceResponse.SerializeToString,
             ),
             'UpdateSequences': grpc.unary_unary_rpc_method_handler(
@@ -306,6 +323,33 @@ class MemoryService:
             target,
             '/tandem.memd.v1.MemoryService/AcquireSequence',
             tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceRequest.SerializeToString,
+            tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.memd.v1.MemoryService/ClaimPrefix',
+            tandem_dot_memd_dot_v1_dot_memd__pb2.ClaimPrefixRequest.SerializeToString,
             tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceResponse.FromString,
             options,
             channel_credentials,

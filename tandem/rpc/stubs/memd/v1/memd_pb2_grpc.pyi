@@ -44,8 +44,10 @@ class MemoryServiceStub:
     ReturnBlocks: _grpc.UnaryUnaryMultiCallable[_memd_pb2.ReturnBlocksRequest, _memd_pb2.ReturnBlocksResponse]
     AcquireSequence: _grpc.UnaryUnaryMultiCallable[_memd_pb2.AcquireSequenceRequest, _memd_pb2.AcquireSequenceResponse]
     """Takes a sequence lease over (the handover), or opens it. The answer is what the ledger holds."""
+    ClaimPrefix: _grpc.UnaryUnaryMultiCallable[_memd_pb2.ClaimPrefixRequest, _memd_pb2.AcquireSequenceResponse]
+    """Lets a lease without tokens of its own share published blocks, from its start on. No keys: it gives them up."""
     UpdateSequences: _grpc.UnaryUnaryMultiCallable[_memd_pb2.UpdateSequencesRequest, _memd_pb2.UpdateSequencesResponse]
-    """Extend and seal, for all of a step's sequences in one message."""
+    """Extend, seal and publish, for all of a step's sequences in one message."""
     ForkSequence: _grpc.UnaryUnaryMultiCallable[_memd_pb2.ForkSequenceRequest, _memd_pb2.ForkSequenceResponse]
     """A second lease on the full blocks of the first `num_tokens` tokens."""
     RenewSequences: _grpc.UnaryUnaryMultiCallable[_memd_pb2.RenewSequencesRequest, _memd_pb2.RenewSequencesResponse]
@@ -68,8 +70,10 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     ReturnBlocks: _aio.UnaryUnaryMultiCallable[_memd_pb2.ReturnBlocksRequest, _memd_pb2.ReturnBlocksResponse]  # type: ignore[assignment]
     AcquireSequence: _aio.UnaryUnaryMultiCallable[_memd_pb2.AcquireSequenceRequest, _memd_pb2.AcquireSequenceResponse]  # type: ignore[assignment]
     """Takes a sequence lease over (the handover), or opens it. The answer is what the ledger holds."""
+    ClaimPrefix: _aio.UnaryUnaryMultiCallable[_memd_pb2.ClaimPrefixRequest, _memd_pb2.AcquireSequenceResponse]  # type: ignore[assignment]
+    """Lets a lease without tokens of its own share published blocks, from its start on. No keys: it gives them up."""
     UpdateSequences: _aio.UnaryUnaryMultiCallable[_memd_pb2.UpdateSequencesRequest, _memd_pb2.UpdateSequencesResponse]  # type: ignore[assignment]
-    """Extend and seal, for all of a step's sequences in one message."""
+    """Extend, seal and publish, for all of a step's sequences in one message."""
     ForkSequence: _aio.UnaryUnaryMultiCallable[_memd_pb2.ForkSequenceRequest, _memd_pb2.ForkSequenceResponse]  # type: ignore[assignment]
     """A second lease on the full blocks of the first `num_tokens` tokens."""
     RenewSequences: _aio.UnaryUnaryMultiCallable[_memd_pb2.RenewSequencesRequest, _memd_pb2.RenewSequencesResponse]  # type: ignore[assignment]
@@ -115,12 +119,20 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes a sequence lease over (the handover), or opens it. The answer is what the ledger holds."""
 
     @_abc_1.abstractmethod
+    def ClaimPrefix(
+        self,
+        request: _memd_pb2.ClaimPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memd_pb2.AcquireSequenceResponse, _abc.Awaitable[_memd_pb2.AcquireSequenceResponse]]:
+        """Lets a lease without tokens of its own share published blocks, from its start on. No keys: it gives them up."""
+
+    @_abc_1.abstractmethod
     def UpdateSequences(
         self,
         request: _memd_pb2.UpdateSequencesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memd_pb2.UpdateSequencesResponse, _abc.Awaitable[_memd_pb2.UpdateSequencesResponse]]:
-        """Extend and seal, for all of a step's sequences in one message."""
+        """Extend, seal and publish, for all of a step's sequences in one message."""
 
     @_abc_1.abstractmethod
     def ForkSequence(

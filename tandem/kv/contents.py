@@ -1,0 +1,59 @@
+"""Blocks by what they hold: content keys, and which published blocks may be given away first.
+
+A key names a block's tokens together with all tokens before them and the namespace they were computed in, so that equal
+keys mean equal keys and values. Another namespace makes every key another one: that is what keeps tenants apart.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+KEY_BYTES = 32
+
+
+def namespace(*parts: bytes) -> bytes:
+    """Of everything that the contents depend on beside the tokens; no two lists of parts have the same."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def block_keys(start: bytes, token_ids: Sequence[int], block_size: int) -> tuple[bytes, ...]:
+    """Keys of the full blocks of `token_ids`; `start` is the namespace, or the key of the block before the first."""
+    tokens = np.asarray(token_ids, dtype="<u4")
+    keys: list[bytes] = []
+    for end in range(block_size, len(tokens) + 1, block_size):
+        start = hashlib.sha256(start + tokens[end - block_size : end].tobytes()).digest()
+        keys.append(start)
+    return tuple(keys)
+
+
+@dataclass(slots=True)
+class ContentIndex:
+    """Published blocks by key, and those in no lease in the order in which they are given up.
+
+    Of two blocks with equal contents one is published. The order is that of leaving the last lease; the end of a
+    sequence goes before its beginning, which more others can share.
+    """
+
+    block_ids: dict[bytes, int] = field(default_factory=dict)
+    cached: OrderedDict[int, None] = field(default_factory=OrderedDict)
+
+    @classmethod
+    def build(cls, published: Iterable[tuple[int, bytes]], cached: Iterable[int]) -> "ContentIndex":
+        """From a ledger's records, which hold no order among the cached."""
+        return cls({key: block_id for block_id, key in published}, OrderedDict.fromkeys(cached))
+
+    def run(self, keys: Sequence[bytes]) -> list[int]:
+        """The blocks of the first keys, as far as they are published."""
+        found: list[int] = []
+        for key in keys:
+            block_id = self.block_ids.get(key)
+            if block_id is None:
+                break
+            found.append(block_id)
+        return found
