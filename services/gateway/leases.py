@@ -1,7 +1,7 @@
 """The leases that this gateway holds in memd: named here, kept alive, released once no phase writes to them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 
 import structlog
@@ -24,6 +24,7 @@ class LeaseKeeper:
         self._draw_lease_id = draw_lease_id
         self._live: set[int] = set()
         self._ended: dict[int, None] = {}  # not yet released in memd, oldest first
+        self._abandoned: dict[int, None] = {}  # likewise, but a phase may still write to their blocks
         self._to_release = asyncio.Event()
 
     @property
@@ -34,7 +35,7 @@ class LeaseKeeper:
     @property
     def num_unreleased(self) -> int:
         """Ended leases of which memd has not been told."""
-        return len(self._ended)
+        return len(self._ended) + len(self._abandoned)
 
     def open(self) -> int:
         """A new lease's name; the phase that gets it first opens it in memd."""
@@ -59,6 +60,12 @@ class LeaseKeeper:
         self._ended[lease_id] = None
         self._to_release.set()
 
+    def abandon(self, lease_id: int) -> None:
+        """Ends a lease of a phase that does not say whether it has let go."""
+        self._live.discard(lease_id)
+        self._abandoned[lease_id] = None
+        self._to_release.set()
+
     async def renew(self) -> None:
         """Starts the time to live of every live lease anew. A lost one is its phase's to notice."""
         if not self._live:
@@ -69,11 +76,10 @@ class LeaseKeeper:
 
     async def flush(self) -> None:
         """Tells memd of every ended lease. NotReadyError when it is away; they stay on the list."""
-        while batch := list(islice(self._ended, RELEASE_BATCH)):
-            await self._store.release_sequences(batch)
-            for lease_id in batch:
-                self._ended.pop(lease_id, None)
-        self._to_release.clear()
+        await _tell(self._ended, self._store.release_sequences)
+        await _tell(self._abandoned, self._store.abandon_sequences)
+        if not self.num_unreleased:
+            self._to_release.clear()
 
     async def run_releases(self) -> None:
         """Flushes whenever there is something to release, for ever."""
@@ -93,3 +99,11 @@ class LeaseKeeper:
                 await self.renew()
             except TandemError as error:
                 _log.info("lease.renewal_failed", num_leases=len(self._live), error=str(error))
+
+
+async def _tell(leases: dict[int, None], call: Callable[[Sequence[int]], Awaitable[object]]) -> None:
+    """Takes leases off the list as memd has been told of them."""
+    while batch := list(islice(leases, RELEASE_BATCH)):
+        await call(batch)
+        for lease_id in batch:
+            leases.pop(lease_id, None)

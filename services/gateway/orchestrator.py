@@ -1,7 +1,8 @@
 """The way of every sequence: queue, prefill, decode, release; and back to the queue whenever a phase lets it go.
 
 All of it runs on one event loop and nothing here waits, except where a lease is forked and at the end. A lease is
-released once no phase has it: after the phase said so, or when its stream broke.
+released once the phase said that it has let go of it. When a phase's stream breaks, the phase may live and write on: its
+leases are abandoned, and memd ends them when the phase lets go or is gone.
 """
 
 import asyncio
@@ -217,10 +218,10 @@ class Orchestrator:
             self._requeue(sequence, dropped.reason.name.lower())
 
     def _lose(self, phase: Phase, lease_id: int) -> None:
-        sequence = self._let_go(lease_id)
+        sequence = self._let_go(lease_id, self._leases.abandon)
         if sequence is None:
             return
-        self._leases.release(lease_id)
+        self._leases.abandon(lease_id)
         sequence.num_losses += 1
         if sequence.num_losses >= MAX_LOSSES:
             error = SequenceFailedError(f"{phase} went away {MAX_LOSSES} times in a row while it had the request")
@@ -277,13 +278,13 @@ class Orchestrator:
             if request.finished:
                 self._complete(request, piece.finish_reason)
 
-    def _let_go(self, lease_id: int) -> Sequence | None:
+    def _let_go(self, lease_id: int, end_lease: Callable[[int], None] | None = None) -> Sequence | None:
         """A phase has this lease no more. Returns its sequence, unless that has ended: then the lease ends here."""
         attempt = self._attempts.pop(lease_id, None)
         if attempt is None:
             return None
         if attempt.sequence.state is State.FINISHED:
-            self._leases.release(lease_id)
+            (end_lease or self._leases.release)(lease_id)
             self._note_quiet()
             return None
         return attempt.sequence

@@ -98,6 +98,13 @@ class MemoryService(pb_grpc.MemoryServiceServicer):
         num_freed = await self._store.release_sequences(request.lease_ids)
         return pb.ReleaseSequencesResponse(num_blocks_freed=num_freed)
 
+    async def AbandonSequences(  # noqa: N802
+        self, request: pb.AbandonSequencesRequest, context: Context
+    ) -> pb.AbandonSequencesResponse:
+        """Ends leases as they are let go."""
+        await self._store.abandon_sequences(request.lease_ids)
+        return pb.AbandonSequencesResponse()
+
     async def GetStatistics(self, request: pb.GetStatisticsRequest, context: Context) -> pb.GetStatisticsResponse:  # noqa: N802
         """The pool as it is now."""
         return statistics_to_proto(await self._store.statistics())

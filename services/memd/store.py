@@ -150,6 +150,11 @@ class LocalStore:
             _log.debug("lease.released", lease_id=lease.lease_id, num_freed_blocks=lease.num_freed_blocks)
         return sum(lease.num_freed_blocks for lease in ended)
 
+    async def abandon_sequences(self, lease_ids: Sequence[int]) -> None:
+        """See `MemoryStore`."""
+        ended = self._ledger.abandon_sequences(lease_ids)
+        _log.info("lease.abandoned", lease_ids=list(lease_ids), num_ended=len(ended))
+
     async def statistics(self) -> StorageStatistics:
         """See `MemoryStore`."""
         return self.current_statistics()

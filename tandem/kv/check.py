@@ -32,12 +32,13 @@ def _holders(records: LedgerRecords) -> Iterator[str]:
 
 def _leases(records: LedgerRecords) -> Iterator[str]:
     used = records.leases[records.leases["state"] != LeaseState.UNUSED]
+    known = (LeaseState.OPEN, LeaseState.ABANDONED)
     holders = {0, *_holder_ids(records)}
     for lease_id, count in Counter(used["lease_id"].tolist()).items():
         if count > 1 or lease_id == 0:
             yield f"lease {lease_id} has {count} records"
     for lease in used:
-        if int(lease["state"]) != LeaseState.OPEN:
+        if int(lease["state"]) not in known:
             yield f"lease {int(lease['lease_id'])} is in state {int(lease['state'])}"
         if int(lease["holder_id"]) not in holders:
             yield f"lease {int(lease['lease_id'])} is held by {int(lease['holder_id'])}, which is not attached"
@@ -69,7 +70,7 @@ def _counts(records: LedgerRecords) -> Iterator[str]:
 
 
 def _references(records: LedgerRecords) -> Iterator[str]:
-    open_leases = set(records.leases["lease_id"][records.leases["state"] == LeaseState.OPEN].tolist())
+    open_leases = set(records.leases["lease_id"][records.leases["state"] != LeaseState.UNUSED].tolist())
     for reference in records.references[records.references["lease_id"] != 0]:
         lease_id, block_id = int(reference["lease_id"]), int(reference["block_id"])
         place = f"position {int(reference['ordinal'])} of lease {lease_id}"
@@ -87,7 +88,7 @@ def _tables(records: LedgerRecords) -> Iterator[str]:
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for reference in records.references[records.references["lease_id"] != 0]:
         places[int(reference["lease_id"])].append((int(reference["ordinal"]), int(reference["block_id"])))
-    for lease in records.leases[records.leases["state"] == LeaseState.OPEN]:
+    for lease in records.leases[records.leases["state"] != LeaseState.UNUSED]:
         lease_id, num_sealed = int(lease["lease_id"]), int(lease["num_sealed_tokens"])
         own = sorted(places[lease_id])
         if [ordinal for ordinal, _ in own] != list(range(len(own))):

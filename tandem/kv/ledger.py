@@ -101,8 +101,7 @@ class Ledger:
         spare = sorted(entry.spare)
         for block_id in spare:
             self._return(entry, block_id)
-        for lease_id in sorted(entry.lease_ids):
-            self._hand_over(lease_id, 0)
+        self._unhold(sorted(entry.lease_ids))
         self._records.clear_holder(entry.slot)
         del self._index.holders[holder_id]
         self._index.free_holder_slots.append(entry.slot)
@@ -160,12 +159,14 @@ class Ledger:
         """
         holder = self._index.holder(holder_id)
         applied = [update for update in updates if update.lease_id in holder.lease_ids]
+        lost = frozenset(update.lease_id for update in updates) - holder.lease_ids
         self._check_spare(holder_id, [block for update in applied for block in update.add_blocks])
         self._check_sealed(applied)
         self._check_published(applied)
         for update in applied:
             self._update(holder, update)
-        return frozenset(update.lease_id for update in updates) - holder.lease_ids
+        self._unhold([update.lease_id for update in applied if update.let_go])
+        return lost
 
     def fork_sequence(
         self, parent_lease_id: int, child_lease_id: int, request_id: str, num_tokens: int, now_s: float
@@ -193,8 +194,13 @@ class Ledger:
 
     def release_sequences(self, lease_ids: Sequence[int]) -> tuple[EndedLease, ...]:
         """Ends the leases, whoever works on them; those that do not exist are passed over."""
-        known = [lease_id for lease_id in dict.fromkeys(lease_ids) if lease_id in self._index.leases]
-        return tuple(self._end_lease(lease_id) for lease_id in known)
+        return tuple(self._end_lease(lease_id) for lease_id in self._known(lease_ids))
+
+    def abandon_sequences(self, lease_ids: Sequence[int]) -> tuple[EndedLease, ...]:
+        """Ends the leases that no holder works on; the others end when it lets go, or is dropped."""
+        for lease_id in self._known(lease_ids):
+            self._records.set_lease(self._index.leases[lease_id].slot, "state", LeaseState.ABANDONED)
+        return self._end_abandoned(lease_ids)
 
     def expire(self, now_s: float, ttl_s: float) -> Expiry:
         """Takes leases that nobody renewed from their holders; ends those that have none. Looks at every lease."""
@@ -310,6 +316,25 @@ class Ledger:
     def _hand_over(self, lease_id: int, holder_id: int) -> None:
         self._records.set_lease(self._index.leases[lease_id].slot, "holder_id", holder_id)
         self._index.move_lease(lease_id, holder_id)
+
+    def _unhold(self, lease_ids: Sequence[int]) -> None:
+        for lease_id in lease_ids:
+            self._hand_over(lease_id, 0)
+        self._end_abandoned(lease_ids)
+
+    def _end_abandoned(self, lease_ids: Sequence[int]) -> tuple[EndedLease, ...]:
+        """Those of them that are abandoned and have no holder."""
+        states = self._records.leases["state"]
+        entries = ((lease_id, self._index.leases[lease_id]) for lease_id in self._known(lease_ids))
+        ended = [
+            lease_id
+            for lease_id, entry in entries
+            if entry.holder_id == 0 and states.item(entry.slot) == LeaseState.ABANDONED
+        ]
+        return tuple(self._end_lease(lease_id) for lease_id in ended)
+
+    def _known(self, lease_ids: Sequence[int]) -> list[int]:
+        return [lease_id for lease_id in dict.fromkeys(lease_ids) if lease_id in self._index.leases]
 
     def _end_lease(self, lease_id: int) -> EndedLease:
         entry = self._index.leases[lease_id]

@@ -81,6 +81,7 @@ class LeaseState(IntEnum):
     UNUSED = 0
     OPEN = 1
     ENDING = 2
+    ABANDONED = 3  # its owner is done with it, its holder may not be: it ends when nobody holds it
 
 
 @dataclass(frozen=True, slots=True)

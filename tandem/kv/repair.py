@@ -18,6 +18,8 @@ fork      lease OPEN; for each block its reference, then the     more references
 release   lease ENDING; for each block the count, then FREE or   the ENDING lease is ended, its blocks counted
           (published) CACHED at 0, then its reference is         anew, those in no other lease become FREE
           cleared; lease UNUSED                                  or CACHED
+abandon   the lease ABANDONED                                    nothing
+let go    the lease: holder 0; an ABANDONED one as release       it has no holder: it expires
 drop      each spare block as return; each lease: holder 0;      some of it is done: whoever opens the ledger
           the holder's record                                    drops the holders that are gone
 revoke    the lease: renewed, then holder 0                      it is renewed: it is revoked one TTL later

@@ -38,13 +38,15 @@ class KeyedBlock:
 class SequenceUpdate:
     """Extend, seal, publish: `add_blocks` come from the holder's spare ones; `num_sealed_tokens` never falls.
 
-    Blocks in `publish` are sealed in full; others find them by their keys from then on.
+    Blocks in `publish` are sealed in full; others find them by their keys from then on. With `let_go`, the holder will
+    not write to the lease's blocks any more.
     """
 
     lease_id: int
     add_blocks: tuple[Block, ...]
     num_sealed_tokens: int
     publish: tuple[KeyedBlock, ...] = ()
+    let_go: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,10 @@ class MemoryStore(Protocol):
 
     async def release_sequences(self, lease_ids: Sequence[int]) -> int:
         """Ends leases; returns how many blocks became free. Unknown ones are passed over."""
+        ...
+
+    async def abandon_sequences(self, lease_ids: Sequence[int]) -> None:
+        """Ends leases that a phase may still write to: each when no holder has it. Unknown ones are passed over."""
         ...
 
     async def statistics(self) -> StorageStatistics:

@@ -54,6 +54,7 @@ class Leases:
     def let_go(self, lease_id: int) -> None:
         """Between steps: the sequence is not worked on any more; its lease stays, to be released by its owner."""
         self.supply.give_back(self.updates.discard(lease_id))
+        self.updates.push(SequenceUpdate(lease_id, (), 0, let_go=True))
 
     def collect_lost(self) -> tuple[int, ...]:
         """Between steps: the leases lost since the last call; blocks memd refused to add to them are spare again."""

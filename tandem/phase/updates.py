@@ -80,7 +80,7 @@ class UpdateSender:
             await self._isolate(updates, error)
             return
         for update in updates:
-            if update.lease_id in lost:
+            if update.lease_id in lost and not update.let_go:
                 self._on_lost(LostLease(update.lease_id, update.add_blocks))
 
     async def _isolate(self, updates: Sequence[SequenceUpdate], error: TandemError) -> None:
@@ -106,4 +106,5 @@ def _merge(earlier: SequenceUpdate, later: SequenceUpdate) -> SequenceUpdate:
         earlier.add_blocks + later.add_blocks,
         max(earlier.num_sealed_tokens, later.num_sealed_tokens),
         earlier.publish + later.publish,
+        earlier.let_go or later.let_go,
     )

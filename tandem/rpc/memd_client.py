@@ -160,6 +160,11 @@ class MemdClient:
         response = await _answer(self._stub.ReleaseSequences(request, timeout=CALL_TIMEOUT_S))
         return int(response.num_blocks_freed)
 
+    async def abandon_sequences(self, lease_ids: Sequence[int]) -> None:
+        """See `MemoryStore`."""
+        request = pb.AbandonSequencesRequest(lease_ids=lease_ids)
+        await _answer(self._stub.AbandonSequences(request, timeout=CALL_TIMEOUT_S))
+
     async def statistics(self) -> StorageStatistics:
         """See `MemoryStore`."""
         return statistics_from_proto(

@@ -59,6 +59,7 @@ def update_to_proto(update: SequenceUpdate) -> pb.SequenceUpdate:
         lease_id=update.lease_id,
         add_blocks=blocks_to_proto(update.add_blocks),
         num_sealed_tokens=update.num_sealed_tokens,
+        let_go=update.let_go,
         publish=[pb.KeyedBlock(ordinal=keyed.ordinal, key=keyed.key) for keyed in update.publish],
     )
 
@@ -66,7 +67,9 @@ def update_to_proto(update: SequenceUpdate) -> pb.SequenceUpdate:
 def update_from_proto(message: pb.SequenceUpdate) -> SequenceUpdate:
     """See `SequenceUpdate`."""
     publish = tuple(KeyedBlock(keyed.ordinal, keyed.key) for keyed in message.publish)
-    return SequenceUpdate(message.lease_id, blocks_from_proto(message.add_blocks), message.num_sealed_tokens, publish)
+    return SequenceUpdate(
+        message.lease_id, blocks_from_proto(message.add_blocks), message.num_sealed_tokens, publish, message.let_go
+    )
 
 
 def statistics_to_proto(statistics: StorageStatistics) -> pb.GetStatisticsResponse:

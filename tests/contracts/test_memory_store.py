@@ -229,3 +229,15 @@ async def test_published_blocks_are_claimed_by_their_keys(subject: Subject):
     assert (await store.statistics()).num_cached_blocks == 2
     with pytest.raises(NotFoundError):
         await store.claim_prefix(other.holder_id, 3, keys)
+
+
+async def test_an_abandoned_lease_ends_when_nobody_holds_it(subject: Subject):
+    holder = await subject.attach("prefill")
+    store = subject.store
+    await store.acquire_sequence(holder.holder_id, 1, "a", create=True)
+    blocks = await store.lease_blocks(holder.holder_id, 2)
+    await store.update_sequences(holder.holder_id, [SequenceUpdate(1, blocks, 3)])
+    await store.abandon_sequences([1, 2])
+    assert (await store.statistics()).num_leased_blocks == 2
+    assert not await store.update_sequences(holder.holder_id, [SequenceUpdate(1, (), 0, let_go=True)])
+    assert (await store.statistics()).num_free_blocks == NUM_BLOCKS

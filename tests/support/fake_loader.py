@@ -35,10 +35,10 @@ def behave(how: str, channel: socket.socket) -> int:
 def fill(how: str, channel: socket.socket) -> int:
     if how == "exits after its plan":
         return 4
-    answer, (fd, *_), _, _ = socket.recv_fds(channel, 4096, 1)
+    answer, (fd, *_), _, _ = socket.recv_fds(channel, 4096, 2)
     if how == "is killed while it fills":
         os.kill(os.getpid(), signal.SIGKILL)
-    with mmap.mmap(fd, json.loads(answer)["size_bytes"]) as weights:
+    with mmap.mmap(fd, json.loads(answer)["segments"][0]["size_bytes"]) as weights:
         weights[:4] = b"full"
     channel.sendall(encode(FILLED))
     return 5 if how == "exits badly at the end" else 0
@@ -46,7 +46,7 @@ def fill(how: str, channel: socket.socket) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    for flag in ("--model", "--cache-dir", "--dtype", "--log-level", "--channel-fd"):
+    for flag in ("--model", "--cache-dir", "--dtype", "--memory-kind", "--log-level", "--channel-fd"):
         parser.add_argument(flag, required=True)
     flags = parser.parse_args()
     with socket.socket(fileno=int(flags.channel_fd)) as channel:

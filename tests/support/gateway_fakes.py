@@ -83,6 +83,7 @@ class FakeStore:
         self.away = False
         self.renewed: list[frozenset[int]] = []
         self.num_release_calls = 0
+        self.abandoned: set[int] = set()
         self.forks: list[tuple[int, int, int]] = []  # parent, child, number of tokens
         self._num_blocks = num_blocks
         self._num_reserve_blocks = num_reserve_blocks
@@ -108,6 +109,11 @@ class FakeStore:
         known = self.leases.intersection(lease_ids)
         self.leases -= known
         return len(known)
+
+    async def abandon_sequences(self, lease_ids: Sequence[int]) -> None:
+        self._check_there()
+        self.abandoned.update(lease_ids)
+        self.leases -= set(lease_ids)
 
     async def statistics(self) -> StorageStatistics:
         self._check_there()

@@ -40,7 +40,7 @@ CONFIG = ModelConfig(
     rms_norm_eps=1e-6,
     rope_theta=1e4,
 )
-PLAN = LoadPlan("tiny", CONFIG.to_json(), MANIFEST.to_json(), "digest", "bfloat16", "bfloat16")
+PLAN = LoadPlan("tiny", CONFIG.to_json(), MANIFEST.to_json(), "digest", "bfloat16", "bfloat16", 1 << 30)
 
 
 @dataclass

@@ -232,6 +232,9 @@ class FakeStore:
                     freed += 1
         return freed
 
+    async def abandon_sequences(self, lease_ids: Sequence[int]) -> None:
+        raise AssertionError("no phase abandons")
+
     async def statistics(self) -> StorageStatistics:
         num_spare = sum(map(len, self.spare.values()))
         return StorageStatistics(
@@ -268,8 +271,11 @@ class FakeStore:
             raise LeaseError("more tokens sealed than the blocks hold")
         self.spare[holder_id] -= added
         lease.blocks.extend(update.add_blocks)
-        assert update.num_sealed_tokens >= lease.num_sealed
-        lease.num_sealed = update.num_sealed_tokens
+        if update.let_go:
+            lease.holder_id = 0
+        else:
+            assert update.num_sealed_tokens >= lease.num_sealed
+            lease.num_sealed = update.num_sealed_tokens
         return True
 
     def _next_generation(self, block: Block) -> Block:

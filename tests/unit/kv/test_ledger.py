@@ -304,3 +304,32 @@ def test_only_what_is_sealed_in_full_is_published():
         ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, (KeyedBlock(1, key(1)),))])
     with pytest.raises(LeaseError, match="under a key of 3 bytes"):
         ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, (KeyedBlock(0, b"key"),))])
+
+
+def test_an_abandoned_lease_ends_when_its_holder_lets_go():
+    ledger, holder, _ = with_sequence(2, 5)
+    assert ledger.abandon_sequences([100, 999]) == ()
+    assert counts(ledger) == (6, 0, 2, 0)
+    assert ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)]) == frozenset()
+    assert counts(ledger) == (8, 0, 0, 0)
+
+
+def test_an_abandoned_lease_ends_with_its_holder():
+    ledger, holder, _ = with_sequence(2, 5)
+    ledger.abandon_sequences([100])
+    ledger.drop_holder(holder)
+    assert counts(ledger) == (8, 0, 0, 0)
+
+
+def test_what_nobody_holds_is_abandoned_at_once():
+    ledger, holder, _ = with_sequence(2, 5)
+    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)])
+    assert counts(ledger) == (6, 0, 2, 0)
+    assert ledger.abandon_sequences([100]) == (EndedLease(100, 2),)
+    assert counts(ledger) == (8, 0, 0, 0)
+
+
+def test_a_lease_that_was_let_go_refuses_its_former_holder():
+    ledger, holder, _ = with_sequence(2, 5)
+    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)])
+    assert ledger.update_sequences(holder, [SequenceUpdate(100, (), 6)]) == {100}

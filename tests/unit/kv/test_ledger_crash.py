@@ -73,6 +73,9 @@ def scene() -> tuple[bytearray, Ledger, dict[str, Callable[[], object]]]:
         "claim": lambda: ledger.claim_prefix(decode, 500, [key(0), key(1)], 0),
         "unclaim": lambda: unclaim(ledger, decode),
         "release published": lambda: claim_and_release(ledger, decode),
+        "abandon": lambda: ledger.abandon_sequences([100, 200]),
+        "let go": lambda: abandon_and_let_go(ledger, prefill),
+        "drop with abandoned": lambda: abandon_and_drop(ledger, prefill),
         "attach": lambda: ledger.add_holder("decode", 3),
         "drop": lambda: ledger.drop_holder(prefill),
     }
@@ -100,6 +103,16 @@ def unclaim(ledger: Ledger, holder: int) -> None:
 def claim_and_release(ledger: Ledger, holder: int) -> None:
     ledger.claim_prefix(holder, 500, [key(0), key(1)], 0)
     ledger.release_sequences([500])
+
+
+def abandon_and_let_go(ledger: Ledger, holder: int) -> None:
+    ledger.abandon_sequences([100])
+    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)])
+
+
+def abandon_and_drop(ledger: Ledger, holder: int) -> None:
+    ledger.abandon_sequences([100])
+    ledger.drop_holder(holder)
 
 
 @pytest.mark.parametrize("name", list(scene()[2]))

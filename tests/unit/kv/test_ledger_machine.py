@@ -26,6 +26,7 @@ class Sequence:
     renewed_at_s: float
     blocks: list[Block] = field(default_factory=list)
     num_sealed: int = 0
+    abandoned: bool = False
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -71,9 +72,19 @@ class LedgerMachine(RuleBasedStateMachine):
     def crash_of_a_holder(self, data: st.DataObject) -> None:
         holder = self.a_holder(data)
         assert self.ledger.drop_holder(holder) == len(self.spare.pop(holder))
+        before = self.leased()
         for sequence in self.sequences.values():
             if sequence.holder_id == holder:
                 sequence.holder_id = 0
+        self.end_abandoned(before)
+
+    def end_abandoned(self, before: set[Block]) -> None:
+        self.sequences = {
+            lease_id: sequence
+            for lease_id, sequence in self.sequences.items()
+            if not (sequence.abandoned and sequence.holder_id == 0)
+        }
+        self.note_left(before)
 
     @has_holder
     @rule(data=st.data(), num=st.integers(0, 10))
@@ -244,6 +255,26 @@ class LedgerMachine(RuleBasedStateMachine):
         (ended,) = self.ledger.release_sequences([lease_id, 1 << 40])
         self.note_left(before)
         assert (ended.lease_id, ended.num_freed_blocks) == (lease_id, len(before - self.leased()))
+
+    @has_lease
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        lease_id, before = self.a_lease(data), self.leased()
+        ended = self.ledger.abandon_sequences([lease_id, 1 << 40])
+        assert [lease.lease_id for lease in ended] == ([] if self.sequences[lease_id].holder_id else [lease_id])
+        self.sequences[lease_id].abandoned = True
+        self.end_abandoned(before)
+
+    @has_lease
+    @rule(data=st.data())
+    def let_go(self, data: st.DataObject) -> None:
+        lease_id, before = self.a_lease(data), self.leased()
+        holder = self.sequences[lease_id].holder_id
+        if holder == 0:
+            return
+        assert not self.ledger.update_sequences(holder, [SequenceUpdate(lease_id, (), 0, let_go=True)])
+        self.sequences[lease_id].holder_id = 0
+        self.end_abandoned(before)
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 11.0]))
     def time_passes(self, seconds: float) -> None:

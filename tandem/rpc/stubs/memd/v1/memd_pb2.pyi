@@ -397,9 +397,12 @@ class SequenceUpdate(_message.Message):
     ADD_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_SEALED_TOKENS_FIELD_NUMBER: _builtins.int
     PUBLISH_FIELD_NUMBER: _builtins.int
+    LET_GO_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     num_sealed_tokens: _builtins.int
     """tokens whose KV is complete; never less than before"""
+    let_go: _builtins.bool
+    """the holder will not write to the lease's blocks any more"""
     @_builtins.property
     def add_blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]:
         """from the holder's spare blocks, in order"""
@@ -415,10 +418,11 @@ class SequenceUpdate(_message.Message):
         add_blocks: _abc.Iterable[Global___Block] | None = ...,
         num_sealed_tokens: _builtins.int = ...,
         publish: _abc.Iterable[Global___KeyedBlock] | None = ...,
+        let_go: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_blocks", b"add_blocks", "lease_id", b"lease_id", "num_sealed_tokens", b"num_sealed_tokens", "publish", b"publish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_blocks", b"add_blocks", "lease_id", b"lease_id", "let_go", b"let_go", "num_sealed_tokens", b"num_sealed_tokens", "publish", b"publish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -597,6 +601,43 @@ class ReleaseSequencesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseSequencesResponse: _TypeAlias = ReleaseSequencesResponse  # noqa: Y015
+
+@_typing.final
+class AbandonSequencesRequest(_message.Message):
+    """By the lease's owner, when a phase may still write to it: each lease ends when its holder lets go or is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        lease_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ids", b"lease_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbandonSequencesRequest: _TypeAlias = AbandonSequencesRequest  # noqa: Y015
+
+@_typing.final
+class AbandonSequencesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbandonSequencesResponse: _TypeAlias = AbandonSequencesResponse  # noqa: Y015
 
 @_typing.final
 class GetStatisticsRequest(_message.Message):

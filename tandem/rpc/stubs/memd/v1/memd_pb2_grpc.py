@@ -81,6 +81,11 @@ class MemoryServiceStub:
                 request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.ReleaseSequencesRequest.SerializeToString,
                 response_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.ReleaseSequencesResponse.FromString,
                 _registered_method=True)
+        self.AbandonSequences = channel.unary_unary(
+                '/tandem.memd.v1.MemoryService/AbandonSequences',
+                request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AbandonSequencesRequest.SerializeToString,
+                response_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AbandonSequencesResponse.FromString,
+                _registered_method=True)
         self.GetStatistics = channel.unary_unary(
                 '/tandem.memd.v1.MemoryService/GetStatistics',
                 request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.GetStatisticsRequest.SerializeToString,
@@ -154,6 +159,12 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AbandonSequences(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatistics(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -207,6 +218,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ReleaseSequences,
                     request_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.ReleaseSequencesRequest.FromString,
                     response_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.ReleaseSequencesResponse.SerializeToString,
+            ),
+            'AbandonSequences': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbandonSequences,
+                    request_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AbandonSequencesRequest.FromString,
+                    response_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AbandonSequencesResponse.SerializeToString,
             ),
             'GetStatistics': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatistics,
@@ -459,6 +475,33 @@ class MemoryService:
             '/tandem.memd.v1.MemoryService/ReleaseSequences',
             tandem_dot_memd_dot_v1_dot_memd__pb2.ReleaseSequencesRequest.SerializeToString,
             tandem_dot_memd_dot_v1_dot_memd__pb2.ReleaseSequencesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbandonSequences(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.memd.v1.MemoryService/AbandonSequences',
+            tandem_dot_memd_dot_v1_dot_memd__pb2.AbandonSequencesRequest.SerializeToString,
+            tandem_dot_memd_dot_v1_dot_memd__pb2.AbandonSequencesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,7 @@ class MemoryServiceStub:
     """A second lease on the full blocks of the first `num_tokens` tokens."""
     RenewSequences: _grpc.UnaryUnaryMultiCallable[_memd_pb2.RenewSequencesRequest, _memd_pb2.RenewSequencesResponse]
     ReleaseSequences: _grpc.UnaryUnaryMultiCallable[_memd_pb2.ReleaseSequencesRequest, _memd_pb2.ReleaseSequencesResponse]
+    AbandonSequences: _grpc.UnaryUnaryMultiCallable[_memd_pb2.AbandonSequencesRequest, _memd_pb2.AbandonSequencesResponse]
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_memd_pb2.GetStatisticsRequest, _memd_pb2.GetStatisticsResponse]
 
 @_typing.type_check_only
@@ -78,6 +79,7 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """A second lease on the full blocks of the first `num_tokens` tokens."""
     RenewSequences: _aio.UnaryUnaryMultiCallable[_memd_pb2.RenewSequencesRequest, _memd_pb2.RenewSequencesResponse]  # type: ignore[assignment]
     ReleaseSequences: _aio.UnaryUnaryMultiCallable[_memd_pb2.ReleaseSequencesRequest, _memd_pb2.ReleaseSequencesResponse]  # type: ignore[assignment]
+    AbandonSequences: _aio.UnaryUnaryMultiCallable[_memd_pb2.AbandonSequencesRequest, _memd_pb2.AbandonSequencesResponse]  # type: ignore[assignment]
     GetStatistics: _aio.UnaryUnaryMultiCallable[_memd_pb2.GetStatisticsRequest, _memd_pb2.GetStatisticsResponse]  # type: ignore[assignment]
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -155,6 +157,13 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memd_pb2.ReleaseSequencesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memd_pb2.ReleaseSequencesResponse, _abc.Awaitable[_memd_pb2.ReleaseSequencesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AbandonSequences(
+        self,
+        request: _memd_pb2.AbandonSequencesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memd_pb2.AbandonSequencesResponse, _abc.Awaitable[_memd_pb2.AbandonSequencesResponse]]: ...
 
     @_abc_1.abstractmethod
     def GetStatistics(
