@@ -12,8 +12,17 @@ from tandem.phase.outfit import Outfit
 from tandem.phase.sequence import SequenceState, WorkingSequence
 from tandem.phase.stepper import StepPart
 from tandem.phase.stopping import banned_tokens, finish_reason
+from tandem.phase.waiting import WaitingRoom
 from tandem.runner.sampler import SampledToken
-from tandem.scheduler.decode import BlockStock, DecodeCandidate, DecodePlan, Grant, PoolState, plan_step
+from tandem.scheduler.decode import (
+    BlockStock,
+    DecodeCandidate,
+    DecodePlan,
+    Grant,
+    PoolState,
+    WaitingCandidates,
+    plan_step,
+)
 from tandem.types import DecodeResult, DropReason, FinishReason, Phase, SequenceOutput
 
 _log = structlog.get_logger()
@@ -28,7 +37,8 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
     """Carries out the plans; everything but the steps themselves happens on the loop."""
 
     def __init__(self, outfit: Outfit) -> None:
-        super().__init__(Phase.DECODE, outfit, DecodeResult)
+        self._waiting = WaitingCandidates()
+        super().__init__(Phase.DECODE, outfit, DecodeResult, lambda: WaitingRoom(self._waiting, self._candidate))
         self._batch: list[DecodeSequence] = []
         self._progress_s = outfit.clock.now()
 
@@ -56,17 +66,13 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
 
     def num_needed_spare(self) -> int:
         """One for each running sequence."""
-        return len(self._roster.in_state(SequenceState.RUNNING))
+        return len(self._roster.running)
 
     def _plan(self) -> DecodePlan:
         limits = self._outfit.limits
         stock = BlockStock(self._leases.supply.num_spare, limits.num_pool_blocks, self._pool_state())
-        return plan_step(
-            [self._candidate(sequence) for sequence in self._roster.in_state(SequenceState.RUNNING)],
-            [self._candidate(sequence) for sequence in self._roster.in_state(SequenceState.WAITING)],
-            stock,
-            limits.max_sequences,
-        )
+        running = [self._candidate(sequence) for sequence in self._roster.running]
+        return plan_step(running, self._waiting, stock, limits.max_sequences)
 
     def _candidate(self, sequence: DecodeSequence) -> DecodeCandidate:
         spec = sequence.spec
@@ -98,9 +104,9 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
     def _enter(self, grant: Grant) -> DecodeSequence:
         sequence = self._roster.get(grant.lease_id)
         if sequence.state is SequenceState.WAITING:
-            sequence.enter(SequenceState.RUNNING)
+            self._roster.enter(sequence, SequenceState.RUNNING)
         if grant.num_blocks:
-            blocks = self._leases.grow(grant.lease_id, grant.num_blocks, sequence.num_computed)
+            blocks = self._leases.grow(grant.lease_id, grant.num_blocks, sequence.num_computed, sequence.publish())
             sequence.block_ids.extend(block.block_id for block in blocks)
         return sequence
 

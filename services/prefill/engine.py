@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 import structlog
 
+from services.prefill.doorman import Desk, Doorman, Room
 from tandem.phase.engine import PhaseEngine
 from tandem.phase.outfit import Outfit
 from tandem.phase.sequence import SequenceState, WorkingSequence
 from tandem.phase.stepper import StepPart
 from tandem.phase.stopping import banned_tokens, finish_reason
+from tandem.phase.waiting import WaitingRoom
 from tandem.runner.sampler import SampledToken
 from tandem.scheduler.prefill import RunningPrompt, WaitingPrompt, admit, share_budget
 from tandem.types import DropReason, Phase, Prefilled, PrefillResult, SequenceOutput
@@ -44,17 +46,18 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
 
     def __init__(self, outfit: Outfit, budget: Callable[[], int]) -> None:
         """`budget` is asked for the tokens that the next step's chunks may have together."""
-        super().__init__(Phase.PREFILL, outfit, PrefillResult)
+        super().__init__(Phase.PREFILL, outfit, PrefillResult, self._make_waiting_room)
         self._budget = budget
         self._batch: list[_Running] = []
 
     def prepare(self) -> Sequence[StepPart]:
         """The next chunks, after those prompts were admitted for which there are blocks."""
         self._roster.settle()
+        if not self._roster.running and not self._doorman.num_settled:
+            self._doorman.call_followers()  # whom they followed has left
         self._admit()
-        running = {sequence.lease_id: sequence for sequence in self._roster.in_state(SequenceState.RUNNING)}
-        chunks = share_budget([_running_view(sequence) for sequence in running.values()], self._budget())
-        self._batch = [_Running(running[chunk.lease_id], chunk.num_tokens) for chunk in chunks]
+        chunks = share_budget(map(_running_view, self._roster.running), self._budget())
+        self._batch = [_Running(self._roster.get(chunk.lease_id), chunk.num_tokens) for chunk in chunks]
         return [self._part(part) for part in self._batch]
 
     def finish(self, tokens: Sequence[SampledToken | None]) -> None:
@@ -65,11 +68,11 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
             sequence.num_computed += part.num_tokens
             if sequence.state is not SequenceState.RUNNING:
                 continue
-            self._leases.seal(sequence.lease_id, sequence.num_computed)
+            self._leases.seal(sequence.lease_id, sequence.num_computed, sequence.publish())
             if token is not None:
-                sequence.enter(SequenceState.SEALING)
+                self._roster.enter(sequence, SequenceState.SEALING)
                 sealing.append(_Sealing(sequence, self._prefilled(sequence, token)))
-        if sealing:
+        if sealing or self._doorman.has_followers:
             self._outfit.crew.spawn(self._say_when_sealed(sealing))
 
     def fail(self, message: str) -> None:
@@ -82,23 +85,37 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
         return 0
 
     def _admit(self) -> None:
-        limits = self._outfit.limits
-        num_running = len(self._roster.in_state(SequenceState.RUNNING))
+        room = self._room()
         admission = admit(
-            [self._waiting_view(sequence) for sequence in self._roster.in_state(SequenceState.WAITING)],
-            num_places=limits.max_sequences - num_running,
-            num_spare_blocks=self._leases.supply.num_spare,
+            tuple(self._doorman.admissible()), num_places=room.num_places, num_spare_blocks=room.num_spare_blocks
         )
         for lease_id in admission.lease_ids:
             self._enter(self._roster.get(lease_id))
         self._leases.supply.demand(admission.demand)
+        self._doorman.look()
+
+    def _room(self) -> Room:
+        num_places = self._outfit.limits.max_sequences - len(self._roster.running)
+        return Room(num_places, self._leases.supply.num_spare)
+
+    def _make_waiting_room(self) -> WaitingRoom[WaitingPrompt, PrefillResult]:
+        desk = Desk(
+            sequence=lambda lease_id: self._roster.get(lease_id),
+            view=self._waiting_view,
+            enter=lambda sequence, state: self._roster.enter(sequence, state),
+            running=lambda: self._roster.running,
+            room=self._room,
+            wake=self._outfit.steps.wake.set,
+        )
+        self._doorman = Doorman(self._leases, self._outfit.crew, desk)
+        return WaitingRoom(self._doorman, self._waiting_view)
 
     def _enter(self, sequence: PromptSequence) -> None:
         missing = sequence.num_missing_blocks(self._outfit.limits.block_size)
         if missing:
             blocks = self._leases.grow(sequence.lease_id, missing, sequence.num_computed)
             sequence.block_ids.extend(block.block_id for block in blocks)
-        sequence.enter(SequenceState.RUNNING)
+        self._roster.enter(sequence, SequenceState.RUNNING)
 
     def _waiting_view(self, sequence: PromptSequence) -> WaitingPrompt:
         spec = sequence.spec
@@ -136,6 +153,7 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
                 _log.info("sequence.prefilled", **_fields(sequence, done.prefilled))
                 self._roster.end(sequence)
         self._outbox.deliver()
+        self._doorman.call_followers()
 
 
 def _running_view(sequence: PromptSequence) -> RunningPrompt:

@@ -3,15 +3,15 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol
+from typing import Any, Generic, Protocol
 
 from tandem.phase.leases import Leases
 from tandem.phase.loop import Load
 from tandem.phase.outfit import Outfit
 from tandem.phase.roster import Roster
-from tandem.phase.sequence import SequenceState
 from tandem.phase.session import ItemT, Outbox, ResultT, Session
 from tandem.phase.stepper import StepPart
+from tandem.phase.waiting import WaitingRoom
 from tandem.runner.sampler import SampledToken
 from tandem.types import Phase, PhaseCommand, SequenceDropped
 
@@ -44,8 +44,9 @@ class PhaseEngine(ABC, Generic[ItemT, ResultT]):
         phase: Phase,
         outfit: Outfit,
         build: Callable[[tuple[ItemT, ...], tuple[SequenceDropped, ...]], ResultT],
+        make_waiting_room: Callable[[], WaitingRoom[Any, ResultT]],
     ) -> None:
-        """`build` makes the message for a stream of what a step has to say on it."""
+        """`build` makes the message for a stream of what a step has to say on it; the roster keeps the waiting room."""
         wake = outfit.steps.wake.set
         self._phase = phase
         self._outfit = outfit
@@ -56,6 +57,7 @@ class PhaseEngine(ABC, Generic[ItemT, ResultT]):
             self._leases,
             outfit.limits,
             self._outbox,
+            waiting=make_waiting_room(),
             crew=outfit.crew,
             clock=outfit.clock,
             wake=wake,
@@ -118,7 +120,7 @@ class PhaseEngine(ABC, Generic[ItemT, ResultT]):
     def load(self) -> Load:
         """As it is now."""
         return Load(
-            num_waiting=len(self._roster.in_state(SequenceState.WAITING)),
-            num_running=len(self._roster.in_state(SequenceState.RUNNING)),
+            num_waiting=self._roster.num_waiting,
+            num_running=len(self._roster.running),
             num_spare_blocks=self._leases.supply.num_spare,
         )

@@ -1,11 +1,11 @@
 """The leases and blocks of this phase's sequences: what it holds of memd, in one place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from tandem.errors import LeaseError, NotFoundError, NotReadyError, TandemError
-from tandem.kv.store import MemoryStore, SequenceLease, SequenceUpdate
+from tandem.kv.store import KeyedBlock, MemoryStore, SequenceLease, SequenceUpdate
 from tandem.phase.supply import BlockSupply, SupplyPolicy
 from tandem.phase.updates import LostLease, UpdateSender
 from tandem.types import Block, DropReason, SequenceDropped, SequenceSpec
@@ -39,17 +39,27 @@ class Leases:
             _log.error("lease.refused", lease_id=spec.lease_id, request_id=spec.request_id, error=str(error))
             return SequenceDropped(spec.lease_id, DropReason.FAILED, str(error))
 
-    def grow(self, lease_id: int, num_blocks: int, num_sealed_tokens: int) -> tuple[Block, ...]:
-        """Spare blocks for a sequence, at its end. LeaseError when there are fewer."""
+    async def claim(self, lease_id: int, keys: Sequence[bytes]) -> SequenceLease | None:
+        """Blocks that hold what `keys` name; with none, those that it claimed are given up. None: it cannot be done."""
+        try:
+            return await self._store.claim_prefix(self._holder_id, lease_id, keys)
+        except TandemError as error:
+            _log.info("prefix.not_claimed", lease_id=lease_id, error=str(error))
+            return None
+
+    def grow(
+        self, lease_id: int, num_blocks: int, num_sealed_tokens: int, publish: tuple[KeyedBlock, ...] = ()
+    ) -> tuple[Block, ...]:
+        """Spare blocks for a sequence, at its end; as `seal`, too. LeaseError when there are fewer."""
         blocks = self.supply.take(num_blocks)
         if blocks is None:
             raise LeaseError(f"lease {lease_id} wants {num_blocks} blocks of {self.supply.num_spare} spare ones")
-        self.updates.push(SequenceUpdate(lease_id, blocks, num_sealed_tokens))
+        self.updates.push(SequenceUpdate(lease_id, blocks, num_sealed_tokens, publish))
         return blocks
 
-    def seal(self, lease_id: int, num_tokens: int) -> None:
-        """The first `num_tokens` tokens' KV is complete."""
-        self.updates.push(SequenceUpdate(lease_id, (), num_tokens))
+    def seal(self, lease_id: int, num_tokens: int, publish: tuple[KeyedBlock, ...] = ()) -> None:
+        """The first `num_tokens` tokens' KV is complete, and others may find the blocks in `publish`."""
+        self.updates.push(SequenceUpdate(lease_id, (), num_tokens, publish))
 
     def let_go(self, lease_id: int) -> None:
         """Between steps: the sequence is not worked on any more; its lease stays, to be released by its owner."""

@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol
 
 import structlog
 
-from tandem.errors import LeaseError, NotReadyError
+from tandem.errors import DeviceFaultError, LeaseError, NotReadyError
 from tandem.phase.crew import Crew
 from tandem.phase.door import Door
 from tandem.phase.engine import StreamEnd
@@ -21,7 +21,7 @@ from tandem.phase.storage import AttachmentLike
 _log = structlog.get_logger()
 
 EXIT_OK = 0
-EXIT_MEMD_LOST = 75  # EX_TEMPFAIL of sysexits.h: start me again
+EXIT_START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: memd is gone, or the device cannot be used any more
 
 
 class PhaseState(Enum):
@@ -103,8 +103,8 @@ class PhaseLife(Generic[ResultT]):
         self._enter(PhaseState.SERVING)
         await _first_of(crew.failure(), attachment.ended.wait(), stop.wait())
         if attachment.ended.is_set() and not stop.is_set():
-            _log.error("memd.lost", exit_status=EXIT_MEMD_LOST)
-            return EXIT_MEMD_LOST
+            _log.error("memd.lost", exit_status=EXIT_START_AGAIN)
+            return EXIT_START_AGAIN
         self._enter(PhaseState.DRAINING)
         await _first_of(crew.failure(), attachment.ended.wait(), engine.drain(self._drain_timeout_s))
         return EXIT_OK
@@ -137,7 +137,10 @@ class JointHealth:
 
 
 async def run_lives(lives: Sequence[PhaseLife[Any]], crew: Crew, stop: asyncio.Event) -> int:
-    """All of them, and with them a process: the first to end but by `stop` ends it. Raises what ended it otherwise."""
+    """All of them, and with them a process: the first to end but by `stop` ends it. Raises what ended it otherwise.
+
+    After a fault of the device the status asks for a new process, which attaches to the same weights and KV.
+    """
     tasks = [asyncio.get_running_loop().create_task(life.run(stop)) for life in lives]
     failure = asyncio.ensure_future(crew.failure())
     try:
@@ -150,6 +153,9 @@ async def run_lives(lives: Sequence[PhaseLife[Any]], crew: Crew, stop: asyncio.E
                     return int(status)
             waiting -= done
         return EXIT_OK
+    except DeviceFaultError as error:
+        _log.error("device.lost", message=str(error), exit_status=EXIT_START_AGAIN)
+        return EXIT_START_AGAIN
     finally:
         for task in (*tasks, failure):
             task.cancel()

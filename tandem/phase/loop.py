@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from tandem.clock import Clock
-from tandem.errors import DeviceError
+from tandem.errors import DeviceError, DeviceFaultError
 from tandem.phase.share import ControllerPort, ShareKeeper
 from tandem.phase.stepper import StepPart, Stepper
 from tandem.runner.sampler import SampledToken
@@ -87,7 +87,10 @@ class Reporter:
 
 
 class StepLoop:
-    """Prepares, steps and finishes for ever. A failing step costs its own sequences only, three in a row the phase."""
+    """Prepares, steps and finishes for ever. A failing step costs its own sequences only, three in a row the phase.
+
+    A step that failed because the device cannot be used any more ends the phase at once.
+    """
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class StepLoop:
         self._num_failures = 0
 
     async def run(self) -> None:
-        """Until cancelled, and then until the thread is at rest. DeviceError after three failing steps in a row."""
+        """Until cancelled, and then until the thread is at rest. DeviceError after three failing steps, or a fault."""
         try:
             while True:
                 await self._turn()
@@ -144,6 +147,8 @@ class StepLoop:
         self._num_failures += 1
         _log.error("step.failed", num_failures=self._num_failures, exc_info=error)
         self._work.fail(f"a step failed: {type(error).__name__}: {error}")
+        if isinstance(error, DeviceFaultError):
+            raise error
         if self._num_failures >= MAX_FAILURES_IN_A_ROW:
             raise DeviceError(f"{self._num_failures} steps in a row failed, the last with {error}") from error
 

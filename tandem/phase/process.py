@@ -17,8 +17,10 @@ from prometheus_client import CollectorRegistry
 
 from tandem.clock import Clock, MonotonicClock
 from tandem.config.settings import PhaseConfig
-from tandem.device.cpu.memory import MemfdImporter
-from tandem.device.partition_backends import make_partition_backend
+from tandem.device.cuda.health import check_device
+from tandem.device.memory_backends import IMPORTERS, SegmentImporter
+from tandem.device.partition import PartitionBackend
+from tandem.device.partition_backends import PartitionSite, make_partition_backend
 from tandem.kv.store import MemoryStore
 from tandem.phase.crew import Crew
 from tandem.phase.door import Door
@@ -35,7 +37,6 @@ from tandem.phase.supply import SupplyPolicy
 from tandem.rpc.controller_client import ControllerLink
 from tandem.rpc.memd_client import MemdClient
 from tandem.rpc.server import ServiceHost
-from tandem.runner.sampler import sample
 from tandem.telemetry.metrics import PhaseMetrics, start_metrics_server
 from tandem.types import Phase
 
@@ -58,6 +59,7 @@ class Surroundings:
 
     config: PhaseConfig
     store: MemoryStore
+    backend: PartitionBackend
     share: Callable[[Stepper], ShareKeeper]
     reporter: Reporter
     metrics: PhaseMetrics
@@ -77,7 +79,7 @@ class PhaseProcess:
     async def build(self, service: PhaseService[ResultT], attachment: AttachmentLike, crew: Crew) -> Engine[ResultT]:
         """The engine over what was attached; its own tasks go to `crew`."""
         if self._model is None:
-            self._model = map_model(attachment, MemfdImporter())
+            self._model = map_model(attachment, SegmentImporter(IMPORTERS))
             self._start_loop(self._model)
         around = self._around
         outfit = Outfit(
@@ -94,7 +96,7 @@ class PhaseProcess:
 
     def _start_loop(self, model: MappedModel) -> None:
         around = self._around
-        stepper = Stepper(model.runner, sample)
+        stepper = Stepper(model.runner, model.sampler, around.backend.turn, check_device)
         loop = StepLoop(
             self._steps,
             wake=self._steps.wake,
@@ -124,13 +126,15 @@ async def run_phases(
     """Serves one phase, or both in one step loop, until `stop` is set or memd is gone; the process's exit status.
 
     Both together have the whole device, whatever the split, and report their steps as the first one's.
-    ConfigError: an address in use. FingerprintMismatchError: the storage is not what the configuration claims.
+    ConfigError: an address in use. DeviceError: the partition backend that is configured does not work here.
+    FingerprintMismatchError: the storage is not what the configuration claims.
     """
     phase = services[0].phase
     registry = CollectorRegistry()
     metrics_server = start_metrics_server(registry, config.metrics_port, config.metrics_host)
     metrics = PhaseMetrics.create(registry, phase)
-    backend = make_partition_backend(config.partition_backend)
+    site = PartitionSite(tuple(each.phase for each in services), config.run_dir, os.environ)
+    backend = make_partition_backend(config.partition_backend, site)
     client = MemdClient(config.socket("memd"))
     link = ControllerLink(config.socket("controller"), phase, os.getpid(), backend.name)
     controller: ControllerPort = link if len(services) == 1 else WholeDevice(link)
@@ -139,6 +143,7 @@ async def run_phases(
     around = Surroundings(
         config=config,
         store=client,
+        backend=backend,
         share=lambda stepper: ShareKeeper(phase, controller, backend, stepper, metrics=metrics, clock=clock),
         reporter=Reporter(controller, metrics, time.time_ns),
         metrics=metrics,

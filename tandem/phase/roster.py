@@ -3,20 +3,29 @@
 import asyncio
 from collections.abc import Callable
 from enum import Enum
-from typing import Generic
+from typing import Any, Generic
 
 import structlog
 
 from tandem.clock import Clock
 from tandem.errors import DuplicateRequestError
 from tandem.phase.crew import Crew
+from tandem.phase.keys import SequenceKeys
 from tandem.phase.leases import Leases
 from tandem.phase.limits import PhaseLimits, problem_of
 from tandem.phase.sequence import SequenceState, WorkingSequence
 from tandem.phase.session import ItemT, Outbox, ResultT, Session
+from tandem.phase.waiting import WaitingRoom
+from tandem.scheduler.line import Line
+from tandem.scheduler.rank import rank_key
 from tandem.types import AbortSequence, DropReason, Phase, PhaseCommand, SequenceDropped, SequenceSpec
 
 _log = structlog.get_logger()
+
+
+LEAVES_BETWEEN_STEPS = frozenset(
+    {SequenceState.WAITING, SequenceState.FOLLOWING, SequenceState.RUNNING, SequenceState.SEALING}
+)
 
 
 class Intake(Enum):
@@ -27,7 +36,10 @@ class Intake(Enum):
 
 
 class Roster(Generic[ItemT, ResultT]):
-    """Owns every `WorkingSequence`. All methods are called on the loop; `settle` only between two steps."""
+    """Owns every `WorkingSequence`, and is the one who moves it from state to state.
+
+    All methods are called on the loop; `settle` only between two steps.
+    """
 
     def __init__(
         self,
@@ -36,6 +48,7 @@ class Roster(Generic[ItemT, ResultT]):
         limits: PhaseLimits,
         outbox: Outbox[ItemT, ResultT],
         *,
+        waiting: WaitingRoom[Any, ResultT],
         crew: Crew,
         clock: Clock,
         wake: Callable[[], None],
@@ -44,6 +57,8 @@ class Roster(Generic[ItemT, ResultT]):
         self._leases = leases
         self._limits = limits
         self._outbox = outbox
+        self._waiting = waiting
+        self._running: Line[WorkingSequence[ResultT]] = Line(rank_key)
         self._crew = crew
         self._clock = clock
         self._wake = wake
@@ -84,18 +99,37 @@ class Roster(Generic[ItemT, ResultT]):
         """KeyError when there is none."""
         return self._sequences[lease_id]
 
-    def in_state(self, state: SequenceState) -> list[WorkingSequence[ResultT]]:
-        """In the order of submission."""
-        return [sequence for sequence in self._sequences.values() if sequence.state is state]
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in state WAITING."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> Line[WorkingSequence[ResultT]]:
+        """Sequences in state RUNNING, in rank order; the roster's own."""
+        return self._running
+
+    def enter(self, sequence: WorkingSequence[ResultT], state: SequenceState) -> None:
+        """LeaseError when the table has no such transition."""
+        left = sequence.state
+        sequence.enter(state)
+        if left is SequenceState.WAITING:
+            self._waiting.leave(sequence)
+        elif left is SequenceState.RUNNING:
+            self._running.discard(sequence.lease_id)
+        if state is SequenceState.WAITING:
+            self._waiting.enter(sequence)
+        elif state is SequenceState.RUNNING:
+            self._running.add(sequence)
 
     def leave(self, sequence: WorkingSequence[ResultT], reason: DropReason, message: str = "") -> None:
         """The sequence is let go: at the next `settle`, or when its lease's answer comes. The first reason counts."""
         dropped = SequenceDropped(sequence.lease_id, reason, message)
         if sequence.state is SequenceState.ACQUIRING:
-            sequence.enter(SequenceState.ABANDONED)
+            self.enter(sequence, SequenceState.ABANDONED)
             sequence.farewell = dropped
-        elif sequence.state in (SequenceState.WAITING, SequenceState.RUNNING, SequenceState.SEALING):
-            sequence.enter(SequenceState.LEAVING)
+        elif sequence.state in LEAVES_BETWEEN_STEPS:
+            self.enter(sequence, SequenceState.LEAVING)
             sequence.farewell = dropped
             self._leaving.append(sequence)
         self._wake()
@@ -111,7 +145,7 @@ class Roster(Generic[ItemT, ResultT]):
 
     def end(self, sequence: WorkingSequence[ResultT]) -> None:
         """The phase is done with it; what is to be said of it has been said."""
-        sequence.enter(SequenceState.ENDED)
+        self.enter(sequence, SequenceState.ENDED)
         self._leases.let_go(sequence.lease_id)
         del self._sequences[sequence.lease_id]
         if not self._sequences:
@@ -138,7 +172,8 @@ class Roster(Generic[ItemT, ResultT]):
         elif problem := problem_of(spec, self._limits):
             self._refuse(session, spec, DropReason.FAILED, problem)
         else:
-            sequence = WorkingSequence(spec, session, self._clock.now())
+            keys = SequenceKeys(spec.cache_namespace, self._limits.block_size)
+            sequence = WorkingSequence(spec, session, self._clock.now(), keys)
             self._sequences[spec.lease_id] = sequence
             self._empty.clear()
             self._crew.spawn(self._take_in(sequence))
@@ -161,7 +196,7 @@ class Roster(Generic[ItemT, ResultT]):
             self._drop(sequence)
         else:
             sequence.adopt(answer)
-            sequence.enter(SequenceState.WAITING)
+            self.enter(sequence, SequenceState.WAITING)
         self._wake()
 
     def _drop(self, sequence: WorkingSequence[ResultT]) -> None:

@@ -7,8 +7,9 @@ from typing import Generic
 
 from tandem.errors import LeaseError
 from tandem.kv.layout import num_blocks_for
-from tandem.kv.store import SequenceLease
+from tandem.kv.store import KeyedBlock, SequenceLease
 from tandem.model.batch import SequenceRows
+from tandem.phase.keys import SequenceKeys
 from tandem.phase.session import ResultT, Session
 from tandem.runner.sampler import Draw
 from tandem.types import SequenceDropped, SequenceSpec
@@ -20,6 +21,7 @@ class SequenceState(Enum):
     ACQUIRING = "acquiring"  # its lease is asked for
     ABANDONED = "abandoned"  # let go while its lease is asked for; ends with the answer
     WAITING = "waiting"
+    FOLLOWING = "following"  # prefill: a running prompt computes what it could share
     RUNNING = "running"
     SEALING = "sealing"  # prefill: the token is drawn, memd is being told
     LEAVING = "leaving"  # let go; ends when no step touches it
@@ -29,7 +31,8 @@ class SequenceState(Enum):
 _TRANSITIONS: Mapping[SequenceState, frozenset[SequenceState]] = {
     SequenceState.ACQUIRING: frozenset({SequenceState.ABANDONED, SequenceState.WAITING, SequenceState.ENDED}),
     SequenceState.ABANDONED: frozenset({SequenceState.ENDED}),
-    SequenceState.WAITING: frozenset({SequenceState.RUNNING, SequenceState.LEAVING}),
+    SequenceState.WAITING: frozenset({SequenceState.RUNNING, SequenceState.FOLLOWING, SequenceState.LEAVING}),
+    SequenceState.FOLLOWING: frozenset({SequenceState.WAITING, SequenceState.LEAVING}),
     SequenceState.RUNNING: frozenset({SequenceState.SEALING, SequenceState.LEAVING, SequenceState.ENDED}),
     SequenceState.SEALING: frozenset({SequenceState.LEAVING, SequenceState.ENDED}),
     SequenceState.LEAVING: frozenset({SequenceState.ENDED}),
@@ -44,6 +47,7 @@ class WorkingSequence(Generic[ResultT]):
     spec: SequenceSpec
     session: Session[ResultT]
     submitted_s: float
+    keys: SequenceKeys
     state: SequenceState = SequenceState.ACQUIRING
     farewell: SequenceDropped | None = None  # what is said at the end, when it was let go
     prompt_token_ids: tuple[int, ...] = ()
@@ -65,6 +69,16 @@ class WorkingSequence(Generic[ResultT]):
         return self.spec.lease_id
 
     @property
+    def priority(self) -> int:
+        """See `Ranked`."""
+        return self.spec.priority
+
+    @property
+    def arrival_unix_ns(self) -> int:
+        """See `Ranked`."""
+        return self.spec.arrival_unix_ns
+
+    @property
     def num_uncomputed(self) -> int:
         """Rows that are left until the next token can be drawn."""
         return len(self.token_ids) - self.num_computed
@@ -79,10 +93,15 @@ class WorkingSequence(Generic[ResultT]):
         """Takes what the ledger says as the truth; the last token is computed in any case, for its logits."""
         self.block_ids = [block.block_id for block in lease.blocks]
         self.num_computed = self.num_cached = min(lease.num_sealed_tokens, len(self.token_ids) - 1)
+        self.keys.note_published(lease.num_sealed_tokens)
 
     def num_missing_blocks(self, block_size: int) -> int:
         """Blocks that the positions of `token_ids` need beyond those it has."""
         return max(0, num_blocks_for(len(self.token_ids), block_size) - len(self.block_ids))
+
+    def publish(self) -> tuple[KeyedBlock, ...]:
+        """The full blocks computed since the last call."""
+        return self.keys.publish(self.token_ids[: self.num_computed])
 
     def rows(self, num_tokens: int) -> SequenceRows:
         """The next `num_tokens` rows."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -42,13 +43,28 @@ class StepPart:
 class Stepper:
     """Runs steps and whatever else must happen in the step's own thread (thread counts are a thread's own)."""
 
-    def __init__(self, runner: RowsRunner, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        runner: RowsRunner,
+        sampler: Sampler,
+        turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+        check_device: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`turn` is entered for each step: where phases share time it waits for this one's.
+
+        `check_device` is called when a step has failed. DeviceFaultError: no other step will succeed.
+        """
         self._runner = runner
         self._sampler = sampler
+        self._turn = turn
+        self._check_device = check_device
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step")
 
     async def step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
-        """One forward pass; a token for each part with a draw. Raises what the runner or the sampler raises."""
+        """One forward pass; a token for each part with a draw. Raises what the runner or the sampler raises.
+
+        DeviceFaultError instead, when the device is the reason.
+        """
         return await self.run_in_thread(partial(self._step, parts))
 
     async def run_in_thread(self, work: Callable[[], ValueT]) -> ValueT:
@@ -60,6 +76,14 @@ class Stepper:
         self._pool.shutdown(wait=True)
 
     def _step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
+        try:
+            with self._turn():
+                return self._compute(parts)
+        except Exception:
+            self._check_device()
+            raise
+
+    def _compute(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
         logits = self._runner.execute([part.rows for part in parts])
         drawing = [index for index, part in enumerate(parts) if part.draw is not None]
         tokens: list[SampledToken | None] = [None] * len(parts)

@@ -1,42 +1,32 @@
 """Attaching to memd: from its segments to a model that runs."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
 import torch
 
-from kernels.choice import choose_kernels
+from kernels.choice import KernelChoice, choose_kernels
 from tandem import __version__
 from tandem.config.settings import PhaseConfig
-from tandem.device.memory import MappedSegment, MemoryImporter
+from tandem.device.memory import MappedSegment, SegmentHandle, SegmentMapper
 from tandem.errors import NotReadyError
 from tandem.kv.layout import LAYOUT, KvLayout
 from tandem.model.config import ModelConfig, WeightManifest
 from tandem.model.registry import get_family
+from tandem.model.views import weight_views
+from tandem.phase.stepper import Sampler
 from tandem.runner.model_runner import ModelRunner
+from tandem.runner.sampler import sample
 from tandem.types import Fingerprint
 
 _log = structlog.get_logger()
 
 RETRY_S = 0.2
 WEIGHTS, KV = "weights", "kv"
-
-
-class Handle(Protocol):
-    """A segment's descriptor as received."""
-
-    @property
-    def fd(self) -> int:
-        """Owned by the attachment."""
-        ...
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the segment."""
-        ...
 
 
 class AttachmentLike(Protocol):
@@ -68,7 +58,7 @@ class AttachmentLike(Protocol):
         ...
 
     @property
-    def segments(self) -> Mapping[str, Handle]:
+    def segments(self) -> Mapping[str, SegmentHandle]:
         """``weights`` and ``kv``."""
         ...
 
@@ -91,6 +81,7 @@ class MappedModel:
     """The model over memd's segments, which stay mapped as long as this lives."""
 
     runner: ModelRunner
+    sampler: Sampler
     segments: tuple[MappedSegment, ...]
 
 
@@ -123,26 +114,22 @@ async def attach(client: Attacher, service: str, pid: int, fingerprint: Fingerpr
             return attachment
 
 
-def map_model(attachment: AttachmentLike, importer: MemoryImporter) -> MappedModel:
+def map_model(
+    attachment: AttachmentLike,
+    importer: SegmentMapper,
+    choose: Callable[[torch.dtype], KernelChoice] = choose_kernels,
+) -> MappedModel:
     """Maps weights read-only and KV read-write; no byte is copied. DeviceError, UnsupportedModelError."""
     weights = _map(attachment, importer, WEIGHTS, writable=False)
     kv = _map(attachment, importer, KV, writable=True)
     config, layout = attachment.model_config, attachment.kv_layout
     kv_cache = kv.tensor(layout.dtype, layout.shape)
-    choice = choose_kernels(kv_cache.dtype)
+    choice = choose(kv_cache.dtype)
     _log.info("kernels.chosen", kernels=choice.kernels.name, reason=choice.reason)
-    decoder = get_family(config.family).build(config, _parameters(weights, attachment.manifest), choice.kernels)
+    decoder = get_family(config.family).build(config, weight_views(weights, attachment.manifest), choice.kernels)
     runner = ModelRunner(decoder, kv_cache, layout.block_size)
-    return MappedModel(runner, (weights, kv))
+    return MappedModel(runner, partial(sample, draw_by=choice.kernels.draw_tokens), (weights, kv))
 
 
-def _map(attachment: AttachmentLike, importer: MemoryImporter, name: str, *, writable: bool) -> MappedSegment:
-    handle = attachment.segments[name]
-    return importer.map(handle.fd, handle.size_bytes, writable=writable)
-
-
-def _parameters(segment: MappedSegment, manifest: WeightManifest) -> dict[str, torch.Tensor]:
-    return {
-        name: segment.tensor(manifest.dtype, place.shape, place.offset_bytes)
-        for name, place in manifest.tensors.items()
-    }
+def _map(attachment: AttachmentLike, importer: SegmentMapper, name: str, *, writable: bool) -> MappedSegment:
+    return importer.map(attachment.segments[name], writable=writable)

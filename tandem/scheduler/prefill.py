@@ -3,13 +3,14 @@
 A prompt is admitted with all the blocks it needs, so that what runs always ends. The order is strict: a prompt that
 does not fit yet holds back those behind it, or long prompts would wait for ever. The budget goes to the first in rank
 first, so that its first token comes as early as it can; what it leaves is shared by those behind it.
+
+Prompts are handed in in rank order (`tandem.scheduler.rank`), and no more of them are looked at than get something.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from tandem.scheduler.demand import NO_DEMAND, BlockDemand
-from tandem.scheduler.rank import rank_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,10 @@ class Chunk:
     num_tokens: int
 
 
-def admit(waiting: Sequence[WaitingPrompt], *, num_places: int, num_spare_blocks: int) -> Admission:
-    """The first in rank, as many as there are places and as the spare blocks suffice for."""
+def admit(waiting: Iterable[WaitingPrompt], *, num_places: int, num_spare_blocks: int) -> Admission:
+    """The first of `waiting`, as many as there are places and as the spare blocks suffice for."""
     admitted: list[int] = []
-    for prompt in sorted(waiting, key=rank_key):
+    for prompt in waiting:
         if len(admitted) >= num_places:
             break
         if prompt.num_missing_blocks > num_spare_blocks:
@@ -61,10 +62,39 @@ def admit(waiting: Sequence[WaitingPrompt], *, num_places: int, num_spare_blocks
     return Admission(tuple(admitted), NO_DEMAND)
 
 
-def share_budget(running: Sequence[RunningPrompt], chunk_tokens: int) -> tuple[Chunk, ...]:
-    """A step's chunks in rank order; together at most `chunk_tokens` tokens, and that many if they are there."""
+@dataclass(frozen=True, slots=True)
+class ClaimPlan:
+    """Whose turn it is to look for blocks that others have computed, and who must give up what it found.
+
+    Found blocks cannot be given to anybody else. So only a prompt that all before it leave room for looks, and when the
+    first in rank lacks blocks, those behind it keep nothing.
+    """
+
+    claim: int | None = None
+    give_up: tuple[int, ...] = ()
+
+
+def plan_claims(
+    waiting: Iterable[WaitingPrompt], settled: Set[int], *, num_places: int, num_spare_blocks: int
+) -> ClaimPlan:
+    """`waiting` in rank order; `settled` are those that have looked."""
+    passed: set[int] = set()
+    for prompt in waiting:
+        if len(passed) >= num_places:
+            break
+        if prompt.lease_id not in settled:
+            return ClaimPlan(claim=prompt.lease_id)
+        passed.add(prompt.lease_id)
+        if prompt.num_missing_blocks > num_spare_blocks:
+            return ClaimPlan(give_up=tuple(sorted(settled - passed)))
+        num_spare_blocks -= prompt.num_missing_blocks
+    return ClaimPlan()
+
+
+def share_budget(running: Iterable[RunningPrompt], chunk_tokens: int) -> tuple[Chunk, ...]:
+    """A step's chunks, in the order of `running`; together `chunk_tokens` tokens, or fewer where there are no more."""
     chunks: list[Chunk] = []
-    for prompt in sorted(running, key=rank_key):
+    for prompt in running:
         num_tokens = min(prompt.num_tokens_left, chunk_tokens)
         if num_tokens == 0:
             break

@@ -1,9 +1,10 @@
 """The waiting queue: whose turn is next, and how many may go. Pure; the caller brings what time there is."""
 
-import heapq
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
+
+from sortedcontainers import SortedDict
 
 Rank = tuple[int, ...]
 
@@ -36,20 +37,14 @@ class FirstComeFirstServed:
 Item = TypeVar("Item", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Place:
-    rank: Rank
-    number: int  # of the push: makes the order total and stable
-
-
 class WaitingQueue(Generic[Item]):
-    """Items in a policy's order. Push, pop and discard take O(log n), amortised."""
+    """Items in a policy's order, equals in order of their pushes. Push, pop and discard take O(log n)."""
 
     def __init__(self, policy: OrderingPolicy) -> None:
         self._policy = policy
         self._num_pushed = 0
-        self._heap: list[tuple[_Place, Item]] = []
-        self._places: dict[Item, _Place] = {}  # an item whose place in the heap is another has left it
+        self._places: dict[Item, Rank] = {}
+        self._items = SortedDict()  # by place: an item's rank, and the number of its push
 
     def __len__(self) -> int:
         return len(self._places)
@@ -59,26 +54,25 @@ class WaitingQueue(Generic[Item]):
         if item in self._places:
             raise ValueError(f"{item!r} is in the queue already")
         self._num_pushed += 1
-        place = _Place(self._policy.rank(entry), self._num_pushed)
+        place = (*self._policy.rank(entry), self._num_pushed)
         self._places[item] = place
-        heapq.heappush(self._heap, (place, item))
+        self._items[place] = item
 
     def pop(self) -> Item:
         """Takes the first item out. IndexError when there is none."""
-        while self._heap:
-            place, item = heapq.heappop(self._heap)
-            if self._places.get(item) == place:
-                del self._places[item]
-                return item
-        raise IndexError("pop from an empty queue")
+        if not self._places:
+            raise IndexError("pop from an empty queue")
+        item: Item = self._items.popitem(0)[1]
+        del self._places[item]
+        return item
 
     def discard(self, item: Item) -> bool:
         """Takes `item` out, wherever it stands; returns whether it was there."""
-        left = self._places.pop(item, None) is not None
-        if len(self._heap) > 2 * len(self._places):
-            self._heap = [(place, kept) for place, kept in self._heap if self._places.get(kept) == place]
-            heapq.heapify(self._heap)
-        return left
+        place = self._places.pop(item, None)
+        if place is None:
+            return False
+        del self._items[place]
+        return True
 
 
 def num_dispatchable(num_waiting: int, num_running: int, max_running: int) -> int:

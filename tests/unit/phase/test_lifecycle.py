@@ -3,14 +3,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tandem.device.memory import SegmentHandle
 from tandem.errors import DeviceError, FingerprintMismatchError, NotReadyError
 from tandem.kv.layout import KvLayout
 from tandem.model.config import ModelConfig, WeightManifest
 from tandem.phase.crew import Crew
 from tandem.phase.door import Door
-from tandem.phase.lifecycle import EXIT_MEMD_LOST, EXIT_OK, PhaseLife
+from tandem.phase.lifecycle import EXIT_START_AGAIN, EXIT_OK, PhaseLife
 from tandem.phase.session import Session
-from tandem.phase.storage import AttachmentLike, Handle
+from tandem.phase.storage import AttachmentLike
 from tandem.types import DecodeResult, Fingerprint, PhaseCommand
 
 
@@ -23,7 +24,7 @@ class StubAttachment:
     kv_layout: KvLayout
     holder_id: int = 1
     fingerprint: Fingerprint = field(default_factory=Fingerprint)
-    segments: dict[str, Handle] = field(default_factory=dict)
+    segments: dict[str, SegmentHandle] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     reclaims: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
     detached: bool = False
@@ -146,7 +147,7 @@ async def test_the_end_of_memd_ends_the_phase_with_a_status_of_its_own() -> None
     stage = Stage()
     await stage.until_serving()
     stage.attachment.ended.set()
-    assert await stage.running == EXIT_MEMD_LOST
+    assert await stage.running == EXIT_START_AGAIN
     assert not await stage.serving.get()
 
 

@@ -3,6 +3,7 @@ import pytest
 from tandem.errors import LeaseError
 from tandem.kv.store import SequenceLease
 from tandem.phase.limits import PhaseLimits, problem_of
+from tandem.phase.keys import SequenceKeys
 from tandem.phase.sequence import SequenceState, WorkingSequence
 from tandem.phase.session import Session
 from tandem.phase.stopping import banned_tokens, finish_reason
@@ -13,7 +14,7 @@ LIMITS = PhaseLimits(max_sequences=4, block_size=4, num_pool_blocks=5, vocab_siz
 
 
 def working(num_prompt: int = 6, num_output: int = 2) -> WorkingSequence[DecodeResult]:
-    return WorkingSequence(make_spec(1, [1] * num_prompt, output=[2] * num_output), Session(), 0.0)
+    return WorkingSequence(make_spec(1, [1] * num_prompt, output=[2] * num_output), Session(), 0.0, SequenceKeys(b"", 4))
 
 
 def test_a_state_follows_the_table() -> None:

@@ -9,13 +9,14 @@ from structlog.testing import capture_logs
 from kernels.table import torch_kernels
 from tandem.config.settings import DecodeConfig
 from tandem.device.cpu.memory import MemfdExporter, MemfdImporter, MemfdSegment
+from tandem.device.memory import SegmentHandle
 from tandem.errors import FingerprintMismatchError, NotReadyError
 from tandem.kv.layout import LAYOUT, KvLayout
 from tandem.model.batch import SequenceRows
 from tandem.model.config import ModelConfig, WeightManifest
 from tandem.model.manifest import build_manifest
 from tandem.model.registry import get_family
-from tandem.phase.storage import AttachmentLike, Handle, attach, claim, map_model
+from tandem.phase.storage import AttachmentLike, attach, claim, map_model
 from tandem.runner.model_runner import ModelRunner
 from tandem.types import Fingerprint
 
@@ -27,7 +28,7 @@ LAYOUT_OF_KV = KvLayout(2, 8, 4, 2, 8, "float32")
 class StubAttachment:
     """What memd would hand over."""
 
-    segments: dict[str, Handle]
+    segments: dict[str, SegmentHandle]
     manifest: WeightManifest
     model_config: ModelConfig = CONFIG
     kv_layout: KvLayout = LAYOUT_OF_KV
@@ -62,7 +63,7 @@ def attachment() -> StubAttachment:
     manifest = build_manifest(get_family("llama").parameters(CONFIG), "float32")
     exporter = MemfdExporter()
     weights: MemfdSegment = exporter.create("weights", manifest.total_bytes)
-    mapped = MemfdImporter().map(weights.fd, weights.size_bytes, writable=True)
+    mapped = MemfdImporter().map(weights, writable=True)
     for place in manifest.tensors.values():
         mapped.tensor("float32", place.shape, place.offset_bytes).copy_(torch.randn(place.shape) * 0.3)
     weights.seal()
@@ -82,7 +83,7 @@ def test_two_phases_map_one_model_and_one_kv() -> None:
 
 def test_the_mapped_model_computes_what_its_weights_say() -> None:
     storage = attachment()
-    mapped = MemfdImporter().map(storage.segments["weights"].fd, storage.manifest.total_bytes, writable=False)
+    mapped = MemfdImporter().map(storage.segments["weights"], writable=False)
     copies = {
         name: mapped.tensor("float32", place.shape, place.offset_bytes).clone()
         for name, place in storage.manifest.tensors.items()
