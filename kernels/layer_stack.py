@@ -5,14 +5,15 @@ from typing import Any, Protocol
 
 import torch
 
+from kernels.quantised import Weight
 from kernels.rotary import RotaryTable
 
 
 @dataclass(frozen=True, slots=True)
 class LinearWeight:
-    """`weight` is ``[out_width, in_width]``, contiguous; `bias` ``[out_width]``."""
+    """`weight` is ``[out_width, in_width]``, contiguous where it is not quantised; `bias` ``[out_width]``."""
 
-    weight: torch.Tensor
+    weight: Weight
     bias: torch.Tensor | None = None
 
 

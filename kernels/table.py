@@ -6,11 +6,13 @@ from typing import Any, Protocol
 
 import torch
 
+from kernels.draw_tokens import DrawTokens, draw_tokens
 from kernels.layer_stack import LayerStack, RunLayers
 from kernels.linear import linear, linear_float32
 from kernels.paged_attention import paged_attention, plan_attention
+from kernels.quantised import Weight
 from kernels.rms_norm import NormedResidual, add_rms_norm
-from kernels.rotary import RotaryTable
+from kernels.rotary import RotaryTable, rotary_table
 from kernels.rotate_and_store import HeadNorm, rotate_and_store
 from kernels.silu_mul import silu_mul
 
@@ -62,7 +64,7 @@ class RotateAndStore(Protocol):
 class Linear(Protocol):
     """`kernels.linear.linear`."""
 
-    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
         """See there."""
         ...
 
@@ -78,8 +80,10 @@ class Kernels:
     add_rms_norm: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], NormedResidual]
     silu_mul: Callable[[torch.Tensor], torch.Tensor]
     linear: Linear
-    linear_float32: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    linear_float32: Callable[[torch.Tensor, Weight], torch.Tensor]
     fuse_layers: Callable[[LayerStack], RunLayers] | None  # all layers in one call, where the set has it
+    rotary_table: Callable[[torch.Tensor, torch.Tensor], RotaryTable] = rotary_table
+    draw_tokens: DrawTokens = draw_tokens
 
 
 def torch_kernels() -> Kernels:

@@ -3,8 +3,9 @@
 // work on, and put together by their maxima and sums (Dao et al. 2023, "Flash-Decoding").
 #include "attention.h"
 
+#include <array>
 #include <cmath>
-#include <cstring>
+#include <utility>
 
 #include "api.h"
 #include "tile.h"
@@ -23,13 +24,13 @@ constexpr float kNoMaximum = -1e30f;      // finite: a row whose keys so far are
 // What one thread keeps for an item. Vectors (query rows times heads) are padded to `padded` dimensions.
 struct Scratch {
     int64_t padded;
-    std::vector<bf16> query;        // [vectors, padded]
-    std::vector<float> sums;        // [vectors, padded]: values weighted so far
-    std::vector<float> maxima;      // [vectors]
-    std::vector<float> weights;     // [vectors]: sum of the weights so far
-    std::vector<uint32_t> keys;     // a panel: kPanel keys as columns
-    std::vector<uint32_t> values;   // [kPanel / 2, padded]: pairs of keys, dimensions as columns
-    alignas(64) bf16 likely[kTileRows * kPanel];
+    Buffer<Factor> query;      // [vectors, padded]
+    Buffer<float> sums;        // [vectors, padded]: values weighted so far
+    Buffer<float> maxima;      // [vectors]
+    Buffer<float> weights;     // [vectors]: sum of the weights so far
+    Buffer<uint32_t> keys;     // a panel: kPanel keys as columns
+    Buffer<uint32_t> values;   // [kPanel / 2, padded]: pairs of keys, dimensions as columns
+    alignas(64) Factor likely[kTileRows * kPanel];
 
     void prepare(int64_t num_vectors, int64_t head_dim) {
         padded = round_up(head_dim, kPanel);
@@ -37,7 +38,7 @@ struct Scratch {
         sums.assign(num_vectors * padded, 0.0f);
         maxima.assign(num_vectors, kNoMaximum);
         weights.assign(num_vectors, 0.0f);
-        keys.resize(panel_words(head_dim));
+        keys.resize(column_words(head_dim, kPanel));
         values.resize(kPanel / 2 * padded);
     }
 };
@@ -59,20 +60,13 @@ namespace {
 
 // Pairs keys 2p and 2p + 1, each `offset` after its pointer (null: zeros), dimension by dimension.
 void pack_values(const bf16* const* rows, int64_t offset, int64_t head_dim, int64_t padded, uint32_t* values) {
-    alignas(64) uint16_t order[2][32];
-    for (int i = 0; i < 32; i++) {
-        order[0][i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
-        order[1][i] = static_cast<uint16_t>(order[0][i] + 16);
-    }
-    const __m512i low = _mm512_load_si512(order[0]), high = _mm512_load_si512(order[1]);
     for (int pair = 0; pair < kPanel / 2; pair++) {
-        for (int64_t start = 0; start < padded; start += 32) {
-            const __mmask32 in_row = first_halves(head_dim - start);
-            const bf16 *even = rows[2 * pair], *odd = rows[2 * pair + 1];
-            const __m512i a = even ? _mm512_maskz_loadu_epi16(in_row, even + offset + start) : _mm512_setzero_si512();
-            const __m512i b = odd ? _mm512_maskz_loadu_epi16(in_row, odd + offset + start) : _mm512_setzero_si512();
-            _mm512_storeu_si512(values + pair * padded + start, _mm512_permutex2var_epi16(a, low, b));
-            _mm512_storeu_si512(values + pair * padded + start + kLanes, _mm512_permutex2var_epi16(a, high, b));
+        const bf16 *even = rows[2 * pair], *odd = rows[2 * pair + 1];
+        for (int64_t start = 0; start < padded; start += 2 * kLanes) {
+            const Halves in_row = first_halves(head_dim - start);
+            const Words a = even ? load_words(even + offset + start, in_row) : Words{};
+            const Words b = odd ? load_words(odd + offset + start, in_row) : Words{};
+            store_interleaved(values + pair * padded + start, a, b);
         }
     }
 }
@@ -86,69 +80,78 @@ uint64_t seen_keys(int64_t position, int64_t first_key, int64_t window) {
 // Turns kRows vectors' scores into weights relative to their new maxima. Returns by what the sums so far shrink, a lane
 // a row.
 template <int kRows>
-inline __m512 weigh(
-    Scratch& scratch, int64_t vector, const uint64_t* seen, float scale, __m512 (&scores)[kRows][kPanelVectors]) {
+inline Vector weigh(
+    Scratch& scratch, int64_t vector, const uint64_t* seen, float scale, Vector (&scores)[kRows][kPanelVectors]) {
     alignas(64) float falls[kLanes] = {}, totals[kLanes];
     for (int r = 0; r < kRows; r++) {
-        __m512 highest = _mm512_set1_ps(kNoMaximum);
+        Vector highest = spread(kNoMaximum);
         for (int v = 0; v < kPanelVectors; v++) {
-            const __mmask16 lanes = static_cast<__mmask16>(seen[r] >> v * kLanes);
-            const __m512 hidden = _mm512_set1_ps(-INFINITY);
-            scores[r][v] = _mm512_mask_mul_ps(hidden, lanes, scores[r][v], _mm512_set1_ps(scale));
-            highest = _mm512_max_ps(highest, scores[r][v]);
+            scores[r][v] = keep(scores[r][v] * spread(scale), seen[r] >> v * kLanes, spread(-INFINITY));
+            highest = larger(highest, scores[r][v]);
         }
         float& maximum = scratch.maxima[vector + r];
         const float before = maximum;
-        maximum = std::max(before, _mm512_reduce_max_ps(highest));
+        maximum = std::max(before, largest_of(highest));
         falls[r] = before - maximum;
-        __m512 total = _mm512_setzero_ps();
+        Vector total{};
         for (int v = 0; v < kPanelVectors; v++) {
-            const __m512 likely = exp_nonpositive(_mm512_sub_ps(scores[r][v], _mm512_set1_ps(maximum)));
-            total = _mm512_add_ps(total, likely);
-            _mm256_store_si256(
-                reinterpret_cast<__m256i*>(&scratch.likely[r * kPanel + v * kLanes]), narrow(likely));
+            const Vector likely = exp_nonpositive(scores[r][v] - spread(maximum));
+            total += likely;
+            store(&scratch.likely[r * kPanel + v * kLanes], likely);
         }
-        totals[r] = _mm512_reduce_add_ps(total);
+        totals[r] = sum_of(total);
     }
-    const __m512 decay = exp_nonpositive(_mm512_load_ps(falls));
-    const __mmask16 rows = first_lanes(kRows);
+    const Vector decay = exp_nonpositive(load(falls));
+    const Lanes rows = first_lanes(kRows);
     float* weights = &scratch.weights[vector];
-    const __m512 kept = _mm512_mul_ps(_mm512_maskz_loadu_ps(rows, weights), decay);
-    _mm512_mask_storeu_ps(weights, rows, _mm512_add_ps(kept, _mm512_maskz_load_ps(rows, totals)));
+    store(weights, load(weights, rows) * decay + load(totals, rows), rows);
     return decay;
+}
+
+// Scores kRows vectors against the tile's keys.
+template <int kRows>
+inline void score(
+    const Scratch& scratch, int64_t vector, int64_t head_dim, Vector (&scores)[kRows][kPanelVectors]) {
+    const Factor* query = &scratch.query[vector * scratch.padded];
+    for (int first = 0; first < kPanelVectors; first += kTileVectors) {
+        Vector sums[kRows][kTileVectors] = {};
+        const uint32_t* keys = scratch.keys.data() + column_words(head_dim, first * kLanes);
+        multiply<kRows>(query, scratch.padded, keys, kTileColumns, ceil_div(head_dim, 2), sums);
+        for (int r = 0; r < kRows; r++) {
+            for (int v = 0; v < kTileVectors; v++) scores[r][first + v] = sums[r][v];
+        }
+    }
 }
 
 // Scores kRows vectors against the tile and adds its values to their sums.
 template <int kRows>
 void attend_tile(Scratch& scratch, int64_t vector, const uint64_t* seen, int64_t head_dim, float scale) {
     const int64_t padded = scratch.padded;
-    __m512 scores[kRows][kPanelVectors];
-    for (int r = 0; r < kRows; r++) {
-        for (int v = 0; v < kPanelVectors; v++) scores[r][v] = _mm512_setzero_ps();
-    }
-    multiply<kRows>(
-        &scratch.query[vector * padded], padded, scratch.keys.data(), kPanel, ceil_div(head_dim, 2), scores);
+    Vector scores[kRows][kPanelVectors];
+    score<kRows>(scratch, vector, head_dim, scores);
     alignas(64) float decay[kLanes];
-    _mm512_store_ps(decay, weigh<kRows>(scratch, vector, seen, scale, scores));
-    for (int64_t start = 0; start < padded; start += kPanel) {
-        __m512 sums[kRows][kPanelVectors];
+    store(decay, weigh<kRows>(scratch, vector, seen, scale, scores));
+    for (int64_t start = 0; start < head_dim; start += kTileColumns) {
+        Vector sums[kRows][kTileVectors];
         float* to = &scratch.sums[vector * padded + start];
         for (int r = 0; r < kRows; r++) {
-            for (int v = 0; v < kPanelVectors; v++) {
-                const __m512 sum = _mm512_loadu_ps(to + r * padded + v * kLanes);
-                sums[r][v] = _mm512_mul_ps(sum, _mm512_set1_ps(decay[r]));
-            }
+            for (int v = 0; v < kTileVectors; v++) sums[r][v] = load(to + r * padded + v * kLanes) * spread(decay[r]);
         }
         multiply<kRows>(scratch.likely, kPanel, scratch.values.data() + start, padded, kPanel / 2, sums);
         for (int r = 0; r < kRows; r++) {
-            for (int v = 0; v < kPanelVectors; v++) _mm512_storeu_ps(to + r * padded + v * kLanes, sums[r][v]);
+            for (int v = 0; v < kTileVectors; v++) store(to + r * padded + v * kLanes, sums[r][v]);
         }
     }
 }
 
 using AttendTile = void (*)(Scratch&, int64_t, const uint64_t*, int64_t, float);
-constexpr AttendTile kAttendTile[kTileRows + 1] = {
-    nullptr, attend_tile<1>, attend_tile<2>, attend_tile<3>, attend_tile<4>, attend_tile<5>, attend_tile<6>};
+
+template <int... kLess>
+constexpr std::array<AttendTile, kTileRows> attend_tiles(std::integer_sequence<int, kLess...>) {
+    return {attend_tile<kLess + 1>...};
+}
+
+constexpr auto kAttendTile = attend_tiles(std::make_integer_sequence<int, kTileRows>{});  // of one row and more
 
 }  // namespace
 
@@ -242,7 +245,7 @@ void AttentionCall::gather_query(const AttentionItem& item, Scratch& scratch) co
     for (int64_t i = 0; i < num_vectors(item); i++) {
         const QueryVector vector = vector_of(item, i);
         const bf16* from = query + vector.row * query_stride + vector.head * head_dim;
-        std::memcpy(&scratch.query[i * scratch.padded], from, head_dim * sizeof(bf16));
+        as_factors(from, head_dim, &scratch.query[i * scratch.padded]);
     }
 }
 
@@ -276,18 +279,17 @@ void AttentionCall::attend_keys(const AttentionItem& item, int64_t head, int64_t
             seen[r] = used & seen_keys(item.position + (vector + r) / group, first_key, work.step_.window);
             any |= seen[r];
         }
-        if (any) kAttendTile[count](scratch, head * of_head + vector, seen, work.heads_.head_dim, scale);
+        if (any) kAttendTile[count - 1](scratch, head * of_head + vector, seen, work.heads_.head_dim, scale);
     }
 }
 
 void AttentionCall::finish(const AttentionItem& item, const Scratch& scratch) const {
     const int64_t head_dim = work.heads_.head_dim;
     for (int64_t vector = 0; vector < num_vectors(item); vector++) {
-        const __m512 share = _mm512_set1_ps(1.0f / scratch.weights[vector]);
+        const Vector share = spread(1.0f / scratch.weights[vector]);
         bf16* to = output_of(item, vector);
         for (int64_t d = 0; d < head_dim; d += kLanes) {
-            const __m512 sum = _mm512_loadu_ps(&scratch.sums[vector * scratch.padded + d]);
-            store(to + d, _mm512_mul_ps(sum, share), first_lanes(head_dim - d));
+            store(to + d, load(&scratch.sums[vector * scratch.padded + d]) * share, first_lanes(head_dim - d));
         }
     }
 }
@@ -325,10 +327,10 @@ void AttentionCall::merge_vector(const AttentionMerge& merge, int64_t vector) co
     for (int64_t i = 0; i < merge.count; i++) weight += part(i)[1] * std::exp(part(i)[0] - maximum);
     bf16* to = output_of(merge.rows, vector);
     for (int64_t d = 0; d < head_dim; d += kLanes) {
-        __m512 sum = _mm512_setzero_ps();
+        Vector sum{};
         for (int64_t i = 0; i < merge.count; i++) {
-            const __m512 share = _mm512_set1_ps(std::exp(part(i)[0] - maximum) / weight);
-            sum = _mm512_fmadd_ps(_mm512_loadu_ps(part(i) + 2 + d), share, sum);
+            const Vector share = spread(std::exp(part(i)[0] - maximum) / weight);
+            sum = fused(load(part(i) + 2 + d), share, sum);
         }
         store(to + d, sum, first_lanes(head_dim - d));
     }

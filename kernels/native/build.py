@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kernels.native.levels import AVX512_BF16, SOURCES, Level, library_path
+from kernels.native.levels import LEVELS, SOURCES, Level, library_path
 
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
@@ -45,7 +45,7 @@ def find_openmp() -> Path:
 
 
 def build(level: Level, compiler: Sequence[str], openmp: Path) -> Path:
-    """Compiles and links into `library_path`, replacing whatever other builds are there. BuildError."""
+    """Compiles and links into `library_path`, replacing the level's other builds. BuildError."""
     target = library_path(level)
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -73,17 +73,20 @@ def _call(command: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """Always 0: without the library the torch kernels serve."""
-    if library_path(AVX512_BF16).exists():
-        print(f"native kernels: {library_path(AVX512_BF16).name} is there")  # noqa: T201
-        return 0
-    try:
-        built = build(AVX512_BF16, find_compiler(os.environ), find_openmp())
-    except BuildError as error:
-        print(f"native kernels not built ({error}); the torch kernels will be used")  # noqa: T201
-        return 0
-    print(f"native kernels built: {built.name}")  # noqa: T201
+    """Every level, for what is built here may run elsewhere; always 0: without a library the torch kernels serve."""
+    for level in LEVELS:
+        print(f"native kernels, {level.name}: {_made(level)}")  # noqa: T201
     return 0
+
+
+def _made(level: Level) -> str:
+    """What came of it, in one line."""
+    if library_path(level).exists():
+        return f"{library_path(level).name} is there"
+    try:
+        return f"built {build(level, find_compiler(os.environ), find_openmp()).name}"
+    except BuildError as error:
+        return f"not built ({error})"
 
 
 if __name__ == "__main__":

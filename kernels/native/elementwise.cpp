@@ -9,26 +9,26 @@ namespace tandem {
 namespace {
 
 float inverse_rms(const bf16* row, int64_t width, float eps) {
-    __m512 squares = _mm512_setzero_ps();
+    Vector squares{};
     for (int64_t i = 0; i < width; i += kLanes) {
-        const __m512 x = load(row + i, first_lanes(width - i));
-        squares = _mm512_fmadd_ps(x, x, squares);
+        const Vector x = load(row + i, first_lanes(width - i));
+        squares = fused(x, x, squares);
     }
-    return 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / static_cast<float>(width) + eps);
+    return 1.0f / std::sqrt(sum_of(squares) / static_cast<float>(width) + eps);
 }
 
 void scale_row(const bf16* row, const bf16* weight, float factor, int64_t width, bf16* y) {
     for (int64_t i = 0; i < width; i += kLanes) {
-        const __mmask16 lanes = first_lanes(width - i);
-        const __m512 normed = _mm512_mul_ps(load(row + i, lanes), _mm512_set1_ps(factor));
-        store(y + i, _mm512_mul_ps(normed, load(weight + i, lanes)), lanes);
+        const Lanes lanes = first_lanes(width - i);
+        const Vector normed = load(row + i, lanes) * spread(factor);
+        store(y + i, normed * load(weight + i, lanes), lanes);
     }
 }
 
 void add_row(const bf16* x, bf16* residual, int64_t width) {
     for (int64_t i = 0; i < width; i += kLanes) {
-        const __mmask16 lanes = first_lanes(width - i);
-        store(residual + i, _mm512_add_ps(load(residual + i, lanes), load(x + i, lanes)), lanes);
+        const Lanes lanes = first_lanes(width - i);
+        store(residual + i, load(residual + i, lanes) + load(x + i, lanes), lanes);
     }
 }
 
@@ -36,11 +36,11 @@ void add_row(const bf16* x, bf16* residual, int64_t width) {
 void rotate(const bf16* from, const float* cos, const float* sin, int64_t head_dim, bf16* to) {
     const int64_t half = head_dim / 2;
     for (int64_t i = 0; i < half; i += kLanes) {
-        const __mmask16 lanes = first_lanes(half - i);
-        const __m512 first = load(from + i, lanes), second = load(from + half + i, lanes);
-        const auto turn = [&](__m512 kept, __m512 swapped, int64_t at) {
-            const __m512 crossed = _mm512_mul_ps(swapped, _mm512_maskz_loadu_ps(lanes, sin + at));
-            store(to + at, _mm512_fmadd_ps(kept, _mm512_maskz_loadu_ps(lanes, cos + at), crossed), lanes);
+        const Lanes lanes = first_lanes(half - i);
+        const Vector first = load(from + i, lanes), second = load(from + half + i, lanes);
+        const auto turn = [&](Vector kept, Vector swapped, int64_t at) {
+            const Vector crossed = swapped * load(sin + at, lanes);
+            store(to + at, fused(kept, load(cos + at, lanes), crossed), lanes);
         };
         turn(first, second, i);
         turn(second, first, half + i);
@@ -84,14 +84,13 @@ void silu_mul(const Team& team, const bf16* gate_up, int64_t num_rows, int64_t w
     for (int64_t row = rows.first; row < rows.end; row++) {
         const bf16 *gate = gate_up + row * 2 * width, *up = gate + width;
         for (int64_t i = 0; i < width; i += kLanes) {
-            const __mmask16 lanes = first_lanes(width - i);
-            const __m512 x = load(gate + i, lanes);
+            const Lanes lanes = first_lanes(width - i);
+            const Vector x = load(gate + i, lanes);
             // silu(x) = x / (1 + e**-x); for positive x e**-x is e**-|x|, for others it is 1 / e**-|x|.
-            const __m512 small = exp_nonpositive(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
-            const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), small);
-            const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-            const __m512 above = _mm512_mask_mul_ps(x, negative, x, small);
-            store(y + row * width + i, _mm512_mul_ps(_mm512_div_ps(above, below), load(up + i, lanes)), lanes);
+            const Vector small = exp_nonpositive(-magnitude(x));
+            const Vector below = spread(1.0f) + small;
+            const Vector above = where_negative(x, x * small, x);
+            store(y + row * width + i, above / below * load(up + i, lanes), lanes);
         }
     }
 }

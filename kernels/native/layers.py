@@ -5,8 +5,9 @@ from ctypes import CDLL, byref
 import torch
 
 from kernels.layer_stack import LayerStack, LayerWeights, LinearWeight, StepInputs
-from kernels.native.operators import NativePlan, checked
+from kernels.native.operators import NativePlan
 from kernels.native.structs import Angles, Heads, Layer, Stack, StackStep, Weight
+from kernels.native.weights import checked, weight_argument
 
 
 class NativeLayers:
@@ -67,5 +68,4 @@ def _layer(layer: LayerWeights) -> Layer:
 
 
 def _weight(linear: LinearWeight) -> Weight:
-    bias = checked(linear.bias).data_ptr() if linear.bias is not None else None
-    return Weight(checked(linear.weight).data_ptr(), bias, *linear.weight.shape)
+    return weight_argument(linear.weight, linear.bias)

@@ -1,11 +1,16 @@
-"""Instruction set levels that the library is built for, and what this processor has."""
+"""Instruction set levels that the library is built for, and which of them can be had here. Imports no torch."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
 CPU_INFO = Path("/proc/cpuinfo")
+
+
+class NativeUnavailableError(Exception):
+    """Why there is no library to use; `str()` is the reason in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +24,11 @@ class Level:
 
 AVX512_BF16 = Level(
     "avx512bf16",
-    ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"),
-    frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16"}),
+    ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mprefer-vector-width=512"),
+    frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"}),
 )
+AVX2 = Level("avx2", ("-march=x86-64-v3",), frozenset({"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}))
+LEVELS = (AVX512_BF16, AVX2)  # the fastest first
 
 
 def library_path(level: Level) -> Path:
@@ -40,3 +47,14 @@ def runs_here(level: Level, cpu_info: Path = CPU_INFO) -> bool:
         if line.startswith("flags"):
             return level.cpu_flags <= set(line.partition(":")[2].split())
     return False
+
+
+def choose_level(levels: Sequence[Level] = LEVELS) -> Level:
+    """The first that this processor runs and that is built. NativeUnavailableError."""
+    runnable = [level for level in levels if runs_here(level)]
+    if not runnable:
+        raise NativeUnavailableError(f"processor has no {' or '.join(level.name for level in levels)}")
+    for level in runnable:
+        if library_path(level).exists():
+            return level
+    raise NativeUnavailableError("not built")

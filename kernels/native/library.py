@@ -1,15 +1,15 @@
-"""Loads the library that `kernels.native.build` made, if it is there and the processor can run it."""
+"""Loads a library that `kernels.native.build` made."""
 
 from ctypes import CDLL, POINTER, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
 import torch  # noqa: F401  its OpenMP runtime is the one that the library must find
 
-from kernels.native.levels import AVX512_BF16, library_path, runs_here
-from kernels.native.structs import Heads, ProjectedHeads, Stack, StackStep, StepShape
+from kernels.native.levels import Level, NativeUnavailableError, library_path
+from kernels.native.structs import Heads, ProjectedHeads, Stack, StackStep, StepShape, Weight
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "tandem_linear": (None, [c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32]),
+    "tandem_linear": (None, [c_void_p, c_int64, POINTER(Weight), c_void_p, c_int32]),
     "tandem_attention": (
         None,
         [POINTER(StepShape), POINTER(Heads), c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_float],
@@ -19,20 +19,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tandem_silu_mul": (None, [c_void_p, c_int64, c_int64, c_void_p]),
     "tandem_stack_scratch": (c_int64, [POINTER(Stack), c_int64]),
     "tandem_run_stack": (None, [POINTER(Stack), POINTER(StackStep)]),
+    "tandem_rotary_table": (None, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p]),
+    "tandem_draw_tokens": (None, [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
 }
 
 
-class NativeUnavailableError(Exception):
-    """Why there is no library to use; `str()` is the reason in a few words."""
-
-
-def load_library() -> CDLL:
-    """The library with its functions declared. NativeUnavailableError."""
-    if not runs_here(AVX512_BF16):
-        raise NativeUnavailableError("processor has no avx512_bf16")
-    path = library_path(AVX512_BF16)
-    if not path.exists():
-        raise NativeUnavailableError("not built")
+def load_library(level: Level) -> CDLL:
+    """Its library with its functions declared. NativeUnavailableError."""
+    path = library_path(level)
     try:
         library = CDLL(str(path))
     except OSError as error:

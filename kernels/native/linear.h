@@ -1,4 +1,5 @@
-// y = x @ weight.T + bias over bfloat16 weights as the checkpoint has them: [out_width, in_width], row by row.
+// y = x @ weight.T + bias over bfloat16 weights as the checkpoint has them, [out_width, in_width] row by row, or over
+// quantised ones (quantised.h).
 #pragma once
 
 #include "team.h"
@@ -6,11 +7,16 @@
 
 namespace tandem {
 
+enum class Format : int64_t { kBfloat16, kInt8, kInt4 };
+
 struct Weight {
-    const bf16* values;  // [out_width, in_width]
+    const bf16* values;  // [out_width, in_width]; null of a quantised weight
     const bf16* bias;    // [out_width], or null
     int64_t out_width;
     int64_t in_width;
+    Format format = Format::kBfloat16;
+    const uint8_t* digits = nullptr;   // of a quantised weight
+    const uint16_t* scales = nullptr;  // float16, of a quantised weight
 };
 
 // `x`: [num_rows, in_width]; `y`: [num_rows, out_width] of bf16 or float.

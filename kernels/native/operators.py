@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from kernels.native.structs import Heads, ProjectedHeads, StepShape
+from kernels.native.weights import checked, weight_argument
+from kernels.quantised import Weight
 from kernels.rms_norm import NormedResidual
 from kernels.rotary import RotaryTable
 from kernels.rotate_and_store import HeadNorm
@@ -114,32 +116,18 @@ class NativeOperators:
         self.library.tandem_silu_mul(checked(gate_up).data_ptr(), num_rows, both // 2, output.data_ptr())
         return output
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Summed in float32, rounded once."""
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Summed in float32, rounded once; with quantised weights, x is rounded to 8 bits in the same groups."""
         return self._linear(x, weight, bias, torch.bfloat16)
 
-    def linear_float32(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Summed in float32, never rounded."""
+    def linear_float32(self, x: torch.Tensor, weight: Weight) -> torch.Tensor:
+        """As `linear`, but for the result, which is not rounded."""
         return self._linear(x, weight, None, torch.float32)
 
-    def _linear(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> torch.Tensor:
+    def _linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         output = torch.empty(x.shape[0], weight.shape[0], dtype=dtype)
+        argument = weight_argument(weight, bias)
         self.library.tandem_linear(
-            checked(x).data_ptr(),
-            x.shape[0],
-            checked(weight).data_ptr(),
-            checked(bias).data_ptr() if bias is not None else None,
-            *weight.shape,
-            output.data_ptr(),
-            dtype == torch.float32,
+            checked(x).data_ptr(), x.shape[0], byref(argument), output.data_ptr(), dtype == torch.float32
         )
         return output
-
-
-def checked(tensor: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """`tensor` itself. TypeError: the library would read something else than its values."""
-    if tensor.dtype != dtype or not tensor.is_contiguous():
-        raise TypeError(f"{tensor.dtype} of strides {tensor.stride()} is not contiguous {dtype}")
-    return tensor

@@ -12,6 +12,9 @@ class Weight(Structure):
         ("bias", c_void_p),
         ("out_width", c_int64),
         ("in_width", c_int64),
+        ("format", c_int64),
+        ("digits", c_void_p),
+        ("scales", c_void_p),
     ]
 
 

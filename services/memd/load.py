@@ -1,27 +1,33 @@
 """The loader, memd's child: opens the model and writes its weights into the segment that memd hands it.
 
+Where the segments are a GPU's, this process alone of memd's has a context there, until it has filled them.
+
 ``python -m services.memd.load --channel-fd N ...``; see `services.memd.loader_protocol` for what is said over N.
 """
 
 import argparse
-import json
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from kernels.native.levels import NativeUnavailableError, choose_level
 from services.memd.loader_protocol import FILLED, LoadPlan, encode, encode_failure, encode_plan
-from tandem.device.cpu.memory import MemfdImporter
+from tandem.device.memory import MappedSegment, MemoryImporter, SegmentKind
+from tandem.device.memory_backends import IMPORTERS, Importers
 from tandem.errors import ModelError, TandemError
 from tandem.model.config import WeightManifest
 from tandem.model.family import Parameter
 from tandem.model.manifest import build_manifest
 from tandem.model.registry import get_family
 from tandem.model.source import ModelSource, fill, open_model
+from tandem.model.views import weight_views
+from tandem.rpc.segments import ReceivedSegment, read_segments, receive
 from tandem.telemetry.logs import configure_logging
 
 RECEIVE_BYTES = 4096
@@ -31,11 +37,31 @@ BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _log = structlog.get_logger()
 
 
-def choose_dtype(asked: str, cpu_flags: frozenset[str]) -> str:
-    """``auto`` is bfloat16 where the processor multiplies it, float32 elsewhere."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the weights go."""
+
+    kind: SegmentKind
+    importer: MemoryImporter
+
+
+@dataclass(frozen=True, slots=True)
+class Storing:
+    """How the weights are stored: ``memd.dtype``, which may be ``auto``, and ``memd.quantization``."""
+
+    dtype: str
+    quantization: str
+
+
+def choose_dtype(asked: str, kind: SegmentKind, cpu_flags: frozenset[str], native_level: str) -> str:
+    """``auto`` is float32 only on a processor that does not multiply bfloat16 and has no native kernels either.
+
+    `native_level` names the kernels that phases will use for bfloat16 here; empty: torch's.
+    """
     if asked != "auto":
         return asked
-    return "bfloat16" if cpu_flags & BFLOAT16_FLAGS else "float32"
+    good = kind is not SegmentKind.MEMFD or native_level or cpu_flags & BFLOAT16_FLAGS
+    return "bfloat16" if good else "float32"
 
 
 def cpu_flags(cpu_info: str) -> frozenset[str]:
@@ -44,56 +70,76 @@ def cpu_flags(cpu_info: str) -> frozenset[str]:
     return frozenset(next(flags, []))
 
 
-def load(channel: socket.socket, model: str, cache_dir: Path, asked_dtype: str) -> None:
-    """The whole conversation. ModelError when the model's files are not right."""
+def load(channel: socket.socket, model: str, cache_dir: Path, asked: Storing, target: Target) -> None:
+    """The whole conversation. ModelError when the model's files are not right, DeviceError."""
     source = open_model(model, cache_dir)
-    dtype = _dtype(asked_dtype)
+    dtype = _dtype(asked.dtype, target.kind)
     parameters = get_family(source.config.family).parameters(source.config)
-    manifest = build_manifest(parameters, dtype)
-    channel.sendall(encode_plan(_plan(source, manifest)))
-    _fill(channel, source, parameters, manifest)
+    manifest = build_manifest(parameters, dtype, asked.quantization)
+    channel.sendall(encode_plan(_plan(source, manifest, target.importer.free_bytes())))
+    segments = _receive(channel)
+    _fill(target.importer.map(segments["weights"], writable=True), source, parameters, manifest)
+    if segments["kv"].kind is not SegmentKind.MEMFD:
+        _zero(target.importer.map(segments["kv"], writable=True))
     channel.sendall(encode(FILLED))
 
 
-def _dtype(asked: str) -> str:
-    flags = cpu_flags(CPU_INFO.read_text())
-    dtype = choose_dtype(asked, flags)
-    _log.info("model.dtype_chosen", dtype=dtype, asked=asked, cpu_has=sorted(flags & BFLOAT16_FLAGS))
+def _dtype(asked: str, kind: SegmentKind) -> str:
+    flags, native = cpu_flags(CPU_INFO.read_text()), _native_level()
+    dtype = choose_dtype(asked, kind, flags, native)
+    cpu_has = sorted(flags & BFLOAT16_FLAGS)
+    _log.info("model.dtype_chosen", dtype=dtype, asked=asked, memory=kind.value, cpu_has=cpu_has, native=native)
     return dtype
 
 
-def _plan(source: ModelSource, manifest: WeightManifest) -> LoadPlan:
+def _native_level() -> str:
+    try:
+        return choose_level().name
+    except NativeUnavailableError:
+        return ""
+
+
+def _plan(source: ModelSource, manifest: WeightManifest, free_bytes: int) -> LoadPlan:
     return LoadPlan(
         model_name=source.name,
         model_config_json=source.config.to_json(),
         manifest_json=manifest.to_json(),
         digest=source.digest(),
-        dtype=manifest.dtype,
+        dtype=manifest.stored_dtype,
         kv_dtype=manifest.dtype,
+        free_bytes=free_bytes,
     )
 
 
-def _fill(
-    channel: socket.socket, source: ModelSource, parameters: Sequence[Parameter], manifest: WeightManifest
-) -> None:
-    answer, fds, _, _ = socket.recv_fds(channel, RECEIVE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+def _receive(channel: socket.socket) -> Mapping[str, ReceivedSegment]:
+    answer, fds = receive(channel, RECEIVE_BYTES)
     if not fds:
-        raise ModelError("memd went away before it made the weight segment")
-    mapped = MemfdImporter().map(fds[0], json.loads(answer)["size_bytes"], writable=True)
-    weights = {
-        name: mapped.tensor(manifest.dtype, place.shape, place.offset_bytes) for name, place in manifest.tensors.items()
-    }
-    fill(source, parameters, manifest, weights)
+        raise ModelError("memd went away before it made the segments")
+    return read_segments(answer, fds)
 
 
-def main(argv: Sequence[str]) -> int:
+def _fill(
+    segment: MappedSegment, source: ModelSource, parameters: Sequence[Parameter], manifest: WeightManifest
+) -> None:
+    fill(source, parameters, manifest, weight_views(segment, manifest))
+    segment.close()
+
+
+def _zero(segment: MappedSegment) -> None:
+    """A masked key is multiplied by 0, so it must be a number: of device memory nobody says what it holds."""
+    segment.tensor("uint8", (segment.size_bytes,)).zero_()
+    segment.close()
+
+
+def main(argv: Sequence[str], importers: Importers = IMPORTERS) -> int:
     """Loads as the flags say; the exit status."""
     flags = _parser().parse_args(argv)
     configure_logging("memd.load", flags.log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # memd ends its loader itself
     with socket.socket(fileno=flags.channel_fd) as channel:
         try:
-            load(channel, flags.model, flags.cache_dir, flags.dtype)
+            target = Target(flags.memory_kind, importers[flags.memory_kind]())
+            load(channel, flags.model, flags.cache_dir, Storing(flags.dtype, flags.quantization), target)
         except BrokenPipeError:
             return 1  # memd has ended, nobody waits for the model
         except TandemError as error:
@@ -115,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True)
     parser.add_argument("--cache-dir", type=Path, required=True)
     parser.add_argument("--dtype", required=True)
+    parser.add_argument("--quantization", required=True)
+    parser.add_argument("--memory-kind", type=SegmentKind, required=True)
     parser.add_argument("--log-level", required=True)
     parser.add_argument("--channel-fd", type=int, required=True)
     return parser

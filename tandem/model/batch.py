@@ -1,19 +1,21 @@
 """A step's rows as tensors. Prefill chunks and decode rows are the same thing: queries at arbitrary positions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceRows:
     """One sequence's part of a step: `token_ids` at positions ``start .. start + len(token_ids)``.
 
-    `block_ids` cover every position up to the last row's. KV of positions before `start` is in place.
+    `block_ids` cover every position up to the last row's; a sequence brings the same list in each of its steps, which
+    grows at its end alone. KV of positions before `start` is in place.
     """
 
     token_ids: Sequence[int]
@@ -36,41 +38,65 @@ class ForwardBatch:
     max_context_len: int
 
 
-def prepare_batch(rows: Sequence[SequenceRows], block_size: int) -> ForwardBatch:
-    """Lays the sequences' rows out one after another; every one brings at least one row.
+def prepare_batch(rows: Sequence[SequenceRows], block_size: int, device: torch.device = _CPU) -> ForwardBatch:
+    """Lays the sequences' rows out one after another, on `device`; every one brings at least one row.
 
     ValueError: no sequences, one without rows, or one whose blocks do not cover its last position.
     """
-    query_lens = np.array([len(sequence.token_ids) for sequence in rows], dtype=np.int64)
-    starts = np.array([sequence.start for sequence in rows], dtype=np.int64)
-    context_lens = starts + query_lens
-    block_tables = _block_tables(rows, context_lens, block_size)
-    query_start = np.concatenate(([0], np.cumsum(query_lens)))
-    sequence_of_row = np.repeat(np.arange(len(rows)), query_lens)
-    positions = np.arange(query_start[-1]) + (starts - query_start[:-1])[sequence_of_row]
-    blocks = block_tables[sequence_of_row, positions // block_size]
-    token_ids = np.fromiter(chain.from_iterable(sequence.token_ids for sequence in rows), np.int64)
+    query_lens = [len(sequence.token_ids) for sequence in rows]
+    context_lens = [sequence.start + num for sequence, num in zip(rows, query_lens, strict=True)]
+    tables = _block_tables(rows, query_lens, context_lens, block_size)
+    query_start = [0, *accumulate(query_lens)]
+    parts = (
+        [token_id for sequence in rows for token_id in sequence.token_ids],
+        [position for sequence, end in zip(rows, context_lens, strict=True) for position in range(sequence.start, end)],
+        [slot for sequence, end in zip(rows, context_lens, strict=True) for slot in _slots(sequence, end, block_size)],
+        query_start,
+        context_lens,
+        tables,
+        [start - 1 for start in query_start[1:]],
+    )
+    # One array for all: at a decode step's size each conversion costs more than what is converted.
+    flat = _on(device, torch.from_numpy(np.array([*chain.from_iterable(parts)], dtype=np.int64)))
+    token_ids, positions, slots, starts, contexts, blocks, last_rows = torch.split(flat, [*map(len, parts)])
     return ForwardBatch(
-        token_ids=torch.from_numpy(token_ids),
-        positions=torch.from_numpy(positions),
-        slot_mapping=torch.from_numpy(blocks * block_size + positions % block_size),
-        query_start=torch.from_numpy(query_start),
-        context_lens=torch.from_numpy(context_lens),
-        block_tables=torch.from_numpy(block_tables),
-        last_rows=torch.from_numpy(query_start[1:] - 1),
-        max_query_len=int(query_lens.max()),
-        max_context_len=int(context_lens.max()),
+        token_ids=token_ids,
+        positions=positions,
+        slot_mapping=slots,
+        query_start=starts,
+        context_lens=contexts,
+        block_tables=blocks.view(len(rows), -1),
+        last_rows=last_rows,
+        max_query_len=max(query_lens),
+        max_context_len=max(context_lens),
     )
 
 
-def _block_tables(rows: Sequence[SequenceRows], context_lens: NDArray[np.int64], block_size: int) -> NDArray[np.int64]:
-    """Checked and padded with 0: a row must never be stored into a block that is not its sequence's."""
-    if not rows or any(not sequence.token_ids for sequence in rows):
+def _on(device: torch.device, numbers: torch.Tensor) -> torch.Tensor:
+    """To a GPU by one copy for which nobody waits."""
+    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+
+
+def _slots(sequence: SequenceRows, end: int, block_size: int) -> Iterator[int]:
+    """Of the sequence's rows, up to position `end`."""
+    return (
+        sequence.block_ids[position // block_size] * block_size + position % block_size
+        for position in range(sequence.start, end)
+    )
+
+
+def _block_tables(
+    rows: Sequence[SequenceRows], query_lens: Sequence[int], context_lens: Sequence[int], block_size: int
+) -> list[int]:
+    """One after another, checked and padded with 0: a row must never be stored into another sequence's block."""
+    if not all(query_lens) or not rows:
         raise ValueError("a batch needs sequences, and each of them rows")
-    num_needed = -(-context_lens // block_size)
-    tables = np.zeros((len(rows), int(num_needed.max())), dtype=np.int64)
-    for index, (sequence, needed) in enumerate(zip(rows, num_needed.tolist(), strict=True)):
+    most = -(-max(context_lens) // block_size)
+    tables: list[int] = []
+    for index, (sequence, context_len) in enumerate(zip(rows, context_lens, strict=True)):
+        needed = -(-context_len // block_size)
         if len(sequence.block_ids) < needed:
             raise ValueError(f"sequence {index} needs {needed} blocks and has {len(sequence.block_ids)}")
-        tables[index, :needed] = sequence.block_ids[:needed]
+        tables += sequence.block_ids[:needed]
+        tables += [0] * (most - needed)
     return tables

@@ -53,10 +53,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where one parameter lies in the weight segment."""
+    """Where one parameter lies in the weight segment; a quantised one's digits and scales lie apart."""
 
     shape: tuple[int, ...]
     offset_bytes: int
+    format: str = ""  # of kernels.quantised.WeightFormat; empty: plain, in the manifest's dtype
+    scales_offset_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,12 @@ class WeightManifest:
     dtype: str
     total_bytes: int
     tensors: Mapping[str, TensorPlace] = field(default_factory=dict)
+    quantization: str = "none"
+
+    @property
+    def stored_dtype(self) -> str:
+        """As the fingerprint names it: ``bfloat16``, or ``bfloat16+int4`` where the large parameters are quantised."""
+        return self.dtype if self.quantization == "none" else f"{self.dtype}+{self.quantization}"
 
     def to_json(self) -> str:
         """For the wire; `from_json` reads it back."""
@@ -75,5 +83,6 @@ class WeightManifest:
     def from_json(cls, text: str) -> "WeightManifest":
         """Reads what `to_json` wrote."""
         values = json.loads(text)
-        tensors = {n: TensorPlace(tuple(t["shape"]), t["offset_bytes"]) for n, t in values["tensors"].items()}
-        return cls(values["dtype"], values["total_bytes"], tensors)
+        places = values.pop("tensors")
+        tensors = {name: TensorPlace(tuple(place.pop("shape")), **place) for name, place in places.items()}
+        return cls(**values, tensors=tensors)

@@ -10,9 +10,11 @@ from typing import Protocol
 
 import torch
 
+from kernels.quantised import Weight
 from kernels.table import Kernels
 from tandem.model.batch import ForwardBatch
 from tandem.model.config import ModelConfig
+from tandem.model.quantisation import ParameterKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
     sources: tuple[str, ...]
+    kind: ParameterKind = ParameterKind.SMALL
 
 
 class Decoder(Protocol):
@@ -47,6 +50,9 @@ class Family(Protocol):
         """Every parameter, in the order in which they lie in the weight segment. UnsupportedModelError."""
         ...
 
-    def build(self, config: ModelConfig, weights: Mapping[str, torch.Tensor], kernels: Kernels) -> Decoder:
-        """The forward pass over `weights`, which are used in place, with `kernels` that can take their dtype."""
+    def build(self, config: ModelConfig, weights: Mapping[str, Weight], kernels: Kernels) -> Decoder:
+        """The forward pass over `weights`, which are used in place, with `kernels` that can take their dtype.
+
+        Those of kind `SMALL` are plain.
+        """
         ...

@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from kernels.layer_stack import LayerStack, LayerWeights, LinearWeight, RunLayers, StepInputs
-from kernels.rotary import inverse_frequencies, rotary_table, scale_llama3
+from kernels.quantised import QuantisedWeight, Weight, embed
+from kernels.rotary import inverse_frequencies, scale_llama3
 from kernels.rotate_and_store import HeadNorm
 from kernels.table import Kernels
 from tandem.model.batch import ForwardBatch
 from tandem.model.config import ModelConfig
 from tandem.model.family import Decoder, Parameter
+from tandem.model.quantisation import ParameterKind
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
@@ -42,7 +43,7 @@ class TransformerFamily:
         """See `Family`."""
         return tuple(_parameters(config, self.traits_of(config)))
 
-    def build(self, config: ModelConfig, weights: Mapping[str, torch.Tensor], kernels: Kernels) -> Decoder:
+    def build(self, config: ModelConfig, weights: Mapping[str, Weight], kernels: Kernels) -> Decoder:
         """See `Family`."""
         return TransformerDecoder(config, self.traits_of(config), weights, kernels)
 
@@ -94,21 +95,21 @@ class LayersOneByOne:
 class TransformerDecoder:
     """A pre-norm decoder with rotary positions; a `Decoder`."""
 
-    def __init__(
-        self, config: ModelConfig, traits: Traits, weights: Mapping[str, torch.Tensor], kernels: Kernels
-    ) -> None:
+    def __init__(self, config: ModelConfig, traits: Traits, weights: Mapping[str, Weight], kernels: Kernels) -> None:
         self._config = config
         self._kernels = kernels
         self._embedding = weights[EMBEDDING]
         self._head_weight = weights[EMBEDDING if config.tie_word_embeddings else OUTPUT_HEAD]
-        self._frequencies = _frequencies(config)
-        self._run_layers = _run_layers(_stack(config, traits, weights), kernels)
+        stack = _stack(config, traits, weights)
+        self._frequencies = _frequencies(config).to(stack.final_norm.device)
+        self._dtype = stack.final_norm.dtype
+        self._run_layers = _run_layers(stack, kernels)
 
     @torch.inference_mode()
     def hidden_states(self, batch: ForwardBatch, kv_cache: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
         step = self._step_inputs(batch, block_size=kv_cache.shape[3])
-        return self._run_layers(functional.embedding(batch.token_ids, self._embedding), step, kv_cache)
+        return self._run_layers(embed(batch.token_ids, self._embedding, self._dtype), step, kv_cache)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,8 @@ class TransformerDecoder:
             num_kv_heads=self._config.num_kv_heads,
             sliding_window=self._config.sliding_window,
         )
-        return StepInputs(rotary_table(self._frequencies, batch.positions), plan, batch.slot_mapping)
+        rotary = self._kernels.rotary_table(self._frequencies, batch.positions)
+        return StepInputs(rotary, plan, batch.slot_mapping)
 
 
 def _run_layers(stack: LayerStack, kernels: Kernels) -> RunLayers:
@@ -133,16 +135,16 @@ def _run_layers(stack: LayerStack, kernels: Kernels) -> RunLayers:
 
 
 def _parameters(config: ModelConfig, traits: Traits) -> Iterator[Parameter]:
-    yield _plain(EMBEDDING, config.vocab_size, config.hidden_size)
+    yield _vocabulary(EMBEDDING, config)
     for index in range(config.num_layers):
         prefix = f"model.layers.{index}."
-        yield _plain(f"{prefix}input_layernorm.weight", config.hidden_size)
+        yield _small(f"{prefix}input_layernorm.weight", config.hidden_size)
         yield from _attention_parameters(f"{prefix}self_attn.", config, traits)
-        yield _plain(f"{prefix}post_attention_layernorm.weight", config.hidden_size)
+        yield _small(f"{prefix}post_attention_layernorm.weight", config.hidden_size)
         yield from _mlp_parameters(f"{prefix}mlp.", config)
-    yield _plain(FINAL_NORM, config.hidden_size)
+    yield _small(FINAL_NORM, config.hidden_size)
     if not config.tie_word_embeddings:
-        yield _plain(OUTPUT_HEAD, config.vocab_size, config.hidden_size)
+        yield _vocabulary(OUTPUT_HEAD, config)
 
 
 def _attention_parameters(prefix: str, config: ModelConfig, traits: Traits) -> Iterator[Parameter]:
@@ -154,31 +156,40 @@ def _attention_parameters(prefix: str, config: ModelConfig, traits: Traits) -> I
         yield _packed(prefix, "qkv_proj.bias", projections, qkv_width)
     if traits.qk_norm:
         yield _packed(prefix, "qk_norm.weight", ("q_norm", "k_norm"), 2 * config.head_dim)
-    yield _plain(f"{prefix}o_proj.weight", config.hidden_size, query_width)
+    yield _linear_weight(f"{prefix}o_proj.weight", config.hidden_size, query_width)
     if traits.output_bias:
-        yield _plain(f"{prefix}o_proj.bias", config.hidden_size)
+        yield _small(f"{prefix}o_proj.bias", config.hidden_size)
 
 
 def _mlp_parameters(prefix: str, config: ModelConfig) -> Iterator[Parameter]:
     width = 2 * config.intermediate_size
     yield _packed(prefix, "gate_up_proj.weight", ("gate_proj", "up_proj"), width, config.hidden_size)
-    yield _plain(f"{prefix}down_proj.weight", config.hidden_size, config.intermediate_size)
+    yield _linear_weight(f"{prefix}down_proj.weight", config.hidden_size, config.intermediate_size)
 
 
-def _plain(name: str, *shape: int) -> Parameter:
-    return Parameter(name, shape, (name,))
+def _small(name: str, width: int) -> Parameter:
+    return Parameter(name, (width,), (name,))
+
+
+def _linear_weight(name: str, out_width: int, in_width: int) -> Parameter:
+    return Parameter(name, (out_width, in_width), (name,), ParameterKind.LINEAR)
+
+
+def _vocabulary(name: str, config: ModelConfig) -> Parameter:
+    return Parameter(name, (config.vocab_size, config.hidden_size), (name,), ParameterKind.VOCABULARY)
 
 
 def _packed(prefix: str, name: str, modules: tuple[str, ...], *shape: int) -> Parameter:
     """`name` is ``<module>.<weight or bias>``; its parts have the same ending."""
-    kind = name.rpartition(".")[2]
-    return Parameter(f"{prefix}{name}", shape, tuple(f"{prefix}{module}.{kind}" for module in modules))
+    ending = name.rpartition(".")[2]
+    sources = tuple(f"{prefix}{module}.{ending}" for module in modules)
+    return Parameter(f"{prefix}{name}", shape, sources, ParameterKind.LINEAR if len(shape) > 1 else ParameterKind.SMALL)
 
 
-def _stack(config: ModelConfig, traits: Traits, weights: Mapping[str, torch.Tensor]) -> LayerStack:
+def _stack(config: ModelConfig, traits: Traits, weights: Mapping[str, Weight]) -> LayerStack:
     return LayerStack(
         layers=tuple(_layer(config, traits, weights, index) for index in range(config.num_layers)),
-        final_norm=weights[FINAL_NORM],
+        final_norm=_tensor(weights, FINAL_NORM),
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
@@ -186,21 +197,29 @@ def _stack(config: ModelConfig, traits: Traits, weights: Mapping[str, torch.Tens
     )
 
 
-def _layer(config: ModelConfig, traits: Traits, weights: Mapping[str, torch.Tensor], index: int) -> LayerWeights:
+def _layer(config: ModelConfig, traits: Traits, weights: Mapping[str, Weight], index: int) -> LayerWeights:
     prefix = f"model.layers.{index}."
     return LayerWeights(
-        attention_norm=weights[f"{prefix}input_layernorm.weight"],
+        attention_norm=_tensor(weights, f"{prefix}input_layernorm.weight"),
         qkv=_linear(weights, f"{prefix}self_attn.qkv_proj", traits.qkv_bias),
-        head_norm=_by_head(weights[f"{prefix}self_attn.qk_norm.weight"], config) if traits.qk_norm else None,
+        head_norm=_by_head(_tensor(weights, f"{prefix}self_attn.qk_norm.weight"), config) if traits.qk_norm else None,
         attention_output=_linear(weights, f"{prefix}self_attn.o_proj", traits.output_bias),
-        mlp_norm=weights[f"{prefix}post_attention_layernorm.weight"],
+        mlp_norm=_tensor(weights, f"{prefix}post_attention_layernorm.weight"),
         gate_up=_linear(weights, f"{prefix}mlp.gate_up_proj", biased=False),
         down=_linear(weights, f"{prefix}mlp.down_proj", biased=False),
     )
 
 
-def _linear(weights: Mapping[str, torch.Tensor], module: str, biased: bool) -> LinearWeight:
-    return LinearWeight(weights[f"{module}.weight"], weights[f"{module}.bias"] if biased else None)
+def _linear(weights: Mapping[str, Weight], module: str, biased: bool) -> LinearWeight:
+    return LinearWeight(weights[f"{module}.weight"], _tensor(weights, f"{module}.bias") if biased else None)
+
+
+def _tensor(weights: Mapping[str, Weight], name: str) -> torch.Tensor:
+    """A parameter of kind `SMALL`."""
+    weight = weights[name]
+    if isinstance(weight, QuantisedWeight):
+        raise TypeError(f"{name} is quantised, and must be plain")
+    return weight
 
 
 def _by_head(qk_norm_weight: torch.Tensor, config: ModelConfig) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from kernels.quantised import QuantisedWeight, Weight, quantise
 from tandem.errors import ModelFormatError
 from tandem.model.config import ModelConfig, WeightManifest
 from tandem.model.family import Parameter
@@ -49,17 +50,34 @@ def fill(
     source: ModelSource,
     parameters: Sequence[Parameter],
     manifest: WeightManifest,
-    weights: Mapping[str, torch.Tensor],
+    weights: Mapping[str, Weight],
 ) -> None:
-    """Copies every parameter of `manifest` into `weights` (views of the segment), casting to their dtype.
+    """Copies every parameter of `manifest` into `weights` (views of the segment), casting to their dtype or quantising.
 
-    ModelFormatError when a checkpoint tensor is missing or its shape does not fit.
+    ModelFormatError when a checkpoint tensor is missing, its shape does not fit, or its values cannot be quantised.
     """
     for parameter in parameters:
-        _fill_one(source, parameter, weights[parameter.name].view(manifest.tensors[parameter.name].shape))
+        target = weights[parameter.name]
+        if isinstance(target, QuantisedWeight):
+            _fill_quantised(source, parameter, target)
+        else:
+            _fill_plain(source, parameter, target.view(manifest.tensors[parameter.name].shape))
 
 
-def _fill_one(source: ModelSource, parameter: Parameter, target: torch.Tensor) -> None:
+def _fill_quantised(source: ModelSource, parameter: Parameter, target: QuantisedWeight) -> None:
+    """By way of float32: a panel's outputs may come from two checkpoint tensors."""
+    values = torch.empty(parameter.shape)
+    _fill_plain(source, parameter, values)
+    try:
+        quantised = quantise(values, target.format)
+    except ValueError as error:
+        problem = f"{parameter.name!r} cannot be stored as {target.format}: {error}"
+        raise ModelFormatError(f"{source.name}: {problem}") from error
+    target.digits.copy_(quantised.digits)
+    target.scales.copy_(quantised.scales)
+
+
+def _fill_plain(source: ModelSource, parameter: Parameter, target: torch.Tensor) -> None:
     row = 0
     for hf_name in parameter.sources:
         values = source.tensor(hf_name)

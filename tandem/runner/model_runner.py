@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tandem.model.batch import SequenceRows, prepare_batch
+from tandem.model.batch import ForwardBatch, SequenceRows, prepare_batch
 from tandem.model.family import Decoder
 
 
@@ -23,6 +23,11 @@ class ModelRunner:
 
         ValueError as of `prepare_batch`.
         """
-        batch = prepare_batch(rows, self._block_size)
+        return self.forward(prepare_batch(rows, self._block_size, self._kv_cache.device))
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """`execute` of a batch that lies on the model's device."""
         hidden = self._decoder.hidden_states(batch, self._kv_cache)
-        return self._decoder.logits(hidden[batch.last_rows])
+        last = hidden if batch.max_query_len == 1 else hidden[batch.last_rows]
+        return self._decoder.logits(last)

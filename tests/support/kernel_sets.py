@@ -3,8 +3,7 @@
 import pytest
 
 from kernels.native.kernels import native_kernels
-from kernels.native.levels import LEVELS
-from kernels.native.library import NativeUnavailableError
+from kernels.native.levels import LEVELS, NativeUnavailableError
 from kernels.table import Kernels, torch_kernels
 
 _LEVELS = {f"native-{level.name}": level for level in LEVELS}

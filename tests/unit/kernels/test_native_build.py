@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ from kernels.choice import choose_kernels
 from kernels.native import build as build_module
 from kernels.native import levels
 from kernels.native.build import BuildError, build, find_compiler, find_openmp
-from kernels.native.levels import AVX512_BF16, library_path, runs_here
+from kernels.native.levels import (
+    AVX2,
+    AVX512_BF16,
+    LEVELS,
+    Level,
+    NativeUnavailableError,
+    choose_level,
+    library_path,
+    runs_here,
+)
 from tests.support.kernel_sets import kernel_set
 
 
@@ -60,7 +70,7 @@ def test_no_compiler_is_no_failure(
     monkeypatch.delenv("CXX", raising=False)
     assert build_module.main() == 0
     assert capsys.readouterr().out.splitlines() == [
-        "native kernels not built (no C++ compiler); the torch kernels will be used"
+        f"native kernels, {level.name}: not built (no C++ compiler)" for level in LEVELS
     ]
 
 
@@ -68,13 +78,14 @@ def test_cxx_is_asked_first() -> None:
     assert find_compiler({"CXX": "clang++ -v", "PATH": "/usr/bin"}) == ["clang++", "-v"]
 
 
-def test_a_processor_without_the_instructions_is_recognised(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_a_processor_without_the_instructions_is_recognised(tmp_path: Path, level: Level) -> None:
     cpu_info = tmp_path / "cpuinfo"
     cpu_info.write_text("processor : 0\nflags : fpu avx2 avx512f\n")
-    assert not runs_here(AVX512_BF16, cpu_info)
-    cpu_info.write_text(f"processor : 0\nflags\t: fpu {' '.join(AVX512_BF16.cpu_flags)}\n")
-    assert runs_here(AVX512_BF16, cpu_info)
-    assert not runs_here(AVX512_BF16, tmp_path / "none")
+    assert not runs_here(level, cpu_info)
+    cpu_info.write_text(f"processor : 0\nflags\t: fpu {' '.join(level.cpu_flags)}\n")
+    assert runs_here(level, cpu_info)
+    assert not runs_here(level, tmp_path / "none")
 
 
 def test_float32_is_computed_by_torch() -> None:
@@ -84,21 +95,55 @@ def test_float32_is_computed_by_torch() -> None:
 
 
 def test_bfloat16_is_computed_natively_where_it_can_be() -> None:
-    wanted = kernel_set("native")
+    try:
+        level = choose_level()
+    except NativeUnavailableError as error:
+        pytest.skip(str(error))
     choice = choose_kernels(torch.bfloat16)
-    assert (choice.kernels.name, choice.reason) == (wanted.name, "")
+    assert (choice.kernels.name, choice.reason) == (f"native-{level.name}", "")
+
+
+@pytest.mark.parametrize(
+    ("runnable", "built", "chosen"),
+    [
+        (LEVELS, LEVELS, AVX512_BF16),
+        ((AVX2,), LEVELS, AVX2),
+        (LEVELS, (AVX2,), AVX2),
+        ((AVX2,), (AVX512_BF16,), "not built"),
+        (LEVELS, (), "not built"),
+        ((), LEVELS, "processor has no avx512bf16 or avx2"),
+    ],
+)
+def test_the_fastest_level_that_runs_and_is_built_is_chosen(
+    sources: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    runnable: Sequence[Level],
+    built: Sequence[Level],
+    chosen: Level | str,
+) -> None:
+    monkeypatch.setattr(levels, "runs_here", lambda level: level in runnable)
+    (sources / "lib").mkdir()
+    for level in built:
+        library_path(level).touch()
+    if isinstance(chosen, Level):
+        assert choose_level() == chosen
+    else:
+        with pytest.raises(NativeUnavailableError, match=chosen):
+            choose_level()
 
 
 def test_without_a_build_the_reason_is_given(sources: Path) -> None:
     choice = choose_kernels(torch.bfloat16)
     assert choice.kernels.name == "torch"
-    assert choice.reason in ("native kernels: not built", "native kernels: processor has no avx512_bf16")
+    assert choice.reason in ("native kernels: not built", "native kernels: processor has no avx512bf16 or avx2")
 
 
-def test_one_openmp_runtime_is_in_the_process() -> None:
-    kernel_set("native")
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_one_openmp_runtime_is_in_the_process(level: Level) -> None:
+    kernel_set(f"native-{level.name}")
     program = (
-        "from kernels.native.kernels import native_kernels; import torch; native_kernels();"
+        "from kernels.native import kernels, levels; import torch;"
+        f"kernels.native_kernels([level for level in levels.LEVELS if level.name == '{level.name}']);"
         "maps = open('/proc/self/maps').read().splitlines();"
         "print({line[line.index('/') :] for line in maps if 'omp' in line.rpartition('/')[2]})"
     )

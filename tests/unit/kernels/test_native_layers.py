@@ -9,7 +9,7 @@ import torch
 from kernels.table import Kernels, torch_kernels
 from tandem.model.config import ModelConfig
 from tandem.model.registry import get_family
-from tests.support.kernel_sets import kernel_set
+from tests.support.kernel_sets import NATIVE_SETS, kernel_set
 from tests.support.paged_decoder import PagedDecoder, num_threads
 
 LLAMA = ModelConfig("llama", 64, 96, 3, 4, 2, 16, 160, 512, 1e-5, 1e4)
@@ -27,6 +27,11 @@ CONFIGS = {
 def config(request: pytest.FixtureRequest) -> ModelConfig:
     chosen: ModelConfig = request.param
     return chosen
+
+
+@pytest.fixture(params=NATIVE_SETS)
+def native(request: pytest.FixtureRequest) -> Kernels:
+    return kernel_set(request.param)
 
 
 @pytest.fixture(params=[1, 2], autouse=True)
@@ -64,17 +69,16 @@ def run(subject: PagedDecoder, vocab_size: int) -> torch.Tensor:
     return torch.cat(logits)
 
 
-def test_one_call_equals_operators_one_by_one(config: ModelConfig) -> None:
-    native = kernel_set("native")
+def test_one_call_equals_operators_one_by_one(config: ModelConfig, native: Kernels) -> None:
     fused = run(decoder(config, native, torch.bfloat16), config.vocab_size)
     one_by_one = run(decoder(config, replace(native, fuse_layers=None), torch.bfloat16), config.vocab_size)
     assert torch.equal(fused, one_by_one)
 
 
-def test_as_near_to_float32_as_torch_is(config: ModelConfig) -> None:
+def test_as_near_to_float32_as_torch_is(config: ModelConfig, native: Kernels) -> None:
     exact = run(decoder(config, torch_kernels(), torch.float32), config.vocab_size)
     theirs = run(decoder(config, torch_kernels(), torch.bfloat16), config.vocab_size)
-    ours = run(decoder(config, kernel_set("native"), torch.bfloat16), config.vocab_size)
+    ours = run(decoder(config, native, torch.bfloat16), config.vocab_size)
     assert exact.std() > 0.3
     assert (ours - exact).abs().mean() <= 1.2 * (theirs - exact).abs().mean()
     torch.testing.assert_close(ours, exact, atol=0.15, rtol=0)

@@ -3,17 +3,22 @@
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from kernels.quantised import QuantisedWeight, Weight, WeightFormat, quantise
+from tandem.device.cpu.memory import MemfdExporter, MemfdImporter
 from tandem.errors import ModelFormatError
 from tandem.model.config import WeightManifest
 from tandem.model.family import Parameter
 from tandem.model.manifest import build_manifest
 from tandem.model.metadata import read_metadata
-from tandem.model.source import fill, open_model
+from tandem.model.quantisation import ParameterKind
+from tandem.model.source import ModelSource, fill, open_model
+from tandem.model.views import weight_views
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.tiny_models import tiny_model
 
@@ -49,6 +54,53 @@ def test_packed_parameters_are_stacked_and_cast(
     expected = tiny_model("llama").state_dict()
     assert torch.equal(weights[PACKED.name], torch.cat([expected[name] for name in QKV]).to(DTYPES[dtype]))
     assert torch.equal(weights["norm"], expected["model.norm.weight"].to(DTYPES[dtype]))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_packed_parameters_are_quantised_as_one(quantization: str, tiny_model_dir: Callable[[str], Path]) -> None:
+    folder = tiny_model_dir("llama")
+    parameters = [replace(PACKED, kind=ParameterKind.LINEAR), NORM]
+    weights = load_weights(open_model(str(folder), folder), parameters, quantization)
+    expected = tiny_model("llama").state_dict()
+    wanted = quantise(torch.cat([expected[name] for name in QKV]), WeightFormat(quantization))
+    packed = weights[PACKED.name]
+    assert isinstance(packed, QuantisedWeight)
+    assert packed.shape == PACKED.shape
+    assert torch.equal(packed.digits, wanted.digits)
+    assert torch.equal(packed.scales, wanted.scales)
+    assert torch.equal(weights["norm"], expected["model.norm.weight"].bfloat16())
+
+
+def test_what_cannot_be_quantised_is_named(tiny_model_dir: Callable[[str], Path]) -> None:
+    folder = tiny_model_dir("llama")
+    source = Damaged(open_model(str(folder), folder))
+    with pytest.raises(ModelFormatError, match=r"'layers\.0\.qkv' cannot be stored as int4: values are not finite"):
+        load_weights(source, [replace(PACKED, kind=ParameterKind.LINEAR)], "int4")
+
+
+class Damaged:
+    """A source whose every tensor has a value that is no number."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+        self.name, self.config = source.name, source.config
+
+    def digest(self) -> str:
+        return self._source.digest()
+
+    def tensor(self, hf_name: str) -> torch.Tensor:
+        values = self._source.tensor(hf_name).clone()
+        values[0, 0] = float("nan")
+        return values
+
+
+def load_weights(source: ModelSource, parameters: Sequence[Parameter], quantization: str) -> Mapping[str, Weight]:
+    """Through a segment, as memd's loader does."""
+    manifest = build_manifest(parameters, "bfloat16", quantization)
+    segment = MemfdExporter().create("weights", manifest.total_bytes)
+    weights = weight_views(MemfdImporter().map(segment, writable=True), manifest)
+    fill(source, parameters, manifest, weights)
+    return weights
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
+from kernels.philox import uniforms
+from kernels.token_filters import keep_likely
 from tandem.runner.adjustments import adjust
-from tandem.runner.filters import keep_likely
-from tandem.runner.philox import uniforms
 from tandem.runner.sampler import Draw, SampledToken, sample
 from tandem.types import SamplingSpec
 from tests.support.paged_decoder import one_thread

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tandem.runner.philox import philox4x32, uniforms
+from kernels.philox import philox4x32, uniforms
 
 ALL_ONES = 0xFFFFFFFF
 KNOWN_ANSWERS = [

@@ -19,7 +19,7 @@ def keep_likely(probs: torch.Tensor, samplings: Sequence[SamplingSpec]) -> torch
     if not any(_cuts(sampling) for sampling in samplings):
         return probs
     floors = [_floor(row, sampling) for row, sampling in zip(probs, samplings, strict=True)]
-    return probs.masked_fill(probs < torch.tensor(floors, dtype=probs.dtype)[:, None], 0.0)
+    return probs.masked_fill(probs < torch.tensor(floors, dtype=probs.dtype, device=probs.device)[:, None], 0.0)
 
 
 def _cuts(sampling: SamplingSpec) -> bool:

@@ -1,0 +1,58 @@
+"""A phase's step: rows in, tokens out; and how that is put together where logits and draws are two calls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from tandem.model.batch import SequenceRows
+from tandem.runner.sampler import Draw, SampledToken
+
+
+class StepRunner(Protocol):
+    """One step at a time, all from one thread."""
+
+    def execute(self, rows: Sequence[SequenceRows], draws: Sequence[Draw | None]) -> list[SampledToken | None]:
+        """Stores the rows' KV; a token for each sequence whose entry in `draws` is not None.
+
+        ValueError as of `prepare_batch`.
+        """
+        ...
+
+
+class RowsRunner(Protocol):
+    """What `tandem.runner.model_runner.ModelRunner` is to a step."""
+
+    def execute(self, rows: Sequence[SequenceRows]) -> torch.Tensor:
+        """Logits of each sequence's last row, ``[num_seqs, vocab_size]``."""
+        ...
+
+
+class Sampler(Protocol):
+    """What `tandem.runner.sampler.sample` is to a step."""
+
+    def __call__(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[SampledToken]:
+        """One token a row of `logits` ``[num_rows, vocab_size]``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsThenDraws:
+    """A `StepRunner` of two calls. Logits of a sequence without a draw are not looked at."""
+
+    runner: RowsRunner
+    sampler: Sampler
+
+    def execute(self, rows: Sequence[SequenceRows], draws: Sequence[Draw | None]) -> list[SampledToken | None]:
+        """See `StepRunner`."""
+        logits = self.runner.execute(rows)
+        drawing = [index for index, draw in enumerate(draws) if draw is not None]
+        tokens: list[SampledToken | None] = [None] * len(rows)
+        if not drawing:
+            return tokens
+        chosen = logits if len(drawing) == len(rows) else logits[drawing]
+        drawn = self.sampler(chosen, [draw for draw in draws if draw is not None])
+        for index, token in zip(drawing, drawn, strict=True):
+            tokens[index] = token
+        return tokens
