@@ -1,4 +1,4 @@
-"""Two deployments in turn: who runs when, and the ratios with their spread. Pure."""
+"""Deployments in turn: who runs when, and the ratios with their spread. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """The second deployment's value over the first's, round by round."""
+    """Another deployment's value over the first's, round by round."""
 
+    deployment: str  # the other
     metric: str
     median: float
     lowest: float
@@ -30,20 +31,28 @@ class Ratio:
     num_rounds: int  # that have one: a round in which a value is missing has none
 
 
-def turns(first: str, second: str, num_rounds: int) -> tuple[tuple[str, str], ...]:
+def turns(names: Sequence[str], num_rounds: int) -> tuple[tuple[str, ...], ...]:
     """Each round's order: who goes first changes, so that a machine that warms up or is disturbed favours nobody."""
-    return tuple((first, second) if number % 2 == 0 else (second, first) for number in range(num_rounds))
+    starts = (number % len(names) for number in range(num_rounds))
+    return tuple((*names[start:], *names[:start]) for start in starts)
 
 
-def ratios(first: Sequence[Summary], second: Sequence[Summary]) -> tuple[Ratio, ...]:
-    """One a metric, of the rounds' summaries in order."""
-    found = (_ratio(name, metric, first, second) for name, metric in METRICS.items())
+def ratios(summaries: Mapping[str, Sequence[Summary]]) -> tuple[Ratio, ...]:
+    """One a metric for each deployment but the first, of each one's rounds in order."""
+    first, *others = summaries
+    found = (
+        _ratio(other, name, metric, summaries[first], summaries[other])
+        for other in others
+        for name, metric in METRICS.items()
+    )
     return tuple(ratio for ratio in found if ratio is not None)
 
 
-def _ratio(name: str, metric: Metric, first: Sequence[Summary], second: Sequence[Summary]) -> Ratio | None:
-    pairs = [(metric(one), metric(other)) for one, other in zip(first, second, strict=True)]
-    values = [other / one for one, other in pairs if one > 0 and other > 0]
+def _ratio(
+    deployment: str, name: str, metric: Metric, first: Sequence[Summary], other: Sequence[Summary]
+) -> Ratio | None:
+    pairs = [(metric(one), metric(two)) for one, two in zip(first, other, strict=True)]
+    values = [two / one for one, two in pairs if one > 0 and two > 0]
     if not values:
         return None
-    return Ratio(name, median(values), min(values), max(values), len(values))
+    return Ratio(deployment, name, median(values), min(values), max(values), len(values))

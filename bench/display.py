@@ -8,9 +8,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench.compare import Ratio
+from bench.goodput import rates_by_seed
 from bench.load.metrics import Distribution, Summary
 from bench.load.process import Progress as RequestDone
-from bench.results import DeploymentGoodput, Run
+from bench.results import GoodputResult, Run
 
 PERCENT = 100.0
 
@@ -47,23 +48,31 @@ def run_table(runs: Sequence[Run]) -> Table:
     return table
 
 
-def ratio_table(first: str, second: str, ratios: Sequence[Ratio]) -> Table:
-    """Second over first."""
-    table = Table(f"{second} / {first}", "median", "lowest", "highest", "rounds")
-    for ratio in ratios:
-        spread = (f"{value:.3f}" for value in (ratio.median, ratio.lowest, ratio.highest))
-        table.add_row(ratio.metric, *spread, str(ratio.num_rounds))
+def ratio_table(first: str, ratios: Sequence[Ratio]) -> Table:
+    """The others over the first: a column each."""
+    others = list(dict.fromkeys(ratio.deployment for ratio in ratios))
+    table = Table(f"over {first}: median (lowest to highest)", *others)
+    for metric in dict.fromkeys(ratio.metric for ratio in ratios):
+        by_name = {ratio.deployment: ratio for ratio in ratios if ratio.metric == metric}
+        table.add_row(metric, *(_spread(by_name[name]) if name in by_name else "none" for name in others))
     return table
 
 
-def goodput_table(deployments: Sequence[DeploymentGoodput]) -> Table:
+def goodput_table(result: GoodputResult) -> Table:
     """A row a deployment."""
-    table = Table("deployment", "goodput, requests/s", "fails at", "runs")
-    for entry in deployments:
+    table = Table("deployment", "goodput, requests/s", "fails at", "each seed alone", "probes")
+    for entry in result.deployments:
         failing = entry.goodput.first_failing_rate_per_s
         bound = "no rate tried" if failing is None else f"{failing:.3f}"
-        table.add_row(entry.deployment, f"{entry.goodput.rate_per_s:.3f}", bound, str(len(entry.goodput.samples)))
+        alone = ", ".join(f"{rate:.3f}" for rate in rates_by_seed(entry.goodput, result.target))
+        table.add_row(
+            entry.deployment, f"{entry.goodput.rate_per_s:.3f}", bound, alone, str(len(entry.goodput.samples))
+        )
     return table
+
+
+def _spread(ratio: Ratio) -> str:
+    return f"{ratio.median:.3f} ({ratio.lowest:.3f} to {ratio.highest:.3f})"
 
 
 def _latencies(summary: Summary) -> tuple[tuple[str, Distribution], ...]:

@@ -2,31 +2,47 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from bench.results import GoodputResult, Latencies, LoadResult, Run
-from tandem.errors import ConfigError
+from bench.engines.plots import plot_speeds
+from bench.engines.results import EnginesResult
+from bench.figures import DPI, new_figure
+from bench.micro.plots import plot_growth, plot_memory
+from bench.micro.table import MicroResult
+from bench.reading import AnyResult
+from bench.results import GoodputResult, Latencies, Run
 
 LATENCIES: Mapping[str, str] = {"ttft_ms": "TTFT, ms", "tpot_ms": "TPOT, ms", "e2e_ms": "end to end, ms"}
-DPI = 130
 
 
-def plot(result: LoadResult, out_dir: Path, stem: str) -> tuple[Path, ...]:
-    """The files written: latency CDFs, and for goodput the attainment over the rate. ConfigError: no matplotlib."""
+def plot(result: AnyResult, out_dir: Path, stem: str) -> tuple[Path, ...]:
+    """The files written. ConfigError: no matplotlib."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    if isinstance(result, GoodputResult):
-        return (plot_attainment(result, out_dir / f"{stem}-attainment.png"),)
-    return (plot_cdfs(result.runs, out_dir / f"{stem}-latency.png"),)
+    match result:
+        case GoodputResult():
+            return (plot_attainment(result, out_dir / f"{stem}-attainment.png"),)
+        case MicroResult():
+            return (
+                plot_growth(result, out_dir / f"{stem}-growth.png"),
+                plot_memory(result, out_dir / f"{stem}-memory.png"),
+            )
+        case EnginesResult():
+            return (plot_speeds(result, out_dir / f"{stem}-speeds.png"),)
+        case _:
+            return (plot_cdfs(result.runs, out_dir / f"{stem}-latency.png"),)
 
 
 def plot_attainment(result: GoodputResult, path: Path) -> Path:
-    """A line a deployment, and the target."""
-    figure = _figure(1)
+    """All deployments in one panel: a line each, its seeds as dots, its goodput as a vertical line; and the target."""
+    figure = new_figure(1)
     axes = figure.subplots()
     for entry in result.deployments:
         samples = sorted(entry.goodput.samples, key=lambda sample: sample.rate_per_s)
         rates, shares = [sample.rate_per_s for sample in samples], [100 * sample.attainment for sample in samples]
-        axes.plot(rates, shares, marker="o", label=entry.deployment)
+        (line,) = axes.plot(rates, shares, marker="o", label=f"{entry.deployment}: {entry.goodput.rate_per_s:.2f}/s")
+        for sample in samples:
+            dots = [100 * share for share in sample.by_seed]
+            axes.plot([sample.rate_per_s] * len(dots), dots, linestyle="", marker=".", color=line.get_color())
+        axes.axvline(entry.goodput.rate_per_s, linestyle=":", color=line.get_color())
     axes.axhline(100 * result.target, linestyle="--", color="grey")
     axes.set(xlabel="requests/s", ylabel="requests that met both SLOs, %", ylim=(0, 102))
     axes.set_title(f"SLO: TTFT {result.slo.ttft_ms:.0f} ms, TPOT {result.slo.tpot_ms:.0f} ms")
@@ -37,7 +53,7 @@ def plot_attainment(result: GoodputResult, path: Path) -> Path:
 
 def plot_cdfs(runs: Sequence[Run], path: Path) -> Path:
     """A panel a latency, a line a deployment, all its runs together."""
-    figure = _figure(len(LATENCIES))
+    figure = new_figure(len(LATENCIES))
     for axes, (name, label) in zip(figure.subplots(1, len(LATENCIES)), LATENCIES.items(), strict=True):
         for deployment, values in pooled(runs, name).items():
             axes.plot(values, cumulative(len(values)), label=deployment)
@@ -63,11 +79,3 @@ def cumulative(count: int) -> list[float]:
 def _field(latencies: Latencies, name: str) -> Sequence[float]:
     values: Sequence[float] = getattr(latencies, name)
     return values
-
-
-def _figure(num_panels: int) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ConfigError("bench", "plots need matplotlib: pip install 'tandem-serve[bench]'") from error
-    return Figure(figsize=(5.5 * num_panels, 4.0), layout="constrained")

@@ -1,4 +1,4 @@
-"""What benchmarks write: JSON with a schema name and version first, read back by `read_result`."""
+"""What benchmarks write: JSON that names its schema and version; `bench.reading` reads it back."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from bench.compare import Ratio
 from bench.goodput import Goodput
@@ -74,12 +74,12 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class CompareResult:
-    """`tandem bench compare`: `ratios` are the second deployment's numbers over the first's."""
+    """`tandem bench compare`: `ratios` are the other deployments' numbers over the first's."""
 
     provenance: Provenance
     runs: tuple[Run, ...]  # in the order in which they were made
     ratios: tuple[Ratio, ...]
-    schema: Literal["tandem.bench.compare/1"] = "tandem.bench.compare/1"
+    schema: Literal["tandem.bench.compare/2"] = "tandem.bench.compare/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class DeploymentGoodput:
 
     deployment: str
     goodput: Goodput
-    runs: tuple[Run, ...]  # one a sample
+    runs: tuple[Run, ...]  # one a sample and seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,6 @@ class GoodputResult:
     schema: Literal["tandem.bench.goodput/1"] = "tandem.bench.goodput/1"
 
 
-LoadResult = RunResult | CompareResult | GoodputResult
-_LOAD_RESULTS: TypeAdapter[LoadResult] = TypeAdapter(LoadResult)
 Result = TypeVar("Result")
 
 
@@ -145,15 +143,3 @@ def write_result(path: Path, result: Result, kind: type[Result]) -> None:
         partial.replace(path)
     except OSError as error:
         raise ConfigError("out", f"{path}: {error.strerror}") from error
-
-
-def read_result(path: Path) -> LoadResult:
-    """A file of `run`, `compare` or `goodput`. ConfigError: not there, or not one of them."""
-    try:
-        return _LOAD_RESULTS.validate_json(path.read_bytes())
-    except OSError as error:
-        raise ConfigError("file", f"{path}: {error.strerror}") from error
-    except ValidationError as error:
-        raise ConfigError(
-            "file", f"{path} is no result of run, compare or goodput: {error.errors()[0]['msg']}"
-        ) from error

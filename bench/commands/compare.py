@@ -1,5 +1,6 @@
 """`tandem bench compare`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import click
 
 from bench.commands.options import deployment_options, experiment_of, measuring_options
 from bench.compare import ratios, turns
-from bench.deployment.open import DeploymentSpec, open_deployment, parse_deployment
+from bench.deployment.open import Target, open_all, parse_deployments
 from bench.display import new_console, ratio_table, request_bar, run_table
 from bench.experiment import run_once
 from bench.results import CompareResult, Run, provenance, write_result
@@ -15,32 +16,33 @@ from tandem.errors import ConfigError
 
 
 @click.command()
-@click.argument("first")
-@click.argument("second")
+@click.argument("deployments", nargs=-1, required=True)
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
 @measuring_options
-def compare(first: str, second: str, rounds: int, out: Path, **given: Any) -> None:
-    """Run a workload against the deployments FIRST and SECOND in turn; SECOND's numbers over FIRST's, with spread.
+def compare(deployments: Sequence[str], rounds: int, out: Path, **given: Any) -> None:
+    """Run a workload against the DEPLOYMENTS in turn; each other one's numbers over the first's, with spread.
 
-    Each is started for its run and ended after it, so that neither is in the other's way.
+    All are started first; only one has requests at a time.
     """
-    if first == second:
-        raise ConfigError("second", f"{second} cannot be compared with itself")
+    specs = parse_deployments(deployments)
+    if len(specs) < 2:
+        raise ConfigError("deployments", f"{specs[0].name} cannot be compared with itself; name two or more")
     console = new_console()
-    specs = {name: parse_deployment(name) for name in (first, second)}
     experiment, options = experiment_of(given), deployment_options(given)
     runs: list[Run] = []
 
-    def measure(spec: DeploymentSpec, number: int) -> Run:
-        title = f"round {number + 1} of {rounds}: {spec.name}"
-        num_requests = experiment.spec.num_requests
-        with open_deployment(spec, options) as target, request_bar(console, title, num_requests) as advance:
+    def measure(target: Target, number: int) -> Run:
+        title = f"round {number + 1} of {rounds}: {target.name}"
+        with request_bar(console, title, experiment.spec.num_requests) as advance:
             return run_once(experiment, target, f"round {number}", advance)
 
-    for number, order in enumerate(turns(first, second, rounds)):
-        runs += [measure(specs[name], number) for name in order]
-    found = ratios(*([run.summary for run in runs if run.deployment == name] for name in (first, second)))
+    with open_all(specs, options) as opened:
+        targets = {target.name: target for target in opened}
+        for number, order in enumerate(turns(list(targets), rounds)):
+            runs += [measure(targets[name], number) for name in order]
+    by_name = {name: [run.summary for run in runs if run.deployment == name] for name in targets}
+    found = ratios(by_name)
     write_result(out, CompareResult(provenance(), tuple(runs), found), CompareResult)
-    console.print(run_table(runs[-2:]))
-    console.print(ratio_table(first, second, found))
-    console.print(f"the tables' first is the last round; all of them are in {out}")
+    console.print(run_table(runs[-len(specs) :]))
+    console.print(ratio_table(specs[0].name, found))
+    console.print(f"the first table is the last round; all of them are in {out}")

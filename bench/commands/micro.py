@@ -11,7 +11,7 @@ from bench.commands.options import model_limits, parse_settings, tandem_options
 from bench.deployment.open import DeploymentOptions
 from bench.display import new_console
 from bench.experiment import Experiment
-from bench.micro.display import cost_table, step_table
+from bench.micro.display import cost_table, memory_table, step_table
 from bench.micro.measure import MicroPlan, measure
 from bench.micro.shapes import Grid
 from bench.micro.table import MicroResult
@@ -56,6 +56,7 @@ def micro(*, threads: str, batches: str, contexts: str, chunks: str, rounds: int
     write_result(out, result, MicroResult)
     console.print(step_table(result))
     console.print(cost_table(result))
+    console.print(memory_table(result))
     console.print(f"written to {out}")
 
 

@@ -1,8 +1,8 @@
 """Deployments by name: started when entered, ended when left."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -19,9 +19,14 @@ class DeploymentKind(StrEnum):
     STATIC = "static"  # static:PREFILL,DECODE in percent
     COLOCATED = "colocated"
     AT = "at"  # at:HOST:PORT, a Tandem that runs already
-    LLAMA_SERVER = "llama-server"
+    LLAMA_SERVER = "llama-server"  # of peers, PATH after a colon is another model than the one in the options
     VLLM = "vllm"
+    TRANSFORMERS = "transformers"
     OPENAI = "openai"  # openai:http://HOST:PORT, a server that runs already
+
+
+PARAMETERS = {DeploymentKind.STATIC: "PREFILL,DECODE", DeploymentKind.AT: "HOST:PORT", DeploymentKind.OPENAI: "ADDRESS"}
+PEER_KINDS = frozenset({DeploymentKind.LLAMA_SERVER, DeploymentKind.VLLM, DeploymentKind.TRANSFORMERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +38,10 @@ class DeploymentSpec:
 
     @property
     def name(self) -> str:
-        """As the user wrote it."""
-        return f"{self.kind}:{self.parameter}" if self.parameter else str(self.kind)
+        """As the user wrote it; of a peer's model the last part of its path."""
+        if not self.parameter:
+            return str(self.kind)
+        return f"{self.kind}:{Path(self.parameter).name if self.kind in PEER_KINDS else self.parameter}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +55,12 @@ class DeploymentOptions:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A deployment that serves. `pids` are those of Tandem's services, where they are this machine's own."""
+    """A deployment that serves. `pids` and `memd` are of Tandem's services, where they are this machine's own."""
 
     name: str
     endpoint: EndpointSpec
     pids: Mapping[str, int] = field(default_factory=dict)
+    memd: str = ""  # its address
 
 
 def parse_deployment(text: str) -> DeploymentSpec:
@@ -61,12 +69,27 @@ def parse_deployment(text: str) -> DeploymentSpec:
     if name not in set(DeploymentKind):
         raise ConfigError("deployment", f"{text!r} is none of {', '.join(DeploymentKind)}")
     spec = DeploymentSpec(DeploymentKind(name), parameter)
-    needs = {DeploymentKind.STATIC: "PREFILL,DECODE", DeploymentKind.AT: "HOST:PORT", DeploymentKind.OPENAI: "ADDRESS"}
-    if bool(parameter) != (spec.kind in needs):
-        raise ConfigError(
-            "deployment", f"{text!r}: write {name}{':' if spec.kind in needs else ''}{needs.get(spec.kind, '')}"
-        )
+    if spec.kind not in PEER_KINDS and bool(parameter) != (spec.kind in PARAMETERS):
+        form = f"{name}:{PARAMETERS[spec.kind]}" if spec.kind in PARAMETERS else name
+        raise ConfigError("deployment", f"{text!r}: write {form}")
+    if spec.kind is DeploymentKind.STATIC:
+        static_flags(parameter)
     return spec
+
+
+def parse_deployments(texts: Sequence[str]) -> list[DeploymentSpec]:
+    """To be measured side by side. ConfigError: two of them have one name."""
+    specs = [parse_deployment(text) for text in texts]
+    if len({spec.name for spec in specs}) < len(specs):
+        raise ConfigError("deployment", f"two of {', '.join(texts)} have one name: there is nothing to compare")
+    return specs
+
+
+@contextlib.contextmanager
+def open_all(specs: Sequence[DeploymentSpec], options: DeploymentOptions) -> Iterator[list[Target]]:
+    """All of them serving when entered, each idle unless it has requests."""
+    with contextlib.ExitStack() as opened:
+        yield [opened.enter_context(open_deployment(spec, options)) for spec in specs]
 
 
 @contextlib.contextmanager
@@ -77,13 +100,13 @@ def open_deployment(spec: DeploymentSpec, options: DeploymentOptions) -> Iterato
             yield Target(spec.name, EndpointSpec(Protocols.TANDEM, spec.parameter))
         case DeploymentKind.OPENAI:
             yield _http_target(spec, spec.parameter)
-        case DeploymentKind.LLAMA_SERVER | DeploymentKind.VLLM:
-            with run_dir() as path, running_peer(spec.kind, _peer_options(options), path / "peer.log") as address:
+        case DeploymentKind.LLAMA_SERVER | DeploymentKind.VLLM | DeploymentKind.TRANSFORMERS:
+            with run_dir() as path, running_peer(spec.kind, _peer_options(spec, options), path / "peer.log") as address:
                 yield _http_target(spec, address)
         case _:
             with run_dir() as path, running(local_services(spec, options, path)) as services:
                 pids = {name: process.pid for name, process in services.processes.items()}
-                yield Target(spec.name, EndpointSpec(Protocols.TANDEM, services.gateway), pids)
+                yield Target(spec.name, EndpointSpec(Protocols.TANDEM, services.gateway), pids, services.socket("memd"))
 
 
 def local_services(spec: DeploymentSpec, options: DeploymentOptions, path: Path) -> LocalServices:
@@ -104,10 +127,10 @@ def static_flags(parameter: str) -> dict[str, object]:
     return {"planner": "static", "prefill-percent": prefill, "decode-percent": decode}
 
 
-def _peer_options(options: DeploymentOptions) -> PeerOptions:
+def _peer_options(spec: DeploymentSpec, options: DeploymentOptions) -> PeerOptions:
     if options.peer is None:
         raise ConfigError("deployment", "a peer needs its options")
-    return options.peer
+    return replace(options.peer, model=spec.parameter or options.peer.model)
 
 
 def _http_target(spec: DeploymentSpec, address: str) -> Target:

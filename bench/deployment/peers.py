@@ -19,18 +19,20 @@ START_TIMEOUT_S = 600.0  # vLLM compiles
 END_TIMEOUT_S = 30.0
 POLL_S = 0.2
 LAST_CHARS = 2000
+VLLM_KV_GIB = "2"  # its default takes a share of the machine
+TRANSFORMERS_SCRIPT = Path(__file__).with_name("transformers_server.py")
 
 
 @dataclass(frozen=True, slots=True)
 class PeerOptions:
-    """What a peer is started with. `model` is what it can read: a GGUF file for llama.cpp, a folder for vLLM."""
+    """What a peer is started with. `model` is what it can read: a GGUF file for llama.cpp, a folder for the others."""
 
     model: str
     num_threads: int
     num_slots: int  # sequences at once
     max_context_tokens: int  # of each
     llama_server: str = "llama-server"
-    python: str = "python3"  # of the environment that vLLM is installed in
+    python: str = "python3"  # of the environment that has vLLM and transformers
     extra_args: tuple[str, ...] = ()
 
 
@@ -61,11 +63,31 @@ def vllm(options: PeerOptions, port: int) -> PeerProcess:
     flags = [part for flag, value in sizes.items() for part in (flag, str(value))]
     command = [options.python, "-m", "vllm.entrypoints.openai.api_server", "--model", options.model]
     address = ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16"]
-    environment = {"VLLM_CPU_OMP_THREADS_BIND": f"0-{options.num_threads - 1}"}
+    environment = {
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{options.num_threads - 1}",
+        "VLLM_CPU_KVCACHE_SPACE": VLLM_KV_GIB,
+    }
     return PeerProcess((*command, *address, *flags, *options.extra_args), environment)
 
 
-PEERS: dict[str, Callable[[PeerOptions, int], PeerProcess]] = {"llama-server": llama_server, "vllm": vllm}
+def transformers(options: PeerOptions, port: int) -> PeerProcess:
+    """Our own server around transformers' continuous batching."""
+    sizes = {
+        "--threads": options.num_threads,
+        "--max-sequences": options.num_slots,
+        "--max-context": options.max_context_tokens,
+        "--port": port,
+    }
+    flags = [part for flag, value in sizes.items() for part in (flag, str(value))]
+    command = (options.python, str(TRANSFORMERS_SCRIPT), "--model", options.model)
+    return PeerProcess((*command, *flags, *options.extra_args), {})
+
+
+PEERS: dict[str, Callable[[PeerOptions, int], PeerProcess]] = {
+    "llama-server": llama_server,
+    "vllm": vllm,
+    "transformers": transformers,
+}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Servers with OpenAI's completions API over HTTP: llama.cpp's, vLLM's and others.
 
-Prompts go as token ids, which both take. The usage in the stream's end says how many tokens there were; a chunk counts
-as one token, and what the usage has beyond the chunks is counted with the last.
+Prompts go as token ids, which all take. Where chunks bring token ids (vLLM's do when asked), these are the tokens. Else
+a chunk counts as one, and what the usage in the stream's end has beyond the chunks is counted with the last.
 """
 
 import json
@@ -52,6 +52,7 @@ class OpenAiEndpoint:
             "max_tokens": max_tokens,
             "temperature": 0.0,
             "ignore_eos": True,
+            "return_token_ids": True,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -66,10 +67,12 @@ def parse_line(line: str, num_told: int) -> Tokens | None:
         return None
     event = _event(text)
     usage = event.get("usage") or {}
-    num_chunk = 1 if any(choice.get("text") for choice in event.get("choices", ())) else 0
+    choices = event.get("choices", ())
+    token_ids = tuple(token_id for choice in choices for token_id in choice.get("token_ids") or ())
+    num_chunk = len(token_ids) or int(any(choice.get("text") for choice in choices))
     missing = int(usage.get("completion_tokens", 0)) - num_told - num_chunk
     num_tokens = num_chunk + max(0, missing)
-    return Tokens(num_tokens, (), _cached(usage)) if num_tokens or usage else None
+    return Tokens(num_tokens, token_ids, _cached(usage)) if num_tokens or usage else None
 
 
 def _event(text: str) -> dict[str, Any]:

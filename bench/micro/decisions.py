@@ -1,82 +1,135 @@
-"""What a scheduler's decision costs, by how many wait."""
+"""What deciding costs, by how many wait: the gateway's queue, and a phase's whole step but for the model.
 
+In steady state: with each step some end, as many join, and as many come. The time is the step's; what happens between
+two steps (a sequence's arrival) is not in it.
+"""
+
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from itertools import count
 from statistics import median
+from typing import Any
 
+from bench.micro.engines import BLOCK_SIZE, Blocks, make_outfit, new_lease
 from bench.micro.table import DecisionCost
-from tandem.scheduler.decode import BlockStock, DecodeCandidate, PoolState, plan_step
-from tandem.scheduler.prefill import RunningPrompt, WaitingPrompt, admit, share_budget
+from services.decode.engine import DecodeEngine
+from services.prefill.engine import PrefillEngine
+from tandem.kv.store import SequenceLease
+from tandem.phase.engine import PhaseEngine
+from tandem.phase.limits import PhaseLimits
+from tandem.phase.outfit import Outfit
+from tandem.runner.sampler import SampledToken
 from tandem.scheduler.waiting import FirstComeFirstServed, WaitingEntry, WaitingQueue
+from tandem.types import Block, Phase, SamplingSpec, SequenceSpec, StopSpec, Submit
 
 DEPTHS = (1, 10, 100, 1_000, 10_000)
-NUM_RUNNING = 32
-CHUNK_TOKENS = 512
-NUM_REPEATS = 9
-TARGET_S = 0.02  # of one repeat: short enough to be many, long enough for the clock
+LIMITS = PhaseLimits(
+    max_sequences=32, block_size=BLOCK_SIZE, num_pool_blocks=1 << 20, vocab_size=1 << 10, max_context_tokens=1 << 12
+)
+PROMPT_TOKENS = 64
+CHUNK_TOKENS = 4 * PROMPT_TOKENS  # four prompts a step
+MOST_OUTPUT_TOKENS = 32  # about two sequences end with each decode step
+NUM_AHEAD_BLOCKS = 1 << 10
+NUM_STEPS = 100
+NUM_UNCOUNTED = 2 * MOST_OUTPUT_TOKENS
+TOKEN = SampledToken(7, None)
 US = 1e6
 
-Decision = Callable[[], object]
+TimesUs = list[float]
 
 
 def measure_decisions() -> tuple[DecisionCost, ...]:
-    """Every decision at every depth."""
+    """Every decision at every depth. Sequences that end are logged: less than errors must be cut."""
     return tuple(
-        DecisionCost(name, depth, _median_us(prepare(depth))) for name, prepare in DECISIONS.items() for depth in DEPTHS
+        DecisionCost(name, depth, median(asyncio.run(take(depth, NUM_STEPS))))
+        for name, take in DECISIONS.items()
+        for depth in DEPTHS
     )
 
 
-def _next_request(depth: int) -> Decision:
+async def _next_request(depth: int, num_steps: int) -> TimesUs:
     """The gateway's queue: the first goes, another comes."""
     queue: WaitingQueue[int] = WaitingQueue(FirstComeFirstServed())
     for number in range(depth):
         queue.push(number, WaitingEntry(0, number, 0))
-    arrivals = iter(range(depth, 1 << 62))
-
-    def decide() -> None:
+    times_us: TimesUs = []
+    for number in range(depth, depth + num_steps):
+        started_s = time.perf_counter()
         queue.pop()
-        number = next(arrivals)
         queue.push(number, WaitingEntry(0, number, 0))
-
-    return decide
-
-
-def _admission(depth: int) -> Decision:
-    """Prefill, with no block to spare: it looks, and nobody goes in."""
-    waiting = [WaitingPrompt(number, 0, number, 8) for number in range(depth)]
-    return lambda: admit(waiting, num_places=NUM_RUNNING, num_spare_blocks=0)
+        times_us.append((time.perf_counter() - started_s) * US)
+    return times_us
 
 
-def _budget(depth: int) -> Decision:
-    """Prefill's chunks among the admitted."""
-    running = [RunningPrompt(number, 0, number, 1_000) for number in range(depth)]
-    return lambda: share_budget(running, CHUNK_TOKENS)
+async def _decode_step(depth: int, num_steps: int) -> TimesUs:
+    """At its bound of running sequences, the others waiting to join."""
+    blocks = tuple(Block(number, 1) for number in range(PROMPT_TOKENS // BLOCK_SIZE))
+    outfit = _outfit(Phase.DECODE, lambda lease_id: SequenceLease(lease_id, blocks, PROMPT_TOKENS - 1))
+    return await _step_times(outfit, DecodeEngine(outfit), depth, num_steps)
 
 
-def _decode_step(depth: int) -> Decision:
-    """Decode at its bound of running sequences, the others waiting to join."""
-    running = [DecodeCandidate(number, 0, number, 10, 0) for number in range(NUM_RUNNING)]
-    waiting = [DecodeCandidate(NUM_RUNNING + number, 0, NUM_RUNNING + number, 10, 0) for number in range(depth)]
-    stock = BlockStock(num_spare_blocks=64, num_pool_blocks=1 << 20, pool=PoolState.OPEN)
-    return lambda: plan_step(running, waiting, stock, NUM_RUNNING)
+async def _prefill_step(depth: int, num_steps: int) -> TimesUs:
+    """At its bound of admitted prompts."""
+    outfit = _outfit(Phase.PREFILL, new_lease)
+    return await _step_times(outfit, PrefillEngine(outfit, lambda: CHUNK_TOKENS), depth, num_steps)
 
 
-DECISIONS: Mapping[str, Callable[[int], Decision]] = {
+DECISIONS: Mapping[str, Callable[[int, int], Coroutine[Any, Any, TimesUs]]] = {
     "gateway.next_request": _next_request,
-    "prefill.admit": _admission,
-    "prefill.share_budget": _budget,
-    "decode.plan_step": _decode_step,
+    "prefill.step": _prefill_step,
+    "decode.step": _decode_step,
 }
 
 
-def _median_us(decide: Decision) -> float:
-    decide()
-    count = max(1, int(TARGET_S / max(_seconds(decide, 1), 1e-7)))
-    return median(_seconds(decide, count) / count for _ in range(NUM_REPEATS)) * US
+def _outfit(phase: Phase, adopted: Callable[[int], SequenceLease]) -> Outfit:
+    return make_outfit(phase, Blocks(LIMITS.num_pool_blocks, adopted), LIMITS, NUM_AHEAD_BLOCKS)
 
 
-def _seconds(decide: Decision, count: int) -> float:
+async def _step_times(outfit: Outfit, engine: PhaseEngine[Any, Any], depth: int, num_steps: int) -> TimesUs:
+    """Of steps with `depth` sequences more than can run."""
+    engine.start()
+    session = engine.open_session()
+    lease_ids = count()
+    times_us: TimesUs = []
+    for _ in range(NUM_UNCOUNTED + num_steps):
+        for _ in range(depth + LIMITS.max_sequences - _num_sequences(engine)):
+            engine.command(session, Submit(_spec(next(lease_ids))))
+        await _settled(engine, depth + LIMITS.max_sequences)
+        times_us.append(_step_us(engine))
+    await outfit.crew.cancel()
+    return times_us[NUM_UNCOUNTED:]
+
+
+async def _settled(engine: PhaseEngine[Any, Any], num_sequences: int) -> None:
+    """What was submitted waits, and blocks are at hand."""
+    while _num_sequences(engine) < num_sequences or engine.load().num_spare_blocks < NUM_AHEAD_BLOCKS // 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
+def _num_sequences(engine: PhaseEngine[Any, Any]) -> int:
+    load = engine.load()
+    return load.num_waiting + load.num_running
+
+
+def _step_us(engine: PhaseEngine[Any, Any]) -> float:
     started_s = time.perf_counter()
-    for _ in range(count):
-        decide()
-    return time.perf_counter() - started_s
+    parts = engine.prepare()
+    engine.deliver()
+    engine.finish([TOKEN if part.draw else None for part in parts])
+    engine.load()
+    return (time.perf_counter() - started_s) * US
+
+
+def _spec(lease_id: int) -> SequenceSpec:
+    """A prompt unlike all others, so that nothing is shared."""
+    stop = StopSpec(max_tokens=1 + lease_id % MOST_OUTPUT_TOKENS)
+    return SequenceSpec(
+        lease_id=lease_id,
+        request_id="",
+        token_ids=(*divmod(lease_id, LIMITS.vocab_size), *(1,) * (PROMPT_TOKENS - 2)),
+        num_prompt_tokens=PROMPT_TOKENS,
+        sampling=SamplingSpec(),
+        stop=stop,
+        arrival_unix_ns=lease_id,
+    )

@@ -4,6 +4,8 @@ from rich.table import Table
 
 from bench.micro.table import MicroResult
 
+MEGA = 1e6
+
 
 def step_table(result: MicroResult) -> Table:
     """A row a step: threads, sequences, new tokens and keys of each, milliseconds, and how far it is from its floor."""
@@ -28,4 +30,28 @@ def cost_table(result: MicroResult) -> Table:
         table.add_row(lease.call, f"{lease.num_blocks} blocks", f"{lease.median_ms:.2f} ms, p99 {lease.p99_ms:.2f}")
     for cost in result.gateway:
         table.add_row("gateway CPU", f"{cost.num_streams} streams", f"{cost.cpu_us_per_token:.0f} us a token")
+        decode_us = f"{cost.decode_loop_us_per_token:.0f} us a token"
+        table.add_row("decode CPU but its steps", f"{cost.num_streams} streams", decode_us)
+    for each in result.overhead:
+        at = f"batch {each.shape.num_sequences}, {each.shape.num_threads} threads"
+        spent = f"{each.share * 100:.1f} % of {each.step_ms:.1f} ms"
+        table.add_row("decode step but its operators", at, spent)
     return table
+
+
+def memory_table(result: MicroResult) -> Table:
+    """Segments and their formulas; processes' shares of them."""
+    table = Table("memory", "MB", "")
+    for segment in result.segments:
+        table.add_row(f"segment {segment.segment}", _mb(segment.size_bytes), f"formula {_mb(segment.formula_bytes)}")
+    for service in result.services:
+        parts = f"own {_mb(service.pss_anonymous_bytes)}, segments {_mb(service.pss_shared_bytes)}"
+        table.add_row(f"{service.service}, PSS", _mb(service.pss_bytes), f"{parts}; RSS {_mb(service.rss_bytes)}")
+    pss_bytes = sum(service.pss_bytes for service in result.services)
+    rss_bytes = sum(service.rss_bytes for service in result.services)
+    table.add_row("all services, PSS", _mb(pss_bytes), f"RSS {_mb(rss_bytes)}")
+    return table
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / MEGA:.1f}"

@@ -1,21 +1,22 @@
-"""What a token costs the gateway: CPU time of its process while so many streams run, over the tokens they brought."""
+"""What a token costs beside computing it: CPU time of the processes while so many streams run, over the tokens."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-
-import psutil
 
 from bench.deployment.open import Target
 from bench.experiment import Experiment, run_once
 from bench.load.metrics import Summary
 from bench.load.process import Progress
+from bench.micro.processes import CpuTime, cpu_time
 from bench.micro.table import GatewayCost
 from bench.workloads.arrivals import Arrival, ArrivalKind
 from tandem.errors import NotReadyError
 
+GATEWAY, DECODE = "gateway", "decode"
 NUM_STREAMS = (1, 16)
 WORKLOAD = "fixed:16,64"
 REQUESTS_A_STREAM = 4
-MIN_REQUESTS = 16  # CPU time comes in steps of 10 ms
+MIN_REQUESTS = 16
 US = 1e6
 
 
@@ -25,16 +26,21 @@ def measure_gateway(experiment: Experiment, target: Target) -> tuple[GatewayCost
 
 
 def _cost(experiment: Experiment, target: Target, num_streams: int) -> GatewayCost:
-    gateway = psutil.Process(target.pids["gateway"])
     run_once(_streams(experiment, num_streams, num_streams), target, f"{num_streams} streams, warm", _ignore)
-    before_s = _cpu_s(gateway)
+    before = _cpu_times(target.pids)
     num_requests = max(MIN_REQUESTS, REQUESTS_A_STREAM * num_streams)
     run = run_once(_streams(experiment, num_streams, num_requests), target, f"{num_streams} streams", _ignore)
-    used_s = _cpu_s(gateway) - before_s
+    after = _cpu_times(target.pids)
     if run.summary.num_errors:
         raise NotReadyError(f"requests failed: {', '.join(run.summary.errors)}")
     num_tokens = _num_tokens(run.summary)
-    return GatewayCost(num_streams, num_tokens, used_s / num_tokens * US)
+    gateway_s = after[GATEWAY].total_s - before[GATEWAY].total_s
+    decode_loop_s = after[DECODE].loop_s - before[DECODE].loop_s
+    return GatewayCost(num_streams, num_tokens, gateway_s / num_tokens * US, decode_loop_s / num_tokens * US)
+
+
+def _cpu_times(pids: Mapping[str, int]) -> dict[str, CpuTime]:
+    return {name: cpu_time(pids[name]) for name in (GATEWAY, DECODE)}
 
 
 def _streams(experiment: Experiment, num_streams: int, num_requests: int) -> Experiment:
@@ -45,11 +51,6 @@ def _streams(experiment: Experiment, num_streams: int, num_requests: int) -> Exp
 
 def _num_tokens(summary: Summary) -> int:
     return round(summary.output_tokens_per_s * summary.duration_s)
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def _ignore(progress: Progress) -> None:

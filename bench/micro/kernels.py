@@ -2,6 +2,7 @@
 
 Both sets compute the same case in turn, in one process, so that a disturbance falls on both; medians are compared.
 Weights are random, of SmolLM2-135M's shape; operators are run once for each of its layers, on that layer's own memory.
+``--level`` names an instruction set other than the best one here, ``--torch-dtype`` what torch computes in.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +23,7 @@ from bench.micro.floors import FloorProbes
 from bench.results import provenance
 from kernels.layer_stack import LinearWeight
 from kernels.native.kernels import native_kernels
-from kernels.native.library import NativeUnavailableError
+from kernels.native.levels import LEVELS, Level, NativeUnavailableError
 from kernels.rotary import inverse_frequencies, rotary_table
 from kernels.table import Kernels, torch_kernels
 from tandem.model.batch import SequenceRows
@@ -30,7 +32,8 @@ from tandem.model.registry import get_family
 from tandem.runner.model_runner import ModelRunner
 
 MODEL = ModelConfig("llama", 576, 1536, 30, 9, 3, 64, 49152, 8192, 1e-5, 1e5, tie_word_embeddings=True)
-DTYPE = torch.bfloat16
+NATIVE_DTYPE = torch.bfloat16
+TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 BLOCK_SIZE = 16
 DECODE_BATCHES = (1, 8, 16, 32)
 CONTEXT = 256
@@ -40,13 +43,11 @@ MS = 1e3
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """What each set does; `read_bytes` and `flops` are the least that anyone must read and multiply."""
+class Rivals:
+    """Who is compared."""
 
-    name: str
-    run: Callable[[Kernels], Callable[[], object]]  # prepares; the result is what is timed
-    read_bytes: float = 0.0
-    flops: float = 0.0
+    levels: Sequence[Level]  # of the native kernels, the first that can be had
+    torch_dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +62,16 @@ class Timing:
 
 
 class Subject:
-    """Weights and a cache for all cases."""
+    """Weights and a cache for all cases, the same numbers in every dtype but for its rounding."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
         family = get_family(MODEL.family)
-        self.weights = {p.name: torch.randn(p.shape).to(DTYPE) for p in family.parameters(MODEL)}
+        self.dtype = dtype
+        self.weights = {p.name: torch.randn(p.shape).to(dtype) for p in family.parameters(MODEL)}
         num_blocks = max(DECODE_BATCHES) * -(-CONTEXT // BLOCK_SIZE)
         shape = (MODEL.num_layers, 2, num_blocks, BLOCK_SIZE, MODEL.num_kv_heads, MODEL.head_dim)
-        self.kv_cache = torch.randn(shape, dtype=torch.float32).to(DTYPE)
+        self.kv_cache = torch.randn(shape).to(dtype)
 
     def linears(self) -> list[LinearWeight]:
         """Of every layer, in order."""
@@ -80,28 +83,50 @@ class Subject:
         return ModelRunner(decoder, self.kv_cache, BLOCK_SIZE)
 
 
-def cases(subject: Subject) -> Iterator[Case]:
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A set of kernels and what it computes with."""
+
+    kernels: Kernels
+    subject: Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What each contender does; `read_bytes` and `flops` are the least that bfloat16 must be read and multiplied."""
+
+    name: str
+    run: Callable[[Contender], Callable[[], object]]  # prepares; the result is what is timed
+    read_bytes: float = 0.0
+    flops: float = 0.0
+
+
+def cases() -> Iterator[Case]:
     """Operators first."""
     for num_rows in LINEAR_ROWS:
-        yield _linears(subject, num_rows)
+        yield _linears(num_rows)
     for batch in DECODE_BATCHES:
-        yield _attention(subject, f"attention, decode {batch} x {CONTEXT}", batch, 1, CONTEXT)
-    yield _attention(subject, f"attention, prefill {PROMPT}", 1, PROMPT, PROMPT)
+        yield _attention(f"attention, decode {batch} x {CONTEXT}", batch, 1, CONTEXT)
+    yield _attention(f"attention, prefill {PROMPT}", 1, PROMPT, PROMPT)
     for num_rows in (16, PROMPT):
-        yield _between(subject, num_rows)
+        yield _between(num_rows)
     for batch in DECODE_BATCHES:
-        yield _step(subject, f"step, decode {batch} x {CONTEXT}", batch, 1, CONTEXT)
-    yield _step(subject, f"step, prefill {PROMPT}", 1, PROMPT, PROMPT)
+        yield _step(f"step, decode {batch} x {CONTEXT}", batch, 1, CONTEXT)
+    yield _step(f"step, prefill {PROMPT}", 1, PROMPT, PROMPT)
 
 
-def measure(num_threads: int, num_rounds: int) -> list[Timing]:
+def measure(rivals: Rivals, num_threads: int, num_rounds: int) -> list[Timing]:
     """NativeUnavailableError."""
     torch.set_num_threads(num_threads)
-    torch.manual_seed(0)
-    native = native_kernels()
-    sets = (torch_kernels(), native, replace(native, fuse_layers=None))
-    subject, probes = Subject(), FloorProbes(DTYPE)
-    measured = [_measured(case, sets, probes, num_rounds) for case in cases(subject)]
+    native, subject = native_kernels(rivals.levels), Subject(NATIVE_DTYPE)
+    theirs = subject if rivals.torch_dtype == NATIVE_DTYPE else Subject(rivals.torch_dtype)
+    contenders = (
+        Contender(torch_kernels(), theirs),
+        Contender(native, subject),
+        Contender(replace(native, fuse_layers=None), subject),
+    )
+    probes = FloorProbes(rivals.torch_dtype)
+    measured = [_measured(case, contenders, probes, num_rounds) for case in cases()]
     read = median(each.read_gb_per_s for each in measured)
     gemm = median(each.gemm_gflop_per_s for each in measured)
     return [each.timing(read, gemm) for each in measured]
@@ -124,9 +149,9 @@ class _Measured:
 
 
 @torch.inference_mode()
-def _measured(case: Case, sets: Sequence[Kernels], probes: FloorProbes, num_rounds: int) -> _Measured:
+def _measured(case: Case, contenders: Sequence[Contender], probes: FloorProbes, num_rounds: int) -> _Measured:
     """After one round that is not counted."""
-    prepared = [case.run(kernels) for kernels in sets]
+    prepared = [case.run(contender) for contender in contenders]
     rounds = [[_ms(run) for run in prepared] for _ in range(num_rounds + 1)][1:]
     set_ms = tuple(median(times) for times in zip(*rounds, strict=True))
     return _Measured(case, set_ms, probes.read_gb_per_s(), probes.gemm_gflop_per_s())
@@ -138,26 +163,29 @@ def _ms(run: Callable[[], object]) -> float:
     return (time.perf_counter() - started_s) * MS
 
 
-def _linears(subject: Subject, num_rows: int) -> Case:
+def _linears(num_rows: int) -> Case:
     """All of the layers'."""
-    linears = subject.linears()
-    inputs = {width: torch.randn(num_rows, width).to(DTYPE) for width in {each.weight.shape[1] for each in linears}}
-    size = sum(each.weight.numel() for each in linears)
 
-    def prepare(kernels: Kernels) -> Callable[[], object]:
-        return lambda: [kernels.linear(inputs[each.weight.shape[1]], each.weight) for each in linears]
+    def prepare(contender: Contender) -> Callable[[], object]:
+        linears, dtype = contender.subject.linears(), contender.subject.dtype
+        inputs = {width: torch.randn(num_rows, width).to(dtype) for width in {each.weight.shape[1] for each in linears}}
+        return lambda: [contender.kernels.linear(inputs[each.weight.shape[1]], each.weight) for each in linears]
 
-    return Case(f"linears, {num_rows} rows", prepare, size * 2, 2 * size * num_rows)
+    size = _linear_elements()
+    return Case(f"linears, {num_rows} rows", prepare, size * NATIVE_DTYPE.itemsize, 2 * size * num_rows)
 
 
-def _attention(subject: Subject, name: str, batch: int, num_rows: int, context: int) -> Case:
+def _attention(name: str, batch: int, num_rows: int, context: int) -> Case:
     """In all layers, the plan included."""
     blocks = -(-context // BLOCK_SIZE)
     tables = torch.arange(batch * blocks).view(batch, blocks)
     starts, contexts = torch.arange(batch + 1) * num_rows, torch.full((batch,), context)
-    query = torch.randn(batch * num_rows, MODEL.num_heads, MODEL.head_dim).to(DTYPE)
+    drawn = torch.randn(batch * num_rows, MODEL.num_heads, MODEL.head_dim)
 
-    def prepare(kernels: Kernels) -> Callable[[], object]:
+    def prepare(contender: Contender) -> Callable[[], object]:
+        kernels, subject = contender.kernels, contender.subject
+        query = drawn.to(subject.dtype)
+
         def run() -> None:
             plan = kernels.plan_attention(
                 tables, starts, contexts, block_size=BLOCK_SIZE, num_kv_heads=MODEL.num_kv_heads
@@ -172,15 +200,18 @@ def _attention(subject: Subject, name: str, batch: int, num_rows: int, context: 
     return Case(name, prepare, batch * context * _kv_token_bytes(), flops)
 
 
-def _between(subject: Subject, num_rows: int) -> Case:
+def _between(num_rows: int) -> Case:
     """What lies between products: norms, rotation with store, gate; of all layers."""
-    hidden, gate_up = torch.randn(num_rows, MODEL.hidden_size), torch.randn(num_rows, 2 * MODEL.intermediate_size)
-    hidden, gate_up, weight = hidden.to(DTYPE), gate_up.to(DTYPE), torch.ones(MODEL.hidden_size, dtype=DTYPE)
-    heads = torch.randn(num_rows, MODEL.num_heads + 2 * MODEL.num_kv_heads, MODEL.head_dim).to(DTYPE)
+    drawn_heads = torch.randn(num_rows, MODEL.num_heads + 2 * MODEL.num_kv_heads, MODEL.head_dim)
     table = rotary_table(inverse_frequencies(MODEL.head_dim, MODEL.rope_theta), torch.arange(num_rows))
     slots = torch.arange(num_rows)
 
-    def prepare(kernels: Kernels) -> Callable[[], object]:
+    def prepare(contender: Contender) -> Callable[[], object]:
+        kernels, subject = contender.kernels, contender.subject
+        hidden = torch.randn(num_rows, MODEL.hidden_size).to(subject.dtype)
+        gate_up = torch.randn(num_rows, 2 * MODEL.intermediate_size).to(subject.dtype)
+        weight, heads = torch.ones(MODEL.hidden_size, dtype=subject.dtype), drawn_heads.to(subject.dtype)
+
         def run() -> None:
             for keys, values in subject.kv_cache.unbind(0):
                 kernels.add_rms_norm(hidden, hidden, weight, MODEL.rms_norm_eps)
@@ -193,31 +224,36 @@ def _between(subject: Subject, num_rows: int) -> Case:
     return Case(f"norms, rotation, gate, {num_rows} rows", prepare)
 
 
-def _step(subject: Subject, name: str, batch: int, num_rows: int, context: int) -> Case:
+def _step(name: str, batch: int, num_rows: int, context: int) -> Case:
     """From rows to logits."""
     blocks = -(-context // BLOCK_SIZE)
     rows = [
         SequenceRows([7] * num_rows, context - num_rows, range(index * blocks, (index + 1) * blocks))
         for index in range(batch)
     ]
-    layers = sum(each.weight.numel() for each in subject.linears())
-    head = MODEL.vocab_size * MODEL.hidden_size
+    layers, head = _linear_elements(), MODEL.vocab_size * MODEL.hidden_size
 
-    def prepare(kernels: Kernels) -> Callable[[], object]:
-        runner = subject.runner(kernels)
+    def prepare(contender: Contender) -> Callable[[], object]:
+        runner = contender.subject.runner(contender.kernels)
         return lambda: runner.execute(rows)
 
-    read_bytes = (layers + head) * 2 + batch * context * _kv_token_bytes()
+    read_bytes = (layers + head) * NATIVE_DTYPE.itemsize + batch * context * _kv_token_bytes()
     return Case(name, prepare, read_bytes, 2 * batch * (layers * num_rows + head))
 
 
+def _linear_elements() -> int:
+    """Of the weights of all layers' linears."""
+    parameters = get_family(MODEL.family).parameters(MODEL)
+    return sum(prod(each.shape) for each in parameters if each.name.endswith("proj.weight"))
+
+
 def _kv_token_bytes() -> int:
-    return MODEL.num_layers * 2 * MODEL.num_kv_heads * MODEL.head_dim * DTYPE.itemsize
+    return MODEL.num_layers * 2 * MODEL.num_kv_heads * MODEL.head_dim * NATIVE_DTYPE.itemsize
 
 
-def table(timings: Sequence[Timing], num_threads: int) -> Table:
+def table(timings: Sequence[Timing], title: str) -> Table:
     """Ratios above 1 say that native is faster."""
-    view = Table(title=f"native kernels, {num_threads} threads, ms")
+    view = Table(title=title)
     for heading in ("case", "torch", "native", "one by one", "torch / native", "floor", "native / floor"):
         view.add_column(heading, justify="left" if heading == "case" else "right")
     for timing in timings:
@@ -235,23 +271,36 @@ def table(timings: Sequence[Timing], num_threads: int) -> Table:
 
 def main(arguments: Sequence[str]) -> int:
     """1 where there are no native kernels to measure."""
-    parser = argparse.ArgumentParser(prog="python -m bench.micro.kernels", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    rivals = Rivals(
+        [level for level in LEVELS if options.level in (level.name, None)], TORCH_DTYPES[options.torch_dtype]
+    )
     console, results = Console(), {}
     try:
         for num_threads in options.threads:
-            timings = measure(num_threads, options.rounds)
-            console.print(table(timings, num_threads))
+            timings = measure(rivals, num_threads, options.rounds)
+            title = f"native kernels ({options.level or 'best level'}) against torch in {options.torch_dtype}"
+            console.print(table(timings, f"{title}, {num_threads} threads, ms"))
             results[num_threads] = [asdict(timing) for timing in timings]
     except NativeUnavailableError as error:
         console.print(f"nothing to measure: {error}")
         return 1
     if options.json:
-        options.json.write_text(json.dumps({"provenance": asdict(provenance()), "threads": results}, indent=2))
+        against = {"level": options.level, "torch_dtype": options.torch_dtype}
+        options.json.write_text(
+            json.dumps({"provenance": asdict(provenance()), **against, "threads": results}, indent=2)
+        )
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.micro.kernels", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--level", choices=[level.name for level in LEVELS], help="default: the best one here")
+    parser.add_argument("--torch-dtype", choices=TORCH_DTYPES, default="bfloat16")
+    parser.add_argument("--json", type=Path)
+    return parser
 
 
 if __name__ == "__main__":

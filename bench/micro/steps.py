@@ -15,14 +15,15 @@ import torch
 from bench.micro.floors import FloorProbes
 from bench.micro.shapes import floor_ms
 from bench.micro.table import Floor, ModelFacts, StepShape, StepTime
-from tandem.device.cpu.memory import MemfdImporter
+from kernels.choice import KernelChoice, choose_kernels
+from tandem.device.memory_backends import IMPORTERS, SegmentImporter
 from tandem.kv.layout import KvLayout, num_blocks_for
 from tandem.model.batch import SequenceRows
 from tandem.model.config import ModelConfig
 from tandem.phase.stepper import StepPart, Stepper
 from tandem.phase.storage import MappedModel, map_model
 from tandem.rpc.memd_client import MemdClient
-from tandem.runner.sampler import Draw, sample
+from tandem.runner.sampler import Draw, SampledToken
 from tandem.types import Fingerprint, Phase, SamplingSpec
 
 GREEDY = SamplingSpec(temperature=0.0)
@@ -37,30 +38,35 @@ class StepBench:
         self.config = config
         self.layout = layout
         self._mapped = mapped  # holds the mappings that the runner computes over
-        self._stepper = Stepper(mapped.runner, sample)
+        self._stepper = Stepper(mapped.steps)
         self._probes = FloorProbes(getattr(torch, layout.dtype))
 
     async def floor(self, num_threads: int) -> Floor:
         """One round's."""
-        await self._use_threads(num_threads)
+        await self.use_threads(num_threads)
         read = await self._stepper.run_in_thread(self._probes.read_gb_per_s)
         gemm = await self._stepper.run_in_thread(self._probes.gemm_gflop_per_s)
         return Floor(num_threads, read, gemm)
 
     async def step_ms(self, shape: StepShape) -> float:
         """One step, from the loop and back to it."""
-        await self._use_threads(shape.num_threads)
+        await self.use_threads(shape.num_threads)
         parts = step_parts(shape, self.layout.block_size)
         started_s = time.perf_counter()
-        await self._stepper.step(parts)
+        await self.step(parts)
         return (time.perf_counter() - started_s) * MS
+
+    async def step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
+        """As of `Stepper`."""
+        return await self._stepper.step(parts)
+
+    async def use_threads(self, num_threads: int) -> None:
+        """From the next step on."""
+        await self._stepper.run_in_thread(lambda: torch.set_num_threads(num_threads))
 
     def close(self) -> None:
         """Ends the thread."""
         self._stepper.close()
-
-    async def _use_threads(self, num_threads: int) -> None:
-        await self._stepper.run_in_thread(lambda: torch.set_num_threads(num_threads))
 
 
 def step_parts(shape: StepShape, block_size: int) -> list[StepPart]:
@@ -80,11 +86,13 @@ def step_parts(shape: StepShape, block_size: int) -> list[StepPart]:
 
 
 @contextlib.asynccontextmanager
-async def open_steps(client: MemdClient) -> AsyncIterator[StepBench]:
+async def open_steps(
+    client: MemdClient, choose: Callable[[torch.dtype], KernelChoice] = choose_kernels
+) -> AsyncIterator[StepBench]:
     """Attached as a decode phase would be. NotReadyError, FingerprintMismatchError, DeviceError."""
     attachment = await client.attach(Phase.DECODE, os.getpid(), Fingerprint())
     try:
-        mapped = map_model(attachment, MemfdImporter())
+        mapped = map_model(attachment, SegmentImporter(IMPORTERS), choose)
         bench = StepBench(mapped, attachment.model_config, attachment.kv_layout)
         try:
             yield bench

@@ -77,12 +77,43 @@ class LeaseCost:
 
 
 @dataclass(frozen=True, slots=True)
+class StepOverhead:
+    """What of a step, sampling included, is not the model's own operators. Medians."""
+
+    shape: StepShape
+    step_ms: float
+    operators_ms: float
+    share: float  # of the step that is no operator
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayCost:
-    """CPU time of the gateway's process, gRPC to client and phases included."""
+    """CPU time of the gateway's process, gRPC to client and phases included, and of what surrounds decode's steps."""
 
     num_streams: int
     num_tokens: int
     cpu_us_per_token: float
+    decode_loop_us_per_token: float = 0.0  # decode's event loop and gRPC's threads: its computing thread is not in it
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSize:
+    """`formula_bytes` follows from the model's shape and the pool's alone; `size_bytes` is what memd exports."""
+
+    segment: str
+    size_bytes: int
+    formula_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceMemory:
+    """A service's process, its children included. PSS counts a page that n processes map as 1/n of it."""
+
+    service: str
+    pss_bytes: int
+    pss_anonymous_bytes: int  # its own
+    pss_shared_bytes: int  # of segments
+    rss_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +127,9 @@ class MicroResult:
     decisions: tuple[DecisionCost, ...]
     leases: tuple[LeaseCost, ...]
     gateway: tuple[GatewayCost, ...]
+    overhead: tuple[StepOverhead, ...] = ()
+    segments: tuple[SegmentSize, ...] = ()
+    services: tuple[ServiceMemory, ...] = ()  # after the gateway's measurement
     schema: Literal["tandem.bench.micro/1"] = "tandem.bench.micro/1"
 
 

@@ -15,6 +15,7 @@ from bench.workloads.traces import read_azure, read_mooncake
 from tandem.errors import ConfigError
 
 THINK_S = 1.0
+TRACE_STRIDE = 500  # requests of a trace from where one seed begins to where the next does
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,13 @@ def _fixed(spec: WorkloadSpec, parameters: str, rng: np.random.Generator) -> Con
 
 
 def _azure(spec: WorkloadSpec, parameters: str, rng: np.random.Generator) -> Content:
-    rows = read_azure(spec.data, spec.num_requests)
+    rows = read_azure(spec.data, spec.seed * TRACE_STRIDE, spec.num_requests)
     lengths = _to_model([row.length for row in rows], spec)
     return Content(shapes.unshared(lengths, spec.seed), [row.at_s for row in rows])
 
 
 def _mooncake(spec: WorkloadSpec, parameters: str, rng: np.random.Generator) -> Content:
-    rows = read_mooncake(spec.data, spec.num_requests)
+    rows = read_mooncake(spec.data, spec.seed * TRACE_STRIDE, spec.num_requests)
     scale = _scale([row.length for row in rows], spec)
     conversations = shapes.from_blocks(rows, scale, spec.limits.max_context_tokens, spec.seed)
     return Content(conversations, [row.at_s for row in rows])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ class TraceRow:
     block_ids: tuple[int, ...] = ()
 
 
-def read_azure(path: Path | None, count: int) -> tuple[TraceRow, ...]:
-    """The first `count` requests. ConfigError: no path, no file, not this format, or too short."""
+def read_azure(path: Path | None, first: int, count: int) -> tuple[TraceRow, ...]:
+    """`count` requests from number `first` on. ConfigError: no path, no file, not this format, or too short."""
     with _opened(path, AZURE_HINT) as lines:
-        return _taken(_azure_rows(lines), count, path, AZURE_HINT)
+        return _taken(_azure_rows(lines), first, count, f"{path} is not {AZURE_HINT}")
 
 
-def read_mooncake(path: Path | None, count: int) -> tuple[TraceRow, ...]:
+def read_mooncake(path: Path | None, first: int, count: int) -> tuple[TraceRow, ...]:
     """As `read_azure`."""
     with _opened(path, MOONCAKE_HINT) as lines:
-        return _taken(_mooncake_rows(lines), count, path, MOONCAKE_HINT)
+        return _taken(_mooncake_rows(lines), first, count, f"{path} is not {MOONCAKE_HINT}")
 
 
 def _opened(path: Path | None, hint: str) -> Any:
@@ -63,11 +64,11 @@ def _mooncake_rows(lines: Iterable[str]) -> Iterable[TraceRow]:
         yield TraceRow(float(row["timestamp"]) / 1e3, length, tuple(int(block) for block in row["hash_ids"]))
 
 
-def _taken(rows: Iterable[TraceRow], count: int, path: Path | None, hint: str) -> tuple[TraceRow, ...]:
+def _taken(rows: Iterable[TraceRow], first: int, count: int, otherwise: str) -> tuple[TraceRow, ...]:
     try:
-        taken = tuple(row for row, _ in zip(rows, range(count), strict=False))
+        taken = tuple(islice(rows, first, first + count))
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError("data", f"{path} is not {hint}: {error!r}") from error
+        raise ConfigError("data", f"{otherwise}: {error!r}") from error
     if len(taken) < count:
-        raise ConfigError("data", f"{path} has {len(taken)} requests, {count} are asked for")
+        raise ConfigError("data", f"the trace has {len(taken)} requests from number {first} on, {count} are asked for")
     return taken

@@ -4,7 +4,8 @@ from importlib import import_module
 
 import click
 
-MODULES = {name: f"bench.commands.{name}" for name in ("compare", "goodput", "micro", "plot", "run")}
+NAMES = ("accuracy", "compare", "engines", "export", "goodput", "micro", "plot", "run", "simulate")
+MODULES = {name: f"bench.commands.{name}" for name in NAMES}
 
 
 class LazyGroup(click.Group):

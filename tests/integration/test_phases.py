@@ -16,7 +16,7 @@ import torch
 
 from bench.deployment.local import serving
 from tandem.kv.store import StorageStatistics
-from tandem.phase.lifecycle import EXIT_MEMD_LOST
+from tandem.phase.lifecycle import EXIT_START_AGAIN
 from tandem.rpc.codecs import (
     command_to_decode,
     command_to_prefill,
@@ -279,4 +279,4 @@ async def test_the_end_of_memd_ends_the_phases_and_a_wrong_dtype_is_refused(syst
     assert "bfloat16" in system.log("decode")
     assert "FingerprintMismatchError" in system.log("decode")
     system.kill("memd")
-    assert system.processes["prefill"].wait(60) == EXIT_MEMD_LOST
+    assert system.processes["prefill"].wait(60) == EXIT_START_AGAIN

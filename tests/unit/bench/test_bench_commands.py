@@ -11,6 +11,7 @@ from bench.goodput import Goodput, RateSample
 from bench.load.metrics import Slo, summarise
 from bench.load.records import RequestRecord
 from bench.plots import cumulative, plot, pooled
+from bench.reading import read_result
 from bench.results import (
     CompareResult,
     DeploymentGoodput,
@@ -22,10 +23,10 @@ from bench.results import (
     latencies_of,
     processor_name,
     provenance,
-    read_result,
     write_result,
 )
 from tandem.cli.bench import MODULES
+from tandem.cli.bench import bench as load_group
 from tandem.cli.main import main
 from tandem.errors import ConfigError
 
@@ -36,7 +37,7 @@ RECORDS = (
 )
 FACTS = WorkloadFacts("sharegpt", "poisson", 3, 1.0, 0)
 RUN = Run("semi-pd", FACTS, summarise(RECORDS, Slo(500, 500)), latencies_of(RECORDS))
-GOODPUT = Goodput(2.0, 4.0, (RateSample(2.0, 0.95), RateSample(4.0, 0.5)))
+GOODPUT = Goodput(2.0, 4.0, (RateSample(2.0, 0.95, (0.9, 1.0)), RateSample(4.0, 0.5, (0.4, 0.6))))
 RESULTS = [
     RunResult(provenance(), (RUN,)),
     CompareResult(provenance(), (RUN, replace(RUN, deployment="colocated")), ()),
@@ -119,6 +120,7 @@ def test_every_command_can_be_imported():
     answer = CliRunner().invoke(main, ["bench", "--help"])
     assert answer.exit_code == 0
     assert all(f"\n  {name} " in answer.output for name in MODULES)
+    assert all(load_group.get_command(None, name).name == name for name in MODULES)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,12 @@ def test_every_command_can_be_imported():
     [
         (["run", "fast"], "'fast' is none of semi-pd"),
         (["run", "--workload", "azure"], "pass --data PATH"),
-        (["compare", "semi-pd", "semi-pd"], "cannot be compared with itself"),
+        (["compare", "semi-pd"], "cannot be compared with itself"),
+        (["compare", "semi-pd", "colocated", "semi-pd"], "have one name"),
+        (["goodput", "semi-pd", "static:1"], "static:1 is not static:PREFILL,DECODE"),
+        (["engines", "tandem", "onnx"], "'onnx' is none of tandem, llama.cpp, vllm"),
+        (["engines", "llama.cpp:none.gguf"], "write llama.cpp:PATH"),
+        (["engines", "tandem", "tandem"], "have one name"),
         (["goodput", "semi-pd", "--arrival", "closed:2"], "a closed loop has no rate"),
         (["plot", "none.json"], "none.json: No such file"),
     ],

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from bench.deployment.local import COLOCATED, SEMI_PD
-from bench.deployment.open import DeploymentOptions, local_services, open_deployment, parse_deployment
+from bench.deployment.open import (
+    DeploymentOptions,
+    local_services,
+    open_all,
+    open_deployment,
+    parse_deployment,
+    parse_deployments,
+)
 from bench.load.endpoint import Protocols
 from tandem.config.settings import SERVICES
 from tandem.errors import ConfigError
@@ -14,13 +21,16 @@ OPTIONS = DeploymentOptions("default", {"controller": {"window-requests": 5}})
 
 
 @pytest.mark.parametrize(
-    "text", ["semi-pd", "static:60,40", "colocated", "at:unix:/x/y.sock", "openai:http://h:1", "vllm"]
+    "text", ["semi-pd", "static:60,40", "colocated", "at:unix:/x/y.sock", "openai:http://h:1", "vllm", "transformers"]
 )
 def test_a_deployment_is_called_what_the_user_called_it(text):
     assert parse_deployment(text).name == text
 
 
-@pytest.mark.parametrize("text", ["", "fast", "semi-pd:1", "static", "at", "openai:", "colocated:2"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "fast", "semi-pd:1", "static", "at", "openai:", "colocated:2", "static:70", "static:70,30,1", "static:a,b"],
+)
 def test_what_is_no_deployment_is_refused(text):
     with pytest.raises(ConfigError, match="deployment"):
         parse_deployment(text)
@@ -37,10 +47,21 @@ def test_a_static_split_is_the_controllers():
     assert services.services == SEMI_PD
 
 
-@pytest.mark.parametrize("parameter", ["70", "70,30,1", "a,b"])
-def test_a_split_that_is_none_is_refused(parameter):
-    with pytest.raises(ConfigError, match="static"):
-        local_services(parse_deployment(f"static:{parameter}"), OPTIONS, Path("/x"))
+def test_a_peer_with_a_model_of_its_own_is_called_by_the_files_name():
+    assert parse_deployment("llama-server:/models/q8_0.gguf").name == "llama-server:q8_0.gguf"
+
+
+def test_deployments_side_by_side_have_names_of_their_own():
+    names = [spec.name for spec in parse_deployments(["semi-pd", "static:60,40", "llama-server:a.gguf"])]
+    assert names == ["semi-pd", "static:60,40", "llama-server:a.gguf"]
+    with pytest.raises(ConfigError, match="one name"):
+        parse_deployments(["llama-server:/a/m.gguf", "llama-server:/b/m.gguf"])
+
+
+def test_all_deployments_are_open_at_once():
+    specs = parse_deployments(["at:unix:/x/one.sock", "at:unix:/x/two.sock"])
+    with open_all(specs, OPTIONS) as targets:
+        assert [target.name for target in targets] == [spec.name for spec in specs]
 
 
 def test_colocated_has_one_phase_process():

@@ -106,14 +106,18 @@ def test_a_summary_of_nothing_is_all_zero():
 
 
 def test_the_order_of_a_comparison_changes_with_every_round():
-    assert turns("a", "b", 3) == (("a", "b"), ("b", "a"), ("a", "b"))
+    assert turns(["a", "b", "c"], 4) == (("a", "b", "c"), ("b", "c", "a"), ("c", "a", "b"), ("a", "b", "c"))
 
 
 def test_ratios_are_taken_round_by_round():
     def run(factor: float):
         return summarise([record(times_s=(factor, 2 * factor, 3 * factor))], None)
 
-    found = {ratio.metric: ratio for ratio in ratios([run(1), run(10), run(100)], [run(2), run(5), run(100)])}
+    summaries = {"a": [run(1), run(10), run(100)], "b": [run(2), run(5), run(100)], "c": [run(3), run(30), run(300)]}
+    assert {
+        ratio.median for ratio in ratios(summaries) if (ratio.deployment, ratio.metric) == ("c", "ttft_ms.p50")
+    } == {3}
+    found = {ratio.metric: ratio for ratio in ratios(summaries) if ratio.deployment == "b"}
     ttft = found["ttft_ms.p50"]
     assert (ttft.median, ttft.lowest, ttft.highest) == pytest.approx((1.0, 0.5, 2.0))
     assert ttft.num_rounds == 3
@@ -122,6 +126,6 @@ def test_ratios_are_taken_round_by_round():
 
 def test_a_round_in_which_nothing_succeeded_has_no_ratio():
     good, bad = summarise([record()], None), summarise([record(times_s=(), error="x")], None)
-    found = {ratio.metric: ratio for ratio in ratios([good, good], [good, bad])}
+    found = {ratio.metric: ratio for ratio in ratios({"a": [good, good], "b": [good, bad]})}
     assert found["ttft_ms.p50"].num_rounds == 1
-    assert ratios([good], [bad]) == ()
+    assert ratios({"a": [good], "b": [bad]}) == ()

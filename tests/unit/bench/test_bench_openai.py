@@ -120,6 +120,12 @@ def test_lines_that_are_errors(line):
         parse_line(line, 0)
 
 
+def test_token_ids_are_the_tokens_where_they_are_told():
+    line = 'data: {"choices": [{"text": "ab", "token_ids": [5, 6]}], "usage": {"completion_tokens": 2}}'
+    assert parse_line(line, 0) == Tokens(2, (5, 6))
+    assert parse_line('data: {"choices": [{"text": "", "token_ids": null}], "usage": null}', 2) is None
+
+
 @pytest.mark.parametrize("name", sorted(PEERS))
 def test_peers_are_told_model_threads_and_slots(name):
     peer = PEERS[name](PeerOptions("m.gguf", 2, 4, 512, extra_args=("--more",)), 1234)

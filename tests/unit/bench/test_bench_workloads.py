@@ -43,14 +43,14 @@ def mooncake(tmp_path: Path) -> Path:
 
 
 def test_azure_rows(azure):
-    first, second, third = read_azure(azure, 3)
+    first, second, third = read_azure(azure, 0, 3)
     assert first == TraceRow(0.0, RequestLength(374, 44))
     assert second.at_s == pytest.approx(4.314579, abs=1e-5)
     assert third == TraceRow(60.0, RequestLength(8000, 55))
 
 
 def test_mooncake_rows(mooncake):
-    assert read_mooncake(mooncake, 2) == (
+    assert read_mooncake(mooncake, 0, 2) == (
         TraceRow(0.0, RequestLength(1100, 50), (0, 1, 2)),
         TraceRow(1.5, RequestLength(900, 49), (0, 7)),
     )
@@ -59,21 +59,29 @@ def test_mooncake_rows(mooncake):
 @pytest.mark.parametrize(("read", "hint"), [(read_azure, "CSV of the Azure"), (read_mooncake, "JSONL of a Mooncake")])
 def test_missing_data_says_what_to_pass(read, hint, tmp_path):
     with pytest.raises(ConfigError, match=f"--data PATH, the {hint}"):
-        read(None, 1)
+        read(None, 0, 1)
     with pytest.raises(ConfigError, match=f"nothing.csv: No such file.*--data PATH, the {hint}"):
-        read(tmp_path / "nothing.csv", 1)
+        read(tmp_path / "nothing.csv", 0, 1)
 
 
 def test_a_trace_of_another_format_is_refused(azure, mooncake):
     with pytest.raises(ConfigError, match="is not the CSV"):
-        read_azure(mooncake, 1)
+        read_azure(mooncake, 0, 1)
     with pytest.raises(ConfigError, match="is not the JSONL"):
-        read_mooncake(azure, 1)
+        read_mooncake(azure, 0, 1)
 
 
 def test_a_trace_that_is_too_short_is_refused(azure):
-    with pytest.raises(ConfigError, match="has 3 requests, 4 are asked for"):
-        read_azure(azure, 4)
+    with pytest.raises(ConfigError, match="has 2 requests from number 1 on, 3 are asked for"):
+        read_azure(azure, 1, 3)
+
+
+def test_a_part_of_a_trace_begins_at_zero_when_it_is_sent(azure, monkeypatch):
+    monkeypatch.setattr("bench.workloads.build.TRACE_STRIDE", 1)
+    spec = replace(SPEC, name="azure", num_requests=2, rate_per_s=0.5, arrival=parse_arrival("trace"), data=azure)
+    first, second = (build_workload(replace(spec, seed=seed)).requests for seed in (0, 1))
+    assert first[1].spans[0].num_tokens == second[0].spans[0].num_tokens  # the same request of the trace
+    assert [request.at_s for request in second] == pytest.approx([0.0, 2.0])
 
 
 def test_a_trace_keeps_its_gaps_at_the_rate_asked_for(azure):
