@@ -1,5 +1,6 @@
 """A pre-norm transformer's layers as data: what a kernel needs that runs all of them in one call."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,6 +55,7 @@ class StepInputs:
     rotary: RotaryTable
     attention: Any
     slot_mapping: torch.Tensor  # [num_tokens] int64
+    pause: Callable[[], None] | None = None  # called between layers of a long step; where phases share time it waits
 
 
 class RunLayers(Protocol):

@@ -84,6 +84,7 @@ class Kernels:
     fuse_layers: Callable[[LayerStack], RunLayers] | None  # all layers in one call, where the set has it
     rotary_table: Callable[[torch.Tensor, torch.Tensor], RotaryTable] = rotary_table
     draw_tokens: DrawTokens = draw_tokens
+    pause: Callable[[], None] | None = None  # for `StepInputs`; no operator
 
 
 def torch_kernels() -> Kernels:

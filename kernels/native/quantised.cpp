@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "bytes.h"
-#include "tile.h"
 
 namespace tandem {
 namespace {
@@ -15,6 +14,8 @@ constexpr int64_t kPanelOutputs = 16;
 constexpr int kQuads = kGroup / 4;
 constexpr int kVectors = kPanelOutputs / kLanes;  // of a panel
 constexpr int64_t kQuadBytes = 4 * kPanelOutputs;
+constexpr int kTilePanels = kVectors == 1 ? 2 : 1;  // rows times panels that the level's registers hold
+constexpr int kRowsOfTile = kVectors == 1 ? 6 : 3;
 constexpr int64_t kManyRows = 32;  // of each thread: from here on threads share rows, not outputs
 
 // Rows rounded to 8 bits: a row's value is scale * byte.
@@ -88,7 +89,7 @@ struct Product {
 
     void panels(Range range) const {
         int64_t panel = range.first;
-        for (; panel + 2 <= range.end; panel += 2) rows<2>(panel);
+        for (; panel + kTilePanels <= range.end; panel += kTilePanels) rows<kTilePanels>(panel);
         for (; panel < range.end; panel++) rows<1>(panel);
     }
 
@@ -96,7 +97,7 @@ struct Product {
     template <int kPanels>
     void rows(int64_t panel) const {
         int64_t row = 0;
-        for (; row + kTileRows <= num_rows; row += kTileRows) tile<kTileRows, kPanels>(row, panel);
+        for (; row + kRowsOfTile <= num_rows; row += kRowsOfTile) tile<kRowsOfTile, kPanels>(row, panel);
         switch (num_rows - row) {
             case 5: tile<5, kPanels>(row, panel); break;
             case 4: tile<4, kPanels>(row, panel); break;
@@ -207,7 +208,7 @@ template <typename Out>
 void quantised_linear(const Team& team, const bf16* x, int64_t num_rows, const Weight& weight, Out* y) {
     const int64_t num_panels = ceil_div(weight.out_width, kPanelOutputs);
     if (num_rows < kManyRows * team.size) return multiply_panels(x, num_rows, weight, team.share(num_panels, 2), y);
-    const Range mine = team.share(num_rows, kTileRows);
+    const Range mine = team.share(num_rows, kRowsOfTile);
     const int64_t count = mine.end - mine.first;
     multiply_panels(
         x + mine.first * weight.in_width, count, weight, {0, num_panels}, y + mine.first * weight.out_width);

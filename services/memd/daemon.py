@@ -1,5 +1,6 @@
 """memd from an empty start to storage that phases attach to."""
 
+import asyncio
 import mmap
 import secrets
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from services.memd.store import LocalStore, StorageFacts
 from tandem import __version__
 from tandem.clock import Clock
 from tandem.config.settings import MemdConfig
-from tandem.device.memory import ExportedSegment, MemoryExporter
+from tandem.device.cpu.memory import MemfdExporter
+from tandem.device.memory import ExportedSegment, MemoryExporter, SegmentKind
 from tandem.errors import ConfigError, NotReadyError
 from tandem.kv.layout import LAYOUT, KvLayout
 from tandem.kv.ledger import Ledger
@@ -23,6 +25,8 @@ from tandem.model.config import ModelConfig, WeightManifest
 from tandem.types import Fingerprint
 
 MIN_BLOCKS = 8
+HOST_KV_BYTES = 1 << 30
+DEVICE_SHARE = 0.9  # of the GPU's free memory, for weights and KV
 HANDLE_SOCKET = "memd.fd.sock"
 
 _log = structlog.get_logger()
@@ -67,20 +71,21 @@ class Daemon:
 
 
 async def load_storage(
-    config: MemdConfig, exporter: MemoryExporter, clock: Clock, loader: Callable[[MemdConfig], Loader] = Loader
+    config: MemdConfig,
+    exporter: MemoryExporter,
+    clock: Clock,
+    loader: Callable[[MemdConfig, SegmentKind], Loader] = Loader,
 ) -> Storage:
-    """Loads the model and makes every segment. ModelError, ConfigError (``memd.kv_bytes``), DeviceError."""
+    """Loads the model and makes every segment; `exporter` is for weights and KV, the ledger is always memd's to read.
+
+    ModelError, ConfigError (``memd.kv_bytes``), DeviceError.
+    """
     started_s = clock.now()
-    async with loader(config) as child:
+    async with loader(config, exporter.kind) as child:
         plan = await child.plan()
-        layout = plan_kv(config, plan)
-        manifest = WeightManifest.from_json(plan.manifest_json)
-        segments = Segments(
-            weights=exporter.create("weights", manifest.total_bytes),
-            kv=exporter.create("kv", layout.total_bytes),
-            ledger=exporter.create("ledger", ledger_bytes(layout.num_blocks)),
-        )
-        await child.fill(segments.weights)
+        layout = plan_kv(config, plan, exporter.kind)
+        segments = await asyncio.to_thread(_make_segments, exporter, plan, layout)
+        await child.fill(segments.weights, segments.kv)
     segments.weights.seal()
     store = LocalStore(_new_ledger(segments.ledger, layout), _facts(config, plan, layout, segments), clock)
     _log.info(
@@ -90,14 +95,16 @@ async def load_storage(
         dtype=plan.dtype,
         weight_bytes=segments.weights.size_bytes,
         kv_bytes=segments.kv.size_bytes,
+        memory=exporter.kind.value,
         num_blocks=layout.num_blocks,
         load_s=round(clock.now() - started_s, 3),
     )
     return Storage(segments, store, plan, layout, config.run_dir.absolute() / HANDLE_SOCKET)
 
 
-def plan_kv(config: MemdConfig, plan: LoadPlan) -> KvLayout:
+def plan_kv(config: MemdConfig, plan: LoadPlan, kind: SegmentKind) -> KvLayout:
     """As many blocks as fit into ``memd.kv_bytes``. ConfigError when they are too few to serve."""
+    kv_bytes = config.kv_bytes or default_kv_bytes(plan, kind)
     model = ModelConfig.from_json(plan.model_config_json)
 
     def layout(num_blocks: int) -> KvLayout:
@@ -111,15 +118,34 @@ def plan_kv(config: MemdConfig, plan: LoadPlan) -> KvLayout:
         )
 
     block_bytes = layout(1).block_bytes
-    num_blocks = config.kv_bytes // block_bytes
+    num_blocks = kv_bytes // block_bytes
     if num_blocks < MIN_BLOCKS:
         need = f"{MIN_BLOCKS} blocks of {block_bytes} bytes need {MIN_BLOCKS * block_bytes}"
-        raise ConfigError("memd.kv_bytes", f"{config.kv_bytes} bytes hold {num_blocks} KV blocks; {need}")
+        raise ConfigError("memd.kv_bytes", f"{kv_bytes} bytes hold {num_blocks} KV blocks; {need}")
     if config.reserve_blocks >= num_blocks:
         raise ConfigError(
             "memd.reserve_blocks", f"{config.reserve_blocks} of {num_blocks} blocks leave none to prompts"
         )
     return layout(num_blocks)
+
+
+def default_kv_bytes(plan: LoadPlan, kind: SegmentKind) -> int:
+    """Where ``memd.kv_bytes`` is 0: little of the machine's memory, but of a GPU nearly all that the weights leave.
+
+    The rest of a GPU is the phases' own: contexts, captured graphs, a step's activations.
+    """
+    if kind is SegmentKind.MEMFD:
+        return HOST_KV_BYTES
+    weight_bytes = WeightManifest.from_json(plan.manifest_json).total_bytes
+    return max(0, int(plan.free_bytes * DEVICE_SHARE) - weight_bytes)
+
+
+def _make_segments(exporter: MemoryExporter, plan: LoadPlan, layout: KvLayout) -> Segments:
+    return Segments(
+        weights=exporter.create("weights", WeightManifest.from_json(plan.manifest_json).total_bytes),
+        kv=exporter.create("kv", layout.total_bytes),
+        ledger=MemfdExporter().create("ledger", ledger_bytes(layout.num_blocks)),
+    )
 
 
 def _new_ledger(segment: ExportedSegment, layout: KvLayout) -> Ledger:

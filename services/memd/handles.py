@@ -1,7 +1,7 @@
 """Hands memd's segments out: file descriptors over a unix socket, to attached processes of the same user.
 
-A client sends ``{"holder_id": N}`` and a line feed; it receives ``{"segments": [{"name", "size_bytes"}, ...]}`` with
-the descriptors beside it in the same order, and the connection is closed. Anything else closes it without an answer.
+A client sends ``{"holder_id": N}`` and a line feed; it receives what `tandem.rpc.segments` says of the segments with
+their descriptors beside it, and the connection is closed. Anything else closes it without an answer.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from tandem.device.memory import ExportedSegment
+from tandem.rpc.segments import describe_segments
 from tandem.rpc.sockets import SocketClaim, claim_socket
 
 MAX_REQUEST_BYTES = 1024
@@ -87,8 +88,7 @@ class HandleServer:
     def _hand_out(self, connection: socket.socket, holder_id: int) -> None:
         if not self._is_attached(holder_id):
             raise RefusedError(f"holder {holder_id} is not attached")
-        described = [{"name": segment.name, "size_bytes": segment.size_bytes} for segment in self._segments]
-        answer = json.dumps({"segments": described}).encode()
+        answer = json.dumps(describe_segments(self._segments)).encode()
         socket.send_fds(connection, [answer], [segment.fd for segment in self._segments])
         _log.debug("handles.handed_out", holder_id=holder_id)
 

@@ -1,7 +1,8 @@
 """What memd and its loader, a child process, say to each other: one JSON object a line over a socket pair.
 
-The loader sends its `LoadPlan`; memd answers with the size of the weight segment and, beside that line, its
-descriptor; the loader maps it, fills it and sends `FILLED`. Instead of either, it may send a failure and end.
+The loader sends its `LoadPlan`; memd answers with what `tandem.rpc.segments` says of the weight and the KV segment and,
+beside that line, their descriptors; the loader fills them and sends `FILLED`. Instead of either, it may send a failure
+and end.
 """
 
 import json
@@ -23,6 +24,7 @@ class LoadPlan:
     digest: str
     dtype: str
     kv_dtype: str
+    free_bytes: int  # of the memory that the segments will take
 
 
 def encode(message: dict[str, Any]) -> bytes:

@@ -12,8 +12,9 @@ import structlog
 
 from services.memd.loader_protocol import FILLED, LoadPlan, decode, decode_plan, encode
 from tandem.config.settings import MemdConfig
-from tandem.device.memory import ExportedSegment
+from tandem.device.memory import ExportedSegment, SegmentKind
 from tandem.errors import ModelError
+from tandem.rpc.segments import describe_segments
 
 RECEIVE_BYTES = 1 << 16
 END_TIMEOUT_S = 10.0
@@ -24,8 +25,10 @@ _log = structlog.get_logger()
 class Loader:
     """The child process, ended with the ``async with`` block. First `plan`, then `fill`, each once."""
 
-    def __init__(self, config: MemdConfig, module: str = "services.memd.load") -> None:
+    def __init__(self, config: MemdConfig, kind: SegmentKind, module: str = "services.memd.load") -> None:
+        """`kind`: of the segments that it is going to fill."""
         self._config = config
+        self._kind = kind
         self._module = module
         self._received = bytearray()
 
@@ -50,10 +53,11 @@ class Loader:
         """What was opened. ModelError, or a kind of it, when the model cannot be loaded."""
         return decode_plan(await self._read())
 
-    async def fill(self, segment: ExportedSegment) -> None:
-        """Has the weights written into `segment`, and waits for the child's end. ModelError."""
+    async def fill(self, weights: ExportedSegment, kv: ExportedSegment) -> None:
+        """Has the weights written and the KV zeroed, and waits for the child's end. ModelError."""
+        segments = [weights, kv]
         with suppress(OSError):  # the child has ended: reading says how
-            socket.send_fds(self._channel, [encode({"size_bytes": segment.size_bytes})], [segment.fd])
+            socket.send_fds(self._channel, [encode(describe_segments(segments))], [each.fd for each in segments])
         answer = await self._read()
         if answer != FILLED:
             raise ModelError(f"the loader answered {answer}")
@@ -67,10 +71,12 @@ class Loader:
         safe_path = ["-P"] if sys.flags.safe_path else []
         config = self._config
         program = [sys.executable, *safe_path, "-m", self._module]
-        model = ["--model", config.model, "--cache-dir", str(config.cache_dir), "--dtype", config.dtype]
+        model = ["--model", config.model, "--cache-dir", str(config.cache_dir)]
+        weights = ["--dtype", config.dtype, "--quantization", config.quantization]
+        segments = ["--memory-kind", self._kind.value]
         channel = ["--log-level", config.log_level, "--channel-fd", str(channel_fd)]
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*program, *model, *channel], stdin=subprocess.DEVNULL, pass_fds=[channel_fd]
+            [*program, *model, *weights, *segments, *channel], stdin=subprocess.DEVNULL, pass_fds=[channel_fd]
         )
 
     async def _read(self) -> dict[str, Any]:

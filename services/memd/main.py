@@ -1,6 +1,7 @@
 """memd's process."""
 
 import asyncio
+import os
 import sys
 
 import structlog
@@ -12,10 +13,14 @@ from services.memd.service import SERVICE_NAME, add_to_server
 from services.memd.upkeep import keep_up
 from tandem.clock import MonotonicClock
 from tandem.config.settings import MemdConfig
-from tandem.device.cpu.memory import MemfdExporter
+from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
+from tandem.device.memory import MemoryExporter
+from tandem.device.memory_backends import choose_exporter
 from tandem.rpc.server import ServiceHost, service_main
 from tandem.telemetry.metrics import MemdMetrics, start_metrics_server
 
+WITHOUT_MPS = {ENV_PIPE_DIRECTORY: "/nonexistent"}
+"""For memd and its children: a client of MPS ends with whatever fault another client has."""
 STOP_GRACE_S = 1.0  # attachments end at once, and calls are short
 
 _log = structlog.get_logger()
@@ -41,9 +46,23 @@ async def serve(config: MemdConfig, stop: asyncio.Event) -> int:
     return 0
 
 
+def make_exporter(config: MemdConfig, stop: asyncio.Event) -> MemoryExporter:
+    """Of the backend that is configured; sets `stop` when what it created is lost, for then memd has nothing to own."""
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        _log.error("memory.lost")
+        loop.call_soon_threadsafe(stop.set)
+
+    choice = choose_exporter(config.memory_backend, end)
+    _log.info("memory.chosen", memory=choice.exporter.kind.value, reason=choice.reason)
+    return choice.exporter
+
+
 async def load_unless_stopped(config: MemdConfig, stop: asyncio.Event) -> Storage | None:
     """The storage; None when `stop` came first, even if the loader was stopped with it."""
-    loading = asyncio.create_task(load_storage(config, MemfdExporter(), MonotonicClock()))
+    exporter = make_exporter(config, stop)
+    loading = asyncio.create_task(load_storage(config, exporter, MonotonicClock()))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -78,6 +97,7 @@ async def serve_storage(storage: Storage, host: ServiceHost, metrics: MemdMetric
 
 def main() -> int:
     """Runs the service; the exit status."""
+    os.environ.update(WITHOUT_MPS)
     return service_main("memd", MemdConfig, serve)
 
 

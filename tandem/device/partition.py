@@ -1,5 +1,6 @@
 """Shares of a device. A phase applies its side of a `Split` at its own iteration's end."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,5 +30,9 @@ class PartitionBackend(Protocol):
         ...
 
     def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
-        """Called between two steps. DeviceError when the share cannot be had at all."""
+        """Called between two steps, on their thread. DeviceError when the share cannot be had at all."""
+        ...
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Around each step, on its thread: where phases share time, it is entered when the device is this one's."""
         ...

@@ -1,25 +1,115 @@
-"""The partition backends by name; a backend's libraries are imported when it is chosen."""
+"""The partition backends by name, and which is chosen where none is named; imported when chosen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import structlog
+
+from tandem.clock import MonotonicClock
+from tandem.device.cuda.driver import DriverApi, open_driver
+from tandem.device.cuda.gpu import WHOLE_PERCENT, GpuFacts, GpuSearch, find_gpu, read_gpu, running_percentage
+from tandem.device.cuda.health import check_device
+from tandem.device.cuda.step_stream import UseStream, use_torch_stream
 from tandem.device.partition import PartitionBackend
+from tandem.device.whole import WholeDeviceBackend
 from tandem.errors import ConfigError
+from tandem.types import Phase
+
+_log = structlog.get_logger()
+
+AUTO = "auto"
+GREEN_CONTEXTS_SINCE = (12, 4)  # CUDA
 
 
-def _cpu_affinity() -> PartitionBackend:
+@dataclass(frozen=True, slots=True)
+class PartitionSite:
+    """Where a backend works: the phases of its process, and how that reaches its peer and the device."""
+
+    phases: tuple[Phase, ...]
+    run_dir: Path
+    environ: Mapping[str, str]
+    open_driver: Callable[[], DriverApi] = open_driver
+    use_stream: UseStream = use_torch_stream
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """A backend's name, and why it is that one."""
+
+    name: str
+    reason: str
+
+
+def _cpu_affinity(site: PartitionSite) -> PartitionBackend:
     from tandem.device.cpu.affinity import CpuAffinityBackend
 
     return CpuAffinityBackend()
 
 
-PARTITION_BACKENDS: dict[str, Callable[[], PartitionBackend]] = {
+def _mps_green(site: PartitionSite) -> PartitionBackend:
+    from tandem.device.cuda.green import GreenBackend
+
+    return GreenBackend(site.open_driver(), site.phases, site.use_stream)
+
+
+def _mps_percentage(site: PartitionSite) -> PartitionBackend:
+    from tandem.device.cuda.percentage import PercentageBackend
+
+    return PercentageBackend(read_gpu(site.open_driver()), site.environ)
+
+
+def _timeshare(site: PartitionSite) -> PartitionBackend:
+    from tandem.device.timeshare.backend import TimeshareBackend
+    from tandem.device.timeshare.seat import Seat
+
+    clock = MonotonicClock()
+    return TimeshareBackend(Seat(site.run_dir, site.phases[0], clock), _end_of_work(site), clock)
+
+
+PARTITION_BACKENDS: dict[str, Callable[[PartitionSite], PartitionBackend]] = {
     "cpu-affinity": _cpu_affinity,
+    "mps-green": _mps_green,
+    "mps-percentage": _mps_percentage,
+    "timeshare": _timeshare,
 }
 
 
-def make_partition_backend(name: str) -> PartitionBackend:
-    """The backend of that name for this process. ConfigError when there is none."""
-    if name not in PARTITION_BACKENDS:
-        known = ", ".join(PARTITION_BACKENDS)
-        raise ConfigError("partition_backend", f"no partition backend {name!r}; there are {known}")
-    return PARTITION_BACKENDS[name]()
+def choose_partition_backend(configured: str, search: GpuSearch, environ: Mapping[str, str]) -> BackendChoice:
+    """Of `configured` and what was found. ConfigError for a name that is neither `auto` nor a backend's."""
+    if configured == AUTO:
+        return _best_on_gpu(search.gpu, environ) if search.gpu else BackendChoice("cpu-affinity", search.reason)
+    if configured not in PARTITION_BACKENDS:
+        known = ", ".join((AUTO, *PARTITION_BACKENDS))
+        raise ConfigError("partition_backend", f"no partition backend {configured!r}; there are {known}")
+    return BackendChoice(configured, "configured")
+
+
+def make_partition_backend(configured: str, site: PartitionSite) -> PartitionBackend:
+    """For this process. ConfigError for an unknown name, DeviceError where the one that is named cannot work."""
+    if len(site.phases) > 1:
+        return WholeDeviceBackend()
+    search = find_gpu(site.open_driver) if configured == AUTO else GpuSearch(None)
+    choice = choose_partition_backend(configured, search, site.environ)
+    _log.info("partition.chosen", backend=choice.name, reason=choice.reason)
+    return PARTITION_BACKENDS[choice.name](site)
+
+
+def _best_on_gpu(gpu: GpuFacts, environ: Mapping[str, str]) -> BackendChoice:
+    if not gpu.has_mps:
+        reason = "no MPS (device attribute 133 is 0): two processes would take turns, whatever their SMs"
+        return BackendChoice("timeshare", reason)
+    percent = running_percentage(environ)
+    if percent < WHOLE_PERCENT:
+        return BackendChoice("mps-percentage", f"MPS keeps this process to {percent:g} % of the SMs from its start")
+    if gpu.cuda_version < GREEN_CONTEXTS_SINCE:
+        return BackendChoice("mps-percentage", f"MPS, but no green contexts: the driver serves CUDA {gpu.cuda_version}")
+    return BackendChoice("mps-green", "MPS and green contexts")
+
+
+def _end_of_work(site: PartitionSite) -> Callable[[], None]:
+    """What returns when the calling thread's work on the device has ended; a processor's work ends with the call."""
+    if find_gpu(site.open_driver).gpu is None:
+        return lambda: None
+    return partial(check_device, site.open_driver)

@@ -39,9 +39,10 @@ CALL_TIMEOUT_S = 5.0
 class ControllerLink:
     """A phase's link: steps and applied shares go up, splits come down. Used on one asyncio loop."""
 
-    def __init__(self, address: str, phase: Phase, pid: int, backend_name: str) -> None:
+    def __init__(self, address: str, phase: Phase, pid: int, backend_name: str, splits: tuple[Split, ...] = ()) -> None:
+        """`splits`: those that the backend can apply without a restart."""
         self._address = address
-        self._hello = PhaseHello(phase, pid, backend_name)
+        self._hello = PhaseHello(phase, pid, backend_name, splits)
         self._reconnector = Reconnector(PEER, self._session)
         self._unsent: deque[pb.LinkRequest] = deque()
         self._has_unsent = asyncio.Event()

@@ -4,7 +4,7 @@ from tandem.errors import InvalidRequestError
 from tandem.partition.observations import LatencyStatistics, PhaseStatistics, RequestStatistics
 from tandem.partition.status import ControllerStatus, Decision, PhaseHello, PhaseStatus, ShareApplied
 from tandem.rpc.stubs.controller.v1 import controller_pb2 as pb
-from tandem.types import Phase, RequestObservation, Split, StepStatistics
+from tandem.types import Phase, RequestClass, RequestObservation, Split, StepStatistics
 
 
 def split_to_proto(split: Split) -> pb.Split:
@@ -19,14 +19,20 @@ def split_from_proto(message: pb.Split) -> Split:
 
 def hello_to_proto(hello: PhaseHello) -> pb.PhaseHello:
     """Who opens the link."""
-    return pb.PhaseHello(phase=hello.phase, pid=hello.pid, partition_backend=hello.partition_backend)
+    return pb.PhaseHello(
+        phase=hello.phase,
+        pid=hello.pid,
+        partition_backend=hello.partition_backend,
+        splits=[split_to_proto(split) for split in hello.splits],
+    )
 
 
 def hello_from_proto(message: pb.PhaseHello) -> PhaseHello:
     """InvalidRequestError for a phase that does not exist."""
     if message.phase not in list(Phase):
         raise InvalidRequestError("hello.phase", f"got {message.phase!r}; expected one of {', '.join(Phase)}")
-    return PhaseHello(Phase(message.phase), message.pid, message.partition_backend)
+    splits = tuple(split_from_proto(split) for split in message.splits)
+    return PhaseHello(Phase(message.phase), message.pid, message.partition_backend, splits)
 
 
 def step_to_proto(step: StepStatistics) -> pb.StepStatistics:
@@ -38,6 +44,7 @@ def step_to_proto(step: StepStatistics) -> pb.StepStatistics:
         num_context_tokens=step.num_context_tokens,
         num_waiting=step.num_waiting,
         unix_ns=step.unix_ns,
+        num_backlog_tokens=step.num_backlog_tokens,
     )
 
 
@@ -50,6 +57,7 @@ def step_from_proto(message: pb.StepStatistics) -> StepStatistics:
         num_context_tokens=message.num_context_tokens,
         num_waiting=message.num_waiting,
         unix_ns=message.unix_ns,
+        num_backlog_tokens=message.num_backlog_tokens,
     )
 
 
@@ -87,11 +95,12 @@ def observation_to_proto(observation: RequestObservation) -> pb.ObserveRequest:
         ok=observation.ok,
         unix_ns=observation.unix_ns,
         num_waiting=observation.num_waiting,
+        request_class=observation.request_class,
     )
 
 
 def observation_from_proto(message: pb.ObserveRequest) -> RequestObservation:
-    """One finished request."""
+    """One finished request; of a class that this version does not know it is interactive."""
     return RequestObservation(
         request_id=message.request_id,
         ttft_ms=message.ttft_ms,
@@ -104,7 +113,12 @@ def observation_from_proto(message: pb.ObserveRequest) -> RequestObservation:
         ok=message.ok,
         unix_ns=message.unix_ns,
         num_waiting=message.num_waiting,
+        request_class=_class_from_proto(message.request_class),
     )
+
+
+def _class_from_proto(name: str) -> RequestClass:
+    return RequestClass(name) if name in list(RequestClass) else RequestClass.INTERACTIVE
 
 
 def status_to_proto(status: ControllerStatus) -> pb.GetStatusResponse:

@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-H100 = GPUTarget("cuda", 90, 32)
+HOPPER = GPUTarget("cuda", 90, 32)
+MAX_SHARED_BYTES = 227 << 10  # that a program can have on it
 _TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _POINTERS = {
     torch.float32: "*fp32",
@@ -56,7 +57,6 @@ class Compiled:
     shared_bytes: int
     registers: int  # of a thread
     stack_bytes: int  # of a thread: registers that were spilled, and arrays indexed at run time
-    num_warps: int
 
 
 @contextmanager
@@ -91,11 +91,9 @@ def compile_launch(launch: Launch) -> Compiled:
         elif isinstance(value, torch.Tensor) or (_divides(value) and not parameter.do_not_specialize):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    kernel = triton.compile(source, target=H100, options=launch.options)
+    kernel = triton.compile(source, target=HOPPER, options=launch.options)
     usage = _resource_usage(kernel.asm["cubin"])
-    return Compiled(
-        kernel.asm["ptx"], kernel.metadata.shared, usage["REG"], usage["STACK"] + usage["LOCAL"], kernel.metadata.num_warps
-    )
+    return Compiled(kernel.asm["ptx"], kernel.metadata.shared, usage["REG"], usage["STACK"] + usage["LOCAL"])
 
 
 def _type_of(value: object) -> str:

@@ -46,7 +46,7 @@ def fill(how: str, channel: socket.socket) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    for flag in ("--model", "--cache-dir", "--dtype", "--memory-kind", "--log-level", "--channel-fd"):
+    for flag in ("--model", "--cache-dir", "--dtype", "--quantization", "--memory-kind", "--log-level", "--channel-fd"):
         parser.add_argument(flag, required=True)
     flags = parser.parse_args()
     with socket.socket(fileno=int(flags.channel_fd)) as channel:

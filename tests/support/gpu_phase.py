@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tandem.device.cuda.driver import open_driver
+from tandem.device.cuda.gpu import read_gpu
 from tandem.device.cuda.primary_context import PrimaryContext
 from tandem.device.memory import SegmentKind
 from tandem.device.memory_backends import IMPORTERS, SegmentImporter
@@ -20,12 +21,17 @@ from tandem.rpc.segments import ReceivedSegment
 def main(kind: str, fd: str, size_bytes: str, how: str) -> None:
     segment = ReceivedSegment("test", int(fd), int(size_bytes), SegmentKind(kind), sealed=False)
     torch.cuda.init()
-    context = PrimaryContext(open_driver(), 0)
+    driver = open_driver()
+    context = PrimaryContext(driver, 0)
     free_before = context.free_bytes()
     started_s = time.perf_counter()
     mapped = SegmentImporter(IMPORTERS).map(segment, writable=how == "write")
     values = mapped.tensor("int32", (segment.size_bytes // 4,))
-    seen: dict[str, Any] = {"attach_s": time.perf_counter() - started_s, "error": ""}
+    seen: dict[str, Any] = {
+        "attach_s": time.perf_counter() - started_s,
+        "error": "",
+        "has_mps": read_gpu(driver).has_mps,
+    }
     seen["taken_bytes"] = free_before - context.free_bytes()
     try:
         if how != "read":

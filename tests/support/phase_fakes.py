@@ -27,6 +27,7 @@ from tandem.phase.share import ShareKeeper
 from tandem.phase.stepper import Stepper
 from tandem.phase.supply import SupplyPolicy
 from tandem.runner.sampler import Draw, SampledToken
+from tandem.runner.steps import LogitsThenDraws
 from tandem.telemetry.metrics import PhaseMetrics
 from tandem.types import (
     AbortSequence,
@@ -342,7 +343,7 @@ def make_rig(
     clock = clock or MonotonicClock()
     runner, controller = FakeRunner(slots), FakeController()
     metrics = PhaseMetrics.create(CollectorRegistry(), phase)
-    stepper = Stepper(runner, greedy)
+    stepper = Stepper(LogitsThenDraws(runner, greedy))
     reserve = store.reserve_blocks if phase is Phase.PREFILL else 0
     outfit = Outfit(
         store=store,

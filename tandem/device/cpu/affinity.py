@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from tandem.device.cpu.cores import CoreShare, plan_cores
@@ -41,6 +42,10 @@ class CpuAffinityBackend:
         _bind_all_threads(share)
         torch.set_num_threads(num_threads)
         return Applied(f"cores {','.join(map(str, share.cores))}; threads {num_threads}")
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Both phases run at once."""
+        return nullcontext()
 
 
 def cgroup_quota_cores(root: Path = CGROUP_ROOT, membership: Path = Path("/proc/self/cgroup")) -> float:

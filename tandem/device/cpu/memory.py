@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import fcntl
-import math
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tandem.device.memory import SegmentHandle, SegmentKind
+from tandem.device.tensor_views import tensor_view
 from tandem.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class MemfdSegment:
         self._name = name
         self._fd = fd
         self._size_bytes = size_bytes
+        self._sealed = False
 
     @property
     def name(self) -> str:
@@ -59,9 +61,20 @@ class MemfdSegment:
         """Owned by this object until `close`."""
         return self._fd
 
+    @property
+    def kind(self) -> SegmentKind:
+        """See `SegmentHandle`."""
+        return SegmentKind.MEMFD
+
+    @property
+    def sealed(self) -> bool:
+        """Whether `seal` was called."""
+        return self._sealed
+
     def seal(self) -> None:
         """Refuses writable mappings from now on; those that exist stay."""
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+        self._sealed = True
 
     def close(self) -> None:
         """Closes the descriptor."""
@@ -73,6 +86,11 @@ class MemfdExporter:
 
     def __init__(self, available: Callable[[], int] = available_bytes) -> None:
         self._available = available
+
+    @property
+    def kind(self) -> SegmentKind:
+        """See `MemoryExporter`."""
+        return SegmentKind.MEMFD
 
     def create(self, name: str, size_bytes: int) -> MemfdSegment:
         """A zeroed segment, whose pages are taken as they are first written.
@@ -108,12 +126,7 @@ class MemfdMapping:
         """A view of `shape`. ValueError when it would reach past the end, or starts between two elements."""
         import torch
 
-        element: torch.dtype = getattr(torch, dtype)
-        count = math.prod(shape)
-        end = offset_bytes + count * element.itemsize
-        if offset_bytes < 0 or count <= 0 or end > self.size_bytes or offset_bytes % element.itemsize:
-            raise ValueError(f"{dtype}{list(shape)} at {offset_bytes} does not lie in {self.size_bytes} bytes")
-        return torch.frombuffer(self._bytes, dtype=element, count=count, offset=offset_bytes).view(*shape)
+        return tensor_view(torch.frombuffer(self._bytes, dtype=torch.uint8), dtype, shape, offset_bytes)
 
     def close(self) -> None:
         """Unmaps: the memory under any tensor of it is gone."""
@@ -123,18 +136,22 @@ class MemfdMapping:
 class MemfdImporter:
     """Maps memfd segments that came from another process."""
 
-    def map(self, fd: int, size_bytes: int, *, writable: bool) -> MemfdMapping:
+    def map(self, handle: SegmentHandle, *, writable: bool) -> MemfdMapping:
         """DeviceError when the file has another size, or is sealed against writing."""
-        actual = os.fstat(fd).st_size
+        size_bytes, actual = handle.size_bytes, os.fstat(handle.fd).st_size
         if actual != size_bytes:
             raise DeviceError(f"the segment has {actual} bytes, not the {size_bytes} announced")
         protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
         try:
-            return MemfdMapping(mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, protection))
+            return MemfdMapping(mmap.mmap(handle.fd, size_bytes, mmap.MAP_SHARED, protection))
         except OSError as error:
             sealed = error.errno == errno.EPERM and writable
             why = "it is sealed: map it read-only" if sealed else error.strerror
             raise DeviceError(f"a segment of {size_bytes} bytes cannot be mapped: {why}") from error
+
+    def free_bytes(self) -> int:
+        """See `available_bytes`."""
+        return available_bytes()
 
 
 def _bytes_of(mapping: mmap.mmap) -> Any:

@@ -3,8 +3,6 @@ import math
 import pytest
 
 from tandem.device.cpu.affinity import CpuAffinityBackend, cgroup_quota_cores
-from tandem.device.partition_backends import make_partition_backend
-from tandem.errors import ConfigError
 from tandem.types import Phase, Split
 
 
@@ -52,12 +50,3 @@ def test_a_quota_bounds_the_threads(monkeypatch, quota_cores, threads):
     backend.apply(Phase.DECODE, Split(25, 75))
     assert set_to == [threads]
     assert set(bound) == {(1, 2, 3)}
-
-
-def test_the_registry_makes_it_by_name():
-    assert isinstance(make_partition_backend("cpu-affinity"), CpuAffinityBackend)
-
-
-def test_an_unknown_backend_is_refused_by_name():
-    with pytest.raises(ConfigError, match="cpu-afinity"):
-        make_partition_backend("cpu-afinity")

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from tandem.device.cpu import memory
-from tandem.device.cpu.memory import F_SEAL_FUTURE_WRITE, MemfdExporter, MemfdImporter, available_bytes
+from tandem.device.cpu.memory import F_SEAL_FUTURE_WRITE, MemfdExporter, MemfdImporter, MemfdSegment, available_bytes
 from tandem.errors import DeviceError
 
 
@@ -31,7 +31,7 @@ def test_a_truncated_file_is_refused():
     fd = os.memfd_create("short")
     os.ftruncate(fd, 4096)
     with pytest.raises(DeviceError, match="has 4096 bytes, not the 8192"):
-        MemfdImporter().map(fd, 8192, writable=False)
+        MemfdImporter().map(MemfdSegment("short", fd, 8192), writable=False)
     os.close(fd)
 
 

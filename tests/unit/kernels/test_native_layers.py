@@ -75,6 +75,13 @@ def test_one_call_equals_operators_one_by_one(config: ModelConfig, native: Kerne
     assert torch.equal(fused, one_by_one)
 
 
+def test_pauses_between_layers_change_nothing(config: ModelConfig, native: Kernels) -> None:
+    pauses: list[None] = []
+    paused = run(decoder(config, replace(native, pause=lambda: pauses.append(None)), torch.bfloat16), config.vocab_size)
+    assert torch.equal(paused, run(decoder(config, native, torch.bfloat16), config.vocab_size))
+    assert len(pauses) == config.num_layers  # of the long step alone
+
+
 def test_as_near_to_float32_as_torch_is(config: ModelConfig, native: Kernels) -> None:
     exact = run(decoder(config, torch_kernels(), torch.float32), config.vocab_size)
     theirs = run(decoder(config, torch_kernels(), torch.bfloat16), config.vocab_size)

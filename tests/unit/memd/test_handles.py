@@ -11,10 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.memd import handles
-from services.memd.handles import RefusedError, parse_request, refuse_others
+from services.memd.handles import HandleServer, RefusedError, parse_request, refuse_others
+from tandem.device.cuda.vmm_export import VmmExporter
+from tandem.device.memory import SegmentKind
+from tandem.device.memory_backends import SegmentImporter
 from tandem.errors import DeviceError, NotReadyError
 from tandem.rpc import handles_client
-from tandem.rpc.handles_client import close_segments, receive_segments
+from tandem.rpc.handles_client import receive_segments
+from tandem.rpc.segments import close_segments
+from tests.support.fake_cuda.host import fake_driver, importers_over
 from tests.support.memd import FINGERPRINT, local_memd
 
 BAD_REQUESTS = [
@@ -80,6 +85,27 @@ async def test_descriptors_sent_to_memd_are_not_taken(memd):
     assert len(json.loads(answer)["segments"]) == len(fds) == 2
     for fd in fds:
         socket.close(fd)
+
+
+async def test_device_memory_is_handed_out_with_its_kind(tmp_path):
+    exporter = VmmExporter(fake_driver())
+    segments = [exporter.create("weights", 1), exporter.create("kv", 1)]
+    segments[0].seal()
+    server = HandleServer(tmp_path / "fd.sock", segments, lambda holder_id: True)
+    server.start()
+    received = await receive_segments(str(tmp_path / "fd.sock"), 1)
+    await server.close()
+    assert {(each.kind, each.name, each.sealed) for each in received.values()} == {
+        (SegmentKind.CUDA_VMM, "weights", True),
+        (SegmentKind.CUDA_VMM, "kv", False),
+    }
+    importer = SegmentImporter(importers_over(fake_driver()))
+    for name in ("kv", "weights"):
+        assert importer.map(received[name], writable=name == "kv").size_bytes == segments[0].size_bytes
+    with pytest.raises(DeviceError, match="sealed"):
+        importer.map(received["weights"], writable=True)
+    close_segments(received.values())
+    close_segments(segments)
 
 
 async def test_a_client_that_says_nothing_is_let_go(memd, monkeypatch):

@@ -14,6 +14,7 @@ from services.memd.main import load_unless_stopped
 from tandem.clock import MonotonicClock
 from tandem.config.settings import MemdConfig
 from tandem.device.cpu.memory import MemfdExporter
+from tandem.device.memory import SegmentKind
 from tandem.errors import ConfigError, DeviceError, ModelError, UnsupportedModelError
 from tests.support.memd import PLAN
 
@@ -30,8 +31,8 @@ def config(model: str, **values: object) -> MemdConfig:
     return MemdConfig(model=model, block_size=4, kv_bytes=BLOCK_BYTES * 32, **{"reserve_blocks": 2, **values})
 
 
-def fake_loader(settings: MemdConfig) -> Loader:
-    return Loader(settings, module="tests.support.fake_loader")
+def fake_loader(settings: MemdConfig, kind: SegmentKind) -> Loader:
+    return Loader(settings, kind, module="tests.support.fake_loader")
 
 
 async def load(settings: MemdConfig, available_bytes: int = 1 << 30):
@@ -74,12 +75,12 @@ async def test_a_failure_keeps_its_type_and_text():
 async def test_a_module_that_does_not_start_is_a_model_error():
     with pytest.raises(ModelError, match="ended with status 1"):
         await load_storage(
-            config("works"), MemfdExporter(), MonotonicClock(), lambda c: Loader(c, module="tests.support.none")
+            config("works"), MemfdExporter(), MonotonicClock(), lambda c, kind: Loader(c, kind, "tests.support.none")
         )
 
 
 async def test_leaving_ends_the_loader():
-    async with Loader(config("waits"), module="tests.support.fake_loader") as loader:
+    async with fake_loader(config("waits"), SegmentKind.MEMFD) as loader:
         pid = loader._process.pid
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
@@ -99,7 +100,7 @@ async def test_too_little_kv_names_its_key_before_the_weights_are_loaded():
 
 def test_a_reserve_of_everything_is_refused():
     with pytest.raises(ConfigError, match=r"memd\.reserve_blocks: 32 of 32"):
-        plan_kv(config("works", reserve_blocks=32), PLAN)
+        plan_kv(config("works", reserve_blocks=32), PLAN, SegmentKind.MEMFD)
 
 
 async def test_memory_that_is_not_there_is_refused():
@@ -112,18 +113,19 @@ def test_a_plan_survives_the_wire():
 
 
 @pytest.mark.parametrize(
-    ("asked", "flags", "dtype"),
+    ("asked", "flags", "native_level", "dtype"),
     [
-        ("auto", {"avx2", "avx512_bf16"}, "bfloat16"),
-        ("auto", {"amx_bf16"}, "bfloat16"),
-        ("auto", {"avx2", "avx512f"}, "float32"),
-        ("auto", set(), "float32"),
-        ("float32", {"avx512_bf16"}, "float32"),
-        ("bfloat16", set(), "bfloat16"),
+        ("auto", {"avx2", "avx512_bf16"}, "", "bfloat16"),
+        ("auto", {"amx_bf16"}, "", "bfloat16"),
+        ("auto", {"avx2", "avx512f"}, "", "float32"),
+        ("auto", {"avx2", "avx512f"}, "avx2", "bfloat16"),
+        ("auto", set(), "", "float32"),
+        ("float32", {"avx512_bf16"}, "avx512bf16", "float32"),
+        ("bfloat16", set(), "", "bfloat16"),
     ],
 )
-def test_bfloat16_is_chosen_where_the_processor_has_it(asked, flags, dtype):
-    assert choose_dtype(asked, frozenset(flags)) == dtype
+def test_bfloat16_is_chosen_where_it_is_quick(asked, flags, native_level, dtype):
+    assert choose_dtype(asked, SegmentKind.MEMFD, frozenset(flags), native_level) == dtype
 
 
 def test_flags_are_read_from_cpuinfo():

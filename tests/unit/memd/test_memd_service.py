@@ -32,12 +32,12 @@ async def test_an_attachment_describes_and_hands_out_the_storage(memd, client):
     assert (attachment.model_config, attachment.manifest, attachment.kv_layout) == (CONFIG, MANIFEST, LAYOUT)
     assert set(attachment.segments) == {"weights", "kv"}
     kv, weights = attachment.segments["kv"], attachment.segments["weights"]
-    mapped = MemfdImporter().map(kv.fd, kv.size_bytes, writable=True)
+    mapped = MemfdImporter().map(kv, writable=True)
     mapped.tensor("bfloat16", LAYOUT.shape).fill_(3.0)
-    theirs = MemfdImporter().map(memd.storage.segments.kv.fd, LAYOUT.total_bytes, writable=False)
+    theirs = MemfdImporter().map(memd.storage.segments.kv, writable=False)
     assert torch.equal(theirs.tensor("bfloat16", LAYOUT.shape), torch.full(LAYOUT.shape, 3.0, dtype=torch.bfloat16))
     with pytest.raises(DeviceError, match="sealed"):
-        MemfdImporter().map(weights.fd, weights.size_bytes, writable=True)
+        MemfdImporter().map(weights, writable=True)
     fds = [handle.fd for handle in attachment.segments.values()]
     await attachment.detach()
     await attachment.detach()

@@ -25,20 +25,26 @@ class PhaseHello(_message.Message):
     PHASE_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     PARTITION_BACKEND_FIELD_NUMBER: _builtins.int
+    SPLITS_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """prefill | decode"""
     pid: _builtins.int
     partition_backend: _builtins.str
+    @_builtins.property
+    def splits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Split]:
+        """that the backend can apply without a restart; empty: it does not say"""
+
     def __init__(
         self,
         *,
         phase: _builtins.str = ...,
         pid: _builtins.int = ...,
         partition_backend: _builtins.str = ...,
+        splits: _abc.Iterable[Global___Split] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["partition_backend", b"partition_backend", "phase", b"phase", "pid", b"pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["partition_backend", b"partition_backend", "phase", b"phase", "pid", b"pid", "splits", b"splits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -54,6 +60,7 @@ class StepStatistics(_message.Message):
     NUM_CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_WAITING_FIELD_NUMBER: _builtins.int
     UNIX_NS_FIELD_NUMBER: _builtins.int
+    NUM_BACKLOG_TOKENS_FIELD_NUMBER: _builtins.int
     duration_ms: _builtins.float
     num_sequences: _builtins.int
     num_tokens: _builtins.int
@@ -62,6 +69,8 @@ class StepStatistics(_message.Message):
     """KV positions attended over, summed over sequences"""
     num_waiting: _builtins.int
     unix_ns: _builtins.int
+    num_backlog_tokens: _builtins.int
+    """of prompts, left to compute"""
     def __init__(
         self,
         *,
@@ -71,10 +80,11 @@ class StepStatistics(_message.Message):
         num_context_tokens: _builtins.int = ...,
         num_waiting: _builtins.int = ...,
         unix_ns: _builtins.int = ...,
+        num_backlog_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "num_context_tokens", b"num_context_tokens", "num_sequences", b"num_sequences", "num_tokens", b"num_tokens", "num_waiting", b"num_waiting", "unix_ns", b"unix_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "num_backlog_tokens", b"num_backlog_tokens", "num_context_tokens", b"num_context_tokens", "num_sequences", b"num_sequences", "num_tokens", b"num_tokens", "num_waiting", b"num_waiting", "unix_ns", b"unix_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -202,6 +212,7 @@ class ObserveRequest(_message.Message):
     OK_FIELD_NUMBER: _builtins.int
     UNIX_NS_FIELD_NUMBER: _builtins.int
     NUM_WAITING_FIELD_NUMBER: _builtins.int
+    REQUEST_CLASS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     ttft_ms: _builtins.float
     ttft_wait_ms: _builtins.float
@@ -217,6 +228,8 @@ class ObserveRequest(_message.Message):
     unix_ns: _builtins.int
     num_waiting: _builtins.int
     """requests in the gateway's queue"""
+    request_class: _builtins.str
+    """interactive | batch; empty: interactive"""
     def __init__(
         self,
         *,
@@ -231,10 +244,11 @@ class ObserveRequest(_message.Message):
         ok: _builtins.bool = ...,
         unix_ns: _builtins.int = ...,
         num_waiting: _builtins.int = ...,
+        request_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_cached_tokens", b"num_cached_tokens", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_waiting", b"num_waiting", "ok", b"ok", "request_id", b"request_id", "tpot_ms", b"tpot_ms", "ttft_compute_ms", b"ttft_compute_ms", "ttft_ms", b"ttft_ms", "ttft_wait_ms", b"ttft_wait_ms", "unix_ns", b"unix_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_cached_tokens", b"num_cached_tokens", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_waiting", b"num_waiting", "ok", b"ok", "request_class", b"request_class", "request_id", b"request_id", "tpot_ms", b"tpot_ms", "ttft_compute_ms", b"ttft_compute_ms", "ttft_ms", b"ttft_ms", "ttft_wait_ms", b"ttft_wait_ms", "unix_ns", b"unix_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,152 @@
+"""The keeper: a process that holds memd's segments while memd itself is away, and does nothing else.
+
+``python -m services.memd.keeper --socket PATH``. It never maps what it holds and makes no call to a device's driver, so
+there is little in it that could fail. One request a connection, of the same user: a line of JSON that says what to
+``do`` (see `Verb`), answered by ``{"epoch": N, ...}`` with the description of what is held now. What is no request
+closes its connection without an answer.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import structlog
+
+from services.memd.handles import RefusedError, refuse_others
+from tandem.errors import ConfigError, DeviceError
+from tandem.rpc.segments import ReceivedSegment, close_segments, describe_segments, read_segments, receive
+from tandem.rpc.sockets import claim_socket
+from tandem.telemetry.logs import configure_logging
+
+NO_EPOCH = 0
+MAX_REQUEST_BYTES = 1 << 16
+REQUEST_TIMEOUT_S = 5.0
+EXIT_USAGE = 2
+
+_log = structlog.get_logger()
+
+
+class Verb(StrEnum):
+    """What can be asked of a keeper."""
+
+    DEPOSIT = "deposit"  # an epoch's segments, their descriptors beside the line, in place of whatever was held
+    WITHDRAW = "withdraw"  # duplicates of the descriptors come beside the answer; the keeper holds on to its own
+    FORGET = "forget"  # an epoch's segments; those of another epoch stay
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One line of a client. `epoch` and `segments`: see `Verb`."""
+
+    verb: Verb
+    epoch: int
+    segments: tuple[ReceivedSegment, ...]
+
+
+class Keeper:
+    """The segments of one epoch of memd's; owns their descriptors."""
+
+    def __init__(self) -> None:
+        self._epoch = NO_EPOCH
+        self._segments: tuple[ReceivedSegment, ...] = ()
+
+    def serve(self, connection: socket.socket) -> None:
+        """One request. RefusedError, OSError: it was none, or its sender has gone; what is held is as it was."""
+        refuse_others(connection)
+        connection.settimeout(REQUEST_TIMEOUT_S)
+        request = read_request(connection)
+        self._do(request)
+        answer = json.dumps({"epoch": self._epoch, **describe_segments(self._segments)}).encode() + b"\n"
+        fds = [segment.fd for segment in self._segments] if request.verb is Verb.WITHDRAW else []
+        socket.send_fds(connection, [answer], fds)
+
+    def _do(self, request: Request) -> None:
+        if request.verb is Verb.DEPOSIT:
+            self._replace(request.epoch, request.segments)
+        elif request.verb is Verb.FORGET and request.epoch == self._epoch:
+            self._replace(NO_EPOCH, ())
+
+    def _replace(self, epoch: int, segments: tuple[ReceivedSegment, ...]) -> None:
+        close_segments(self._segments)
+        self._epoch, self._segments = epoch, segments
+        _log.info("keeper.holds", epoch=epoch, segments=[segment.name for segment in segments])
+
+
+def read_request(connection: socket.socket) -> Request:
+    """RefusedError, with every descriptor that came closed, when it is none."""
+    line, fds = bytearray(), list[int]()
+    try:
+        while not line.endswith(b"\n"):
+            part, part_fds = receive(connection, MAX_REQUEST_BYTES)
+            fds += part_fds
+            line += part
+            if not part or len(line) > MAX_REQUEST_BYTES:
+                raise RefusedError(f"no request in {len(line)} bytes")
+        return parse_request(bytes(line), fds)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+
+
+def parse_request(line: bytes, fds: Sequence[int]) -> Request:
+    """RefusedError when that is not what `line` and `fds` are; closes nothing."""
+    with suppress(ValueError, KeyError, TypeError, RecursionError, DeviceError):
+        said = json.loads(line)
+        verb, epoch = Verb(said["do"]), said["epoch"]
+        segments = tuple(read_segments(line, fds).values()) if verb is Verb.DEPOSIT else ()
+        if type(epoch) is int and len(segments) == len(fds) and bool(segments) == (verb is Verb.DEPOSIT):
+            return Request(verb, epoch, segments)
+    raise RefusedError(f"not a request: {line[:80]!r} with {len(fds)} descriptors")
+
+
+def run(path: Path) -> None:
+    """For ever. ConfigError when a running process has the socket."""
+    claim = claim_socket(path)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(os.fspath(path))
+            path.chmod(0o600)
+            listener.listen()
+            _log.info("keeper.listening", path=str(path))
+            _accept(listener, Keeper())
+    finally:
+        claim.release()
+
+
+def _accept(listener: socket.socket, keeper: Keeper) -> None:
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            try:
+                keeper.serve(connection)
+            except (RefusedError, OSError) as error:
+                _log.warning("keeper.refused", reason=str(error))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Keeps until SIGTERM; the exit status. What it holds ends with it, unless somebody else holds it too."""
+    parser = argparse.ArgumentParser(prog="services.memd.keeper")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--log-level", default="info")
+    flags = parser.parse_args(argv)
+    configure_logging("memd.keeper", flags.log_level)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        run(flags.socket)
+    except ConfigError as error:
+        _log.error("keeper.failed", message=str(error))
+        return EXIT_USAGE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,35 @@
+"""`mps-percentage`: MPS bounds a process's SMs from its start on; another share needs another process."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+from tandem.device.cuda.gpu import ENV_PERCENTAGE, GpuFacts, running_percentage
+from tandem.device.partition import Applied, RestartRequired
+from tandem.errors import DeviceError
+from tandem.types import Phase, Split
+
+
+class PercentageBackend:
+    """Compares what this process was started with to what it should have; a cap, not a reservation."""
+
+    def __init__(self, gpu: GpuFacts, environ: Mapping[str, str]) -> None:
+        """DeviceError without MPS, which alone looks at the percentage."""
+        if not gpu.has_mps:
+            raise DeviceError("mps-percentage: this process is no client of MPS; see `tandem doctor`")
+        self._percent = running_percentage(environ)
+
+    @property
+    def name(self) -> str:
+        """As in configuration and logs."""
+        return "mps-percentage"
+
+    def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
+        """Never changes anything."""
+        wanted = split.percent(phase)
+        if self._percent == wanted:
+            return Applied(f"{ENV_PERCENTAGE}={wanted}")
+        return RestartRequired(f"started with {self._percent:g} %; a new process needs {ENV_PERCENTAGE}={wanted}")
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Both phases run at once."""
+        return nullcontext()
