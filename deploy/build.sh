@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
 # Builds the image of the services with this machine's pip configuration (index, CA, wheels).
-# usage: [BASE_IMAGE=...] [TORCH_INDEX=...] [WHEELS_DIR=...] deploy/build.sh [IMAGE]
+# usage: [BASE_IMAGE=...] [TORCH_INDEX=...] [TORCH_BUILD=...] [WHEELS_DIR=...] deploy/build.sh [IMAGE]
 #   BASE_IMAGE   default: the Dockerfile's; without a registry, what deploy/local-base.sh made
-#   TORCH_INDEX  an index with CPU builds of torch: the address that PyTorch's install page shows for "CPU"
-#   WHEELS_DIR   a folder with a CPU wheel of torch; default: the folders of pip's find-links
+#   TORCH_INDEX  an index with that build of torch: the address that PyTorch's install page shows for it
+#   TORCH_BUILD  default: cpu. A CUDA build, such as cu130, makes the image for an NVIDIA GPU
+#   WHEELS_DIR   a folder with a wheel of that build; default: the folders of pip's find-links
 # Exit status 69: it cannot be built on this machine; the last line says why.
 set -euo pipefail
 
-image="${1:-tandem:local}"
+torch_build="${TORCH_BUILD:-cpu}"
+if [ "$torch_build" = cpu ]; then
+    image="${1:-tandem:local}"
+    variant=()
+else
+    image="${1:-tandem:gpu}"
+    variant=(--build-arg EXTRAS=cuda --build-arg "PACKAGES=gcc libc6-dev") # Triton compiles launchers
+fi
 root="$(cd "$(dirname "$0")/.." && pwd)"
 context="$(mktemp --directory)"
 trap 'rm --recursive --force "$context"' EXIT
@@ -52,7 +60,7 @@ copy_wheels() {
     for source in ${WHEELS_DIR:-$(pip_setting find-links)}; do
         source="${source#file://}"
         [ ! -d "$source" ] ||
-            find "$source" -maxdepth 1 -name 'torch-*+cpu*.whl' -exec cp --target-directory "$pip" {} +
+            find "$source" -maxdepth 1 -name "torch-*+$torch_build*.whl" -exec cp --target-directory "$pip" {} +
     done
 }
 
@@ -65,7 +73,7 @@ mkdir --parents "$pip"
 write_pip_configuration >"$pip/pip.conf"
 copy_wheels
 if ! has_torch; then
-    echo "no CPU build of torch: set TORCH_INDEX or WHEELS_DIR" >&2
+    echo "no $torch_build build of torch: set TORCH_INDEX or WHEELS_DIR" >&2
     exit 69
 fi
 tar --create --file "$context/context.tar" --directory "$root" --exclude=__pycache__ \
@@ -74,5 +82,6 @@ tar --append --file "$context/context.tar" --directory "$context" deploy/pip
 
 # Host networking: an index that only this machine's own network reaches is reached from the build too.
 docker build --network host --file deploy/Dockerfile --tag "$image" \
+    --build-arg "TORCH_BUILD=$torch_build" "${variant[@]}" \
     ${BASE_IMAGE:+--build-arg "BASE_IMAGE=$BASE_IMAGE"} ${TORCH_INDEX:+--build-arg "TORCH_INDEX=$TORCH_INDEX"} \
     --build-arg http_proxy --build-arg https_proxy --build-arg no_proxy - <"$context/context.tar"

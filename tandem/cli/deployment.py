@@ -11,8 +11,9 @@ import click
 
 from tandem.client import Client
 from tandem.config.load import ENV_CONFIG_FILE, MAX_SOCKET_PATH_BYTES, load_config
-from tandem.config.settings import MODES, SERVICES, GatewayConfig
+from tandem.config.settings import MODES, SERVICES, GatewayConfig, PhaseConfig
 from tandem.errors import ConfigError, NotReadyError
+from tandem.types import Split
 
 LONGEST_SOCKET_NAME = "supervisor.sock.1234567"
 RANDOM_PREFIX = "random:"
@@ -41,6 +42,9 @@ class Deployment:
     port: int | None  # given on the command line
     gateway: GatewayConfig
     drain_timeouts_s: Mapping[str, float]  # by service
+    memory_backend: str  # as configured, as are the partition backends, by service
+    partition_backends: Mapping[str, str]
+    initial_split: Split
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -104,6 +108,8 @@ def resolve(overrides: Overrides, environ: Mapping[str, str]) -> Deployment:
     """The deployment as all services will see it. ConfigError names the key that any of them would refuse."""
     configs = {service: load_config(service, _argv(service, overrides), environ) for service in SERVICES}
     gateway = load_config("gateway", _argv("gateway", overrides), environ)
+    controller = load_config("controller", _argv("controller", overrides), environ)
+    memd = load_config("memd", _argv("memd", overrides), environ)
     config_file = overrides.config_file or environ.get(ENV_CONFIG_FILE)
     _check_run_dir(gateway.run_dir)
     return Deployment(
@@ -113,6 +119,11 @@ def resolve(overrides: Overrides, environ: Mapping[str, str]) -> Deployment:
         port=overrides.port,
         gateway=gateway,
         drain_timeouts_s={service: config.drain_timeout_s for service, config in configs.items()},
+        memory_backend=memd.memory_backend,
+        partition_backends={
+            service: config.partition_backend for service, config in configs.items() if isinstance(config, PhaseConfig)
+        },
+        initial_split=Split(controller.prefill_percent, controller.decode_percent),
     )
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -32,12 +33,13 @@ def find(run_dir: Path) -> list[psutil.Process]:
     return [psutil.Process(pid) for pid in pids if pid is not None and psutil.pid_exists(pid)]
 
 
-def end(process: psutil.Process, timeout_s: float) -> None:
-    """SIGTERM, `timeout_s` to drain, then SIGKILL; returns when it has ended."""
+def end(process: psutil.Process, timeout_s: float, before_kill: Callable[[int], None]) -> None:
+    """SIGTERM, `timeout_s` to drain, then `before_kill` of its pid and SIGKILL; returns when it has ended."""
     try:
         process.terminate()
         process.wait(timeout_s)
     except psutil.TimeoutExpired:
+        before_kill(process.pid)
         process.kill()
         process.wait(timeout_s)
     except psutil.NoSuchProcess:

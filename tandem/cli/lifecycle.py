@@ -16,11 +16,13 @@ from rich.console import Console
 from tandem.cli import leftovers
 from tandem.cli.deployment import Deployment, Overrides, deployment_options, make_run_dir, resolve
 from tandem.cli.first_answer import show_first_answer
+from tandem.cli.mps import end_client, environments, find_mps, start_mps, stop_clients, stop_mps, stop_service
 from tandem.cli.output import new_console
 from tandem.cli.readiness import last_words, look, shown_on, wait_until_serving
 from tandem.cli.supervision import KILL_MARGIN_S, DaemonState, Supervisor, render_conf
 from tandem.clock import MonotonicClock
 from tandem.config.settings import MODES, SERVICES
+from tandem.device.cuda.mps import MpsControl
 from tandem.errors import ConfigError, NotReadyError
 from tandem.model.default_model import fetch_default_model
 
@@ -76,7 +78,7 @@ def restart(service: str, config_file: Path | None, run_dir: Path | None) -> Non
         raise ConfigError("SERVICE", f"{service} is no part of this deployment; there are {', '.join(sorted(running))}")
     started_s = time.monotonic()
     with console.status(f"stopping {service}"):
-        supervisor.stop_service(service)
+        stop_service(deployment, supervisor, service, find_mps(deployment, os.environ), console)
     stopped_s = time.monotonic()
     supervisor.start_service(service)
     _wait(deployment, supervisor, console)
@@ -101,7 +103,8 @@ def _bring_up(deployment: Deployment, supervisor: Supervisor, console: Console) 
 
 def _ensure_started(deployment: Deployment, supervisor: Supervisor, console: Console) -> bool:
     """Whether it had to be started. ConfigError when it runs with another configuration than is asked for."""
-    conf = render_conf(deployment)
+    mps = find_mps(deployment, os.environ)
+    conf = render_conf(deployment, environments(deployment, mps))
     state = supervisor.state()
     if state is DaemonState.RUNNING:
         if supervisor.conf_path.read_text() != conf:
@@ -113,26 +116,40 @@ def _ensure_started(deployment: Deployment, supervisor: Supervisor, console: Con
             supervisor.wait_ended(_end_timeout_s(deployment))
     _end_leftovers(deployment, console)
     console.print(f"starting {len(deployment.services)} services in {deployment.run_dir}")
+    if mps is not None:
+        start_mps(mps, console)
     supervisor.start(conf)
     return True
 
 
 def _bring_down(deployment: Deployment, supervisor: Supervisor, console: Console) -> None:
+    mps = find_mps(deployment, os.environ)
     if supervisor.state() is DaemonState.ABSENT:
         if not _end_leftovers(deployment, console):
             console.print(f"nothing runs in {deployment.run_dir}")
-        return
-    with console.status("letting running requests end"):
-        supervisor.request_shutdown()
-        supervisor.wait_ended(_end_timeout_s(deployment))
-    console.print("all services have ended")
+    else:
+        with console.status("letting running requests end"):
+            _end_services(deployment, supervisor, mps, console)
+        console.print("all services have ended")
+    if mps is not None:
+        stop_mps(deployment, mps, console)
+
+
+def _end_services(deployment: Deployment, supervisor: Supervisor, mps: MpsControl | None, console: Console) -> None:
+    """supervisord kills whoever does not end: clients of MPS are stopped before it is asked to end itself."""
+    if mps is not None and supervisor.state() is DaemonState.RUNNING:
+        stop_clients(deployment, supervisor, mps, console)
+    supervisor.request_shutdown()
+    supervisor.wait_ended(_end_timeout_s(deployment))
 
 
 def _end_leftovers(deployment: Deployment, console: Console) -> bool:
+    mps = find_mps(deployment, os.environ)
+    before_kill = (lambda pid: end_client(mps, pid, console)) if mps else (lambda pid: None)
     processes = leftovers.find(deployment.run_dir)
     for process in processes:
         console.print(f"ending a service that lost its supervisor: {_title(process)}")
-        leftovers.end(process, max(deployment.drain_timeouts_s.values()) + KILL_MARGIN_S)
+        leftovers.end(process, max(deployment.drain_timeouts_s.values()) + KILL_MARGIN_S, before_kill)
     return bool(processes)
 
 

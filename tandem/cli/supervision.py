@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from http.client import HTTPException
@@ -73,9 +73,14 @@ stdout_logfile_backups = 3
 """
 
 
-def render_conf(deployment: Deployment) -> str:
-    """supervisord.conf of the deployment, to lie in its run directory."""
-    return _MAIN_SECTIONS + "".join(_program(deployment, service) for service in deployment.services)
+def render_conf(deployment: Deployment, environments: Mapping[str, Mapping[str, str]]) -> str:
+    """supervisord.conf of the deployment, to lie in its run directory.
+
+    `environments`: by service, what it has beside what every service has.
+    """
+    services = deployment.services
+    programs = (_program(deployment, service, environments.get(service, {})) for service in services)
+    return _MAIN_SECTIONS + "".join(programs)
 
 
 def log_path(run_dir: Path, service: str) -> Path:
@@ -83,18 +88,23 @@ def log_path(run_dir: Path, service: str) -> Path:
     return run_dir / "logs" / f"{service}.log"
 
 
-def _program(deployment: Deployment, service: str) -> str:
+def _program(deployment: Deployment, service: str, environment: Mapping[str, str]) -> str:
     argv = [sys.executable, "-P", "-m", f"services.{service}.main", *deployment.flags(service)]
     return _PROGRAM_SECTION.format(
         service=service,
         command=" ".join(_quoted(part) for part in argv),
-        environment=",".join(f'{key}="{value}"' for key, value in environment_of(service).items()),
+        environment=",".join(_assigned(*each) for each in {**environment_of(service), **environment}.items()),
         priority=100 * (len(deployment.services) - deployment.services.index(service)),
         startsecs=START_SECS,
         startretries=START_RETRIES,
         stopwaitsecs=ceil(deployment.drain_timeouts_s[service]) + KILL_MARGIN_S,
         as_group="true" if service == "memd" else "false",  # its loader must not outlive it
     )
+
+
+def _assigned(key: str, value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'{key}="{escaped}"'
 
 
 def _quoted(part: str) -> str:
@@ -152,7 +162,7 @@ class Supervisor:
         result = subprocess.run(  # noqa: S603 - our own interpreter and file
             [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(self.conf_path)],
             capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, cwd=self._run_dir,
-            env={**os.environ, "PYTHONPATH": _python_path(os.environ.get("PYTHONPATH", ""))},
+            env=child_environment(os.environ),
         )  # fmt: skip
         if result.returncode != 0:
             raise NotReadyError(f"supervisord did not start: {result.stderr.strip() or result.stdout.strip()}")
@@ -167,6 +177,19 @@ class Supervisor:
         """SIGTERM, and SIGKILL after the drain's time; returns when it has ended."""
         with contextlib.suppress(_AlreadySoError):
             self._call("stopProcess", service, True)
+
+    def request_stop(self, service: str) -> None:
+        """SIGTERM, and SIGKILL after the drain's time; does not wait for either."""
+        with contextlib.suppress(_AlreadySoError):
+            self._call("stopProcess", service, False)
+
+    def has_ended(self, service: str, timeout_s: float) -> bool:
+        """Whether the service's process is gone, or goes within that time."""
+        for _ in range(ceil(timeout_s / POLL_S)):
+            if self.processes()[service].pid == 0:
+                return True
+            self._sleep(POLL_S)
+        return False
 
     def start_service(self, service: str) -> None:
         """Starts a stopped service; does not wait for it."""
@@ -206,10 +229,11 @@ class Supervisor:
         raise NotReadyError(f"{problem} after {timeout_s:.0f} s; see {self._run_dir}/logs/supervisord.log")
 
 
-def _python_path(existing: str) -> str:
-    """The services come from where this command comes from, installed or not."""
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """For our own programs: they come from where this command comes from, installed or not."""
     root = str(Path(tandem.__file__).resolve().parent.parent)
-    return os.pathsep.join(part for part in (root, existing) if part)
+    path = os.pathsep.join(part for part in (root, environ.get("PYTHONPATH", "")) if part)
+    return {**environ, "PYTHONPATH": path}
 
 
 class _AlreadySoError(Exception):

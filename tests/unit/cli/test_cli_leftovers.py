@@ -49,9 +49,12 @@ def test_whoever_listens_is_found_and_nobody_else(run_dir):
 @pytest.mark.parametrize("kind", ["ordinary", "deaf"])
 def test_it_is_ended_whether_it_listens_to_reason_or_not(run_dir, kind):
     process = psutil.Process(listener(run_dir / "decode.sock", kind).pid)
-    leftovers.end(process, timeout_s=1.0)
+    told: list[tuple[int, bool]] = []
+    before_kill = lambda pid: told.append((pid, process.is_running()))  # noqa: E731
+    leftovers.end(process, timeout_s=1.0, before_kill=before_kill)
     assert not process.is_running()
-    leftovers.end(process, timeout_s=1.0)
+    assert told == ([(process.pid, True)] if kind == "deaf" else [])
+    leftovers.end(process, timeout_s=1.0, before_kill=before_kill)
 
 
 def test_the_listener_is_the_one_the_kernel_names(run_dir):

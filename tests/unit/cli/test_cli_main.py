@@ -30,7 +30,18 @@ def test_version():
 
 
 def test_every_command_has_help():
-    assert set(main.commands) == {"up", "down", "status", "generate", "chat", "restart", "logs", "model", "bench"}
+    assert set(main.commands) == {
+        "up",
+        "down",
+        "status",
+        "doctor",
+        "generate",
+        "chat",
+        "restart",
+        "logs",
+        "model",
+        "bench",
+    }
     for name in main.commands:
         assert invoke(name, "--help").exit_code == 0
 

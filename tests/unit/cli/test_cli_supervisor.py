@@ -20,7 +20,7 @@ command = sleep 1000
 
 
 def conf_of(run_dir: Path) -> str:
-    ours = render_conf(resolve(Overrides(run_dir=run_dir), {}))
+    ours = render_conf(resolve(Overrides(run_dir=run_dir), {}), {})
     return ours[: ours.index("\n[program:")] + PROGRAM
 
 

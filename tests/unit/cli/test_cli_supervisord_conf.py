@@ -17,7 +17,7 @@ from tandem.errors import ConfigError
 def read_by_supervisor(deployment: Deployment) -> tuple[ServerOptions, dict[str, ProcessConfig]]:
     make_run_dir(deployment.run_dir)
     conf = deployment.run_dir / "supervisord.conf"
-    conf.write_text(render_conf(deployment))
+    conf.write_text(render_conf(deployment, {}))
     options = ServerOptions()
     with redirect_stderr(io.StringIO()):
         options.realize(args=["-c", str(conf)])
@@ -59,7 +59,7 @@ def test_any_file_name_reaches_the_service_as_it_is(tmp_path, name):
 
 def test_a_line_break_in_a_path_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="line break"):
-        render_conf(resolve(Overrides(run_dir=tmp_path, model="/a\nb"), {}))
+        render_conf(resolve(Overrides(run_dir=tmp_path, model="/a\nb"), {}), {})
 
 
 def test_what_dies_is_started_again_and_asked_to_drain(tmp_path):

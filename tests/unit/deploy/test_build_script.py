@@ -90,3 +90,18 @@ def test_without_a_cpu_build_of_torch_nothing_is_built(build):
     assert done.returncode == os.EX_UNAVAILABLE
     assert "set TORCH_INDEX or WHEELS_DIR" in done.stderr
     assert not (build.folder / "context").exists()
+
+
+def test_a_cuda_build_of_torch_makes_the_image_for_a_gpu(build):
+    (build.wheels / "torch-2.13.0+cu130-cp311-cp311-linux_x86_64.whl").write_bytes(b"cu130")
+    done = build.run(WHEELS_DIR=str(build.wheels), TORCH_BUILD="cu130")
+    assert done.returncode == 0, done.stderr
+    wheels = [name for name in build.context() if name.endswith(".whl")]
+    assert wheels == ["deploy/pip/torch-2.13.0+cu130-cp311-cp311-linux_x86_64.whl"]
+    assert {"TORCH_BUILD=cu130", "EXTRAS=cuda", "PACKAGES=gcc"} <= set(build.arguments())
+
+
+def test_a_cpu_image_has_no_compiler_and_no_extra(build):
+    assert build.run(WHEELS_DIR=str(build.wheels)).returncode == 0
+    assert "TORCH_BUILD=cpu" in build.arguments()
+    assert not any(argument.startswith(("EXTRAS", "PACKAGES")) for argument in build.arguments())
