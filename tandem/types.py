@@ -202,7 +202,7 @@ class RequestClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StepStatistics:
-    """One step of a phase, as the controller is told of it. `num_backlog_tokens`: prompt tokens it leaves to compute."""
+    """One step of a phase, as the controller is told of it. `num_backlog_tokens`: of prompts, left to compute."""
 
     duration_ms: float
     num_sequences: int

@@ -5,15 +5,15 @@ All of it lives on one asyncio loop and nothing in it waits, except a link for i
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import structlog
 
 from tandem.clock import Clock
 from tandem.errors import InvalidRequestError
-from tandem.partition.observations import Observations, RequestWindow, StepWindow
-from tandem.partition.planner import Plan, Planner
+from tandem.partition.planner import Plan
 from tandem.partition.status import ControllerStatus, Decision, PhaseHello, PhaseStatus, ShareApplied
+from tandem.partition.steering import Steering
 from tandem.telemetry.metrics import ControllerMetrics
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
@@ -55,24 +55,22 @@ class PhaseLink:
 @dataclass(slots=True)
 class _PhaseRecord:
     status: PhaseStatus
-    window: StepWindow = field(default_factory=StepWindow)
+    splits: tuple[Split, ...] = ()  # that the phase's backend offers
     link: PhaseLink | None = None
 
 
 class Controller:
     """Decides the split and tells it to the phases that are there."""
 
-    def __init__(
-        self, planner: Planner, initial: Split, window_requests: int, clock: Clock, metrics: ControllerMetrics
-    ) -> None:
-        self._planner = planner
+    def __init__(self, steering: Steering, initial: Split, clock: Clock, metrics: ControllerMetrics) -> None:
+        self._steering = steering
+        self._monitor = steering.monitor
         self._clock = clock
         self._metrics = metrics
-        self._requests = RequestWindow(window_requests)
         self._phases = {phase: _PhaseRecord(PhaseStatus(phase)) for phase in Phase}
         self._is_fixed_by_hand = False
         self._decision = Decision(0, initial, "nothing decided")
-        self._decide(planner.plan(self._observations(), initial))
+        self._decide(Plan(initial, "as configured"))
 
     @property
     def decision(self) -> Decision:
@@ -86,7 +84,8 @@ class Controller:
             record.link.close()
         record.link = PhaseLink(hello, lambda: self._decision)
         record.status = PhaseStatus(hello.phase, True, hello.pid, hello.partition_backend)
-        record.window = StepWindow()
+        record.splits = hello.splits
+        self._monitor.phase(hello.phase).restarted()
         self._metrics.phase_connected.labels(hello.phase).set(1)
         _log.info("phase.connected", phase=hello.phase, pid=hello.pid, backend=hello.partition_backend)
         return record.link
@@ -109,8 +108,9 @@ class Controller:
                 record.link.close()
 
     def report_step(self, phase: Phase, step: StepStatistics) -> None:
-        """Takes one step of a phase in."""
-        self._phases[phase].window.add(step, self._clock.now())
+        """Takes one step of a phase in, and asks the planner when it is time."""
+        self._monitor.add_step(phase, step, self._clock.now())
+        self._ask()
 
     def report_applied(self, phase: Phase, applied: ShareApplied) -> None:
         """Records what a phase did with a decision."""
@@ -127,16 +127,14 @@ class Controller:
         )
 
     def observe(self, observation: RequestObservation) -> None:
-        """Takes one request in, and asks the planner again."""
-        self._requests.add(observation)
+        """Takes one request in, and asks the planner when it is time."""
+        self._monitor.add_request(observation, self._clock.now())
         self._metrics.requests_observed.inc()
-        if not self._is_fixed_by_hand:
-            self._decide(self._planner.plan(self._observations(), self._decision.split))
+        self._ask()
 
     def fix_split(self, split: Split) -> Decision:
         """A split by hand, which the planner leaves alone from then on. InvalidRequestError outside (0, 100]."""
-        _check_percent("split.prefill_percent", split.prefill_percent)
-        _check_percent("split.decode_percent", split.decode_percent)
+        _check_split(split)
         self._is_fixed_by_hand = True
         self._decide(Plan(split, "fixed by hand"))
         return self._decision
@@ -145,20 +143,34 @@ class Controller:
         """All that is known now."""
         now_s = self._clock.now()
         phases = [
-            replace(record.status, statistics=record.window.statistics(now_s)) for record in self._phases.values()
+            replace(record.status, statistics=self._monitor.phase(phase).statistics(now_s))
+            for phase, record in self._phases.items()
         ]
-        return ControllerStatus(self._decision, self._planner.name, tuple(phases), self._requests.statistics())
+        return ControllerStatus(self._decision, self._steering.name, tuple(phases), self._monitor.request_statistics())
 
-    def _observations(self) -> Observations:
-        now_s = self._clock.now()
-        steps = {phase: record.window.statistics(now_s) for phase, record in self._phases.items()}
-        return Observations(self._requests.statistics(), steps)
+    def _ask(self) -> None:
+        """A planner that fails, or plans what no phase can have, changes nothing."""
+        if self._is_fixed_by_hand:
+            return
+        try:
+            plan = self._steering.plan(self._clock.now(), self._decision.split, self._offered())
+            if plan is not None:
+                _check_split(plan.split)
+                self._decide(plan)
+        except Exception as error:
+            _log.error("planner.failed", planner=self._steering.name, exc_info=error)
+
+    def _offered(self) -> tuple[Split, ...]:
+        """What both phases can have."""
+        prefill, decode = (self._phases[phase].splits for phase in (Phase.PREFILL, Phase.DECODE))
+        return tuple(split for split in prefill if split in decode)
 
     def _decide(self, plan: Plan) -> None:
         is_first = self._decision.decision_id == 0
         if plan.split == self._decision.split and not is_first:
             return
         self._decision = Decision(self._decision.decision_id + 1, plan.split, plan.reason)
+        self._monitor.switched(plan.split, self._clock.now())
         self._publish(self._decision)
         for record in self._phases.values():
             if record.link is not None:
@@ -176,6 +188,11 @@ class Controller:
             decode_percent=decode_percent,
             reason=decision.reason,
         )
+
+
+def _check_split(split: Split) -> None:
+    _check_percent("split.prefill_percent", split.prefill_percent)
+    _check_percent("split.decode_percent", split.decode_percent)
 
 
 def _check_percent(field_name: str, percent: int) -> None:

@@ -9,10 +9,13 @@ from services.controller.controller import Controller
 from services.controller.service import SERVICE_NAME, add_to_server
 from tandem.clock import MonotonicClock
 from tandem.config.settings import ControllerConfig
-from tandem.partition.registry import make_planner
+from tandem.partition.monitor import Monitor, WindowLimits
+from tandem.partition.registry import PlannerOptions, make_planner
+from tandem.partition.slo import Slo, SloPolicy
+from tandem.partition.steering import Steering
 from tandem.rpc.server import ServiceHost, service_main
 from tandem.telemetry.metrics import ControllerMetrics, start_metrics_server
-from tandem.types import Split
+from tandem.types import RequestClass, Split
 
 STOP_GRACE_S = 0.2  # the controller holds nothing that a peer would miss
 
@@ -20,9 +23,15 @@ STOP_GRACE_S = 0.2  # the controller holds nothing that a peer would miss
 def make_controller(config: ControllerConfig, registry: CollectorRegistry) -> Controller:
     """The controller as configured."""
     initial = Split(config.prefill_percent, config.decode_percent)
-    planner = make_planner(config.planner, initial)
-    metrics = ControllerMetrics.create(registry)
-    return Controller(planner, initial, config.window_requests, MonotonicClock(), metrics)
+    planner = make_planner(config.planner, PlannerOptions(initial, _slos(config), config.slo_margin))
+    monitor = Monitor(WindowLimits(config.window_s, config.window_requests), initial)
+    steering = Steering(planner, monitor, config.decision_interval_s)
+    return Controller(steering, initial, MonotonicClock(), ControllerMetrics.create(registry))
+
+
+def _slos(config: ControllerConfig) -> SloPolicy:
+    batch = Slo(config.batch_slo_ttft_ms, config.batch_slo_tpot_ms)
+    return SloPolicy(Slo(config.slo_ttft_ms, config.slo_tpot_ms), {RequestClass.BATCH: batch})
 
 
 async def serve(config: ControllerConfig, stop: asyncio.Event) -> int:

@@ -12,7 +12,7 @@ from tandem.clock import Clock
 from tandem.errors import TandemError
 from tandem.rpc.status import status_of
 from tandem.telemetry.metrics import GatewayMetrics
-from tandem.types import FinishReason, Prefilled, RequestObservation
+from tandem.types import FinishReason, Prefilled, RequestClass, RequestObservation
 
 _log = structlog.get_logger()
 
@@ -111,7 +111,10 @@ class Reporter:
 
 
 def observation(request: Request, now_s: float, ok: bool, unix_ns: int, num_waiting: int) -> RequestObservation:
-    """TTFT is answer 0's, or the whole time of a request that got no token; TPOT is the mean over the answers."""
+    """TTFT is answer 0's, or the whole time of a request that got no token; TPOT is the mean over the answers.
+
+    Who asks for less than the usual priority is in no hurry: that is the batch class.
+    """
     first = request.sequences[0]
     ttft_s = (first.first_token_s if request.started else now_s) - request.arrival.clock_s
     compute_ms = min(request.prefill_compute_ms, ttft_s * 1e3)
@@ -127,6 +130,7 @@ def observation(request: Request, now_s: float, ok: bool, unix_ns: int, num_wait
         ok=ok,
         unix_ns=unix_ns,
         num_waiting=num_waiting,
+        request_class=RequestClass.BATCH if request.arrival.priority < 0 else RequestClass.INTERACTIVE,
     )
 
 

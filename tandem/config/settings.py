@@ -15,6 +15,8 @@ Percent = Annotated[int, Field(ge=1, le=100)]
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -69,10 +71,19 @@ class MemdConfig(CommonConfig):
 
     metrics_port: Port = Field(0, description="0: no metrics endpoint")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="of weights and KV; auto: bfloat16 where the processor has it"
+        "auto",
+        description="of weights and KV; auto: bfloat16 on a GPU, and where the processor or a native kernel has it",
+    )
+    quantization: Literal["none", "int8", "int4"] = Field(
+        "none", description="of the large weights, in groups of 32; KV keeps its dtype"
     )
     block_size: Positive = Field(16, description="tokens in a KV block")
-    kv_bytes: Positive = Field(1 << 30, description="memory for KV blocks")
+    memory_backend: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where weights and KV lie; auto: on a GPU where there is one"
+    )
+    kv_bytes: NotNegative = Field(
+        0, description="memory for KV blocks; 0: 1 GiB, or on a GPU 0.9 of what is free, less the weights"
+    )
     lease_ttl_s: Seconds = Field(30.0, description="a sequence lease that nobody renews ends after this")
     reserve_blocks: NotNegative = Field(16, description="kept from prefill, so that running sequences can grow")
 
@@ -81,8 +92,8 @@ class PhaseConfig(CommonConfig):
     """What prefill and decode have in common."""
 
     metrics_port: Port = Field(0, description="0: no metrics endpoint")
-    dtype: Literal["", "bfloat16", "float32"] = Field(
-        "", description="refuse storage of another dtype; empty: take what memd has"
+    dtype: Literal["", "bfloat16", "bfloat16+int8", "bfloat16+int4", "float32", "float32+int8", "float32+int4"] = Field(
+        "", description="refuse weights of another dtype; empty: take what memd has"
     )
     max_sequences: Positive = Field(32, description="sequences worked on at once")
     spare_blocks: Positive = Field(64, description="KV blocks leased ahead of need")
@@ -111,10 +122,17 @@ class ControllerConfig(CommonConfig):
     """The controller."""
 
     metrics_port: Port = Field(0, description="0: no metrics endpoint")
-    planner: Literal["static"] = Field("static", description="what decides the split")
+    planner: Literal["static", "semi-pd", "predictive"] = Field("static", description="what decides the split")
     prefill_percent: Percent = Field(50, description="prefill's share of the device at the start")
     decode_percent: Percent = Field(50, description="decode's share of the device at the start")
     window_requests: Positive = Field(400, description="newest requests over which latencies are reported")
+    window_s: Seconds = Field(10.0, description="how far back the planner looks")
+    decision_interval_s: Seconds = Field(1.0, description="the planner is asked no oftener")
+    slo_ttft_ms: Milliseconds = Field(2000.0, description="TTFT that requests are promised")
+    slo_tpot_ms: Milliseconds = Field(100.0, description="mean time a token that requests are promised")
+    batch_slo_ttft_ms: Milliseconds = Field(20000.0, description="TTFT of requests with a priority below 0")
+    batch_slo_tpot_ms: Milliseconds = Field(400.0, description="mean time a token of requests with a priority below 0")
+    slo_margin: Fraction = Field(0.1, description="part of TPOT's SLO that the planner keeps in reserve")
 
 
 class GatewayConfig(CommonConfig):

@@ -64,6 +64,8 @@ class LayersOneByOne:
             attended = self._attention(layer, to_attention.normed, layer_kv, step)
             to_mlp = self.kernels.add_rms_norm(attended, to_attention.residual, layer.mlp_norm, eps)
             hidden, residual = self._mlp(layer, to_mlp.normed), to_mlp.residual
+            if step.pause:
+                step.pause()
         return self.kernels.add_rms_norm(hidden, residual, self.stack.final_norm, eps).normed
 
     def _attention(
@@ -126,7 +128,7 @@ class TransformerDecoder:
             sliding_window=self._config.sliding_window,
         )
         rotary = self._kernels.rotary_table(self._frequencies, batch.positions)
-        return StepInputs(rotary, plan, batch.slot_mapping)
+        return StepInputs(rotary, plan, batch.slot_mapping, self._kernels.pause)
 
 
 def _run_layers(stack: LayerStack, kernels: Kernels) -> RunLayers:

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tandem.types import Phase, RequestObservation, StepStatistics
+from tandem.partition.samples import RequestSample, StepSample
+from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
 RATE_HORIZON_S = 10.0
 STEP_WINDOW = 2048
@@ -22,6 +23,7 @@ class LatencyStatistics:
     num_samples: int = 0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
+    p90_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,44 @@ class PhaseStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowSummary:
+    """A window that has closed: what was served in it, under the split that was in force at its end."""
+
+    closed_s: float
+    split: Split
+    is_mixed: bool  # whether another split was in force in a part of it
+    num_requests: int
+    requests_per_s: float
+    ttft_p90_ms: float  # 0: nobody had one
+    tpot_p90_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSamples:
+    """Steps of one phase, oldest first. `by_percent`: the newest few under each share, however old they are."""
+
+    window: tuple[StepSample, ...] = ()
+    by_percent: Mapping[int, tuple[StepSample, ...]] = field(default_factory=dict)
+    observed_s: float = 0.0  # how much of the window the phase was watched for
+
+
+@dataclass(frozen=True, slots=True)
 class Observations:
-    """All that a planner is told."""
+    """All that a planner is told. Times are of one monotonic clock."""
 
     requests: RequestStatistics = RequestStatistics()
     phases: Mapping[Phase, PhaseStatistics] = field(default_factory=dict)
+    now_s: float = 0.0
+    window_s: float = 10.0
+    splits: tuple[Split, ...] = ()  # those that the backends offer; empty: none but the one in force
+    served: tuple[RequestSample, ...] = ()  # in the window, oldest first
+    steps: Mapping[Phase, PhaseSamples] = field(default_factory=dict)
+    history: tuple[WindowSummary, ...] = ()  # oldest first; the last closed now or earlier
+    since_switch_s: float = math.inf
+
+    def samples(self, phase: Phase) -> PhaseSamples:
+        """Empty ones of a phase that never stepped."""
+        return self.steps.get(phase, PhaseSamples())
 
 
 class RequestWindow:
@@ -114,7 +149,7 @@ def latency_statistics(values_ms: Iterable[float]) -> LatencyStatistics:
     sane = sorted(value for value in values_ms if math.isfinite(value) and value >= 0)
     if not sane:
         return LatencyStatistics()
-    return LatencyStatistics(len(sane), percentile(sane, 50), percentile(sane, 99))
+    return LatencyStatistics(len(sane), percentile(sane, 50), percentile(sane, 99), percentile(sane, 90))
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:

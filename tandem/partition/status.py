@@ -22,6 +22,7 @@ class PhaseHello:
     phase: Phase
     pid: int
     partition_backend: str
+    splits: tuple[Split, ...] = ()  # that the backend offers
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,4 +123,5 @@ class PhaseEngine(ABC, Generic[ItemT, ResultT]):
             num_waiting=self._roster.num_waiting,
             num_running=len(self._roster.running),
             num_spare_blocks=self._leases.supply.num_spare,
+            num_backlog_tokens=self._roster.num_uncomputed if self._phase is Phase.PREFILL else 0,
         )

@@ -65,6 +65,7 @@ class JointWork:
             num_waiting=sum(load.num_waiting for load in loads),
             num_running=sum(load.num_running for load in loads),
             num_spare_blocks=sum(load.num_spare_blocks for load in loads),
+            num_backlog_tokens=sum(load.num_backlog_tokens for load in loads),
         )
 
     def _works(self) -> list[StepWork]:

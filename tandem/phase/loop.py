@@ -29,6 +29,7 @@ class Load:
     num_waiting: int
     num_running: int
     num_spare_blocks: int
+    num_backlog_tokens: int = 0  # of prompts, to be computed
 
 
 class StepWork(Protocol):
@@ -76,6 +77,7 @@ class Reporter:
                 num_context_tokens=num_tokens + sum(part.rows.start for part in parts),
                 num_waiting=load.num_waiting,
                 unix_ns=self._unix_ns(),
+                num_backlog_tokens=load.num_backlog_tokens,
             )
         )
 

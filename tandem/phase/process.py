@@ -37,6 +37,7 @@ from tandem.phase.supply import SupplyPolicy
 from tandem.rpc.controller_client import ControllerLink
 from tandem.rpc.memd_client import MemdClient
 from tandem.rpc.server import ServiceHost
+from tandem.runner.cuda.graphs import StepStream
 from tandem.telemetry.metrics import PhaseMetrics, start_metrics_server
 from tandem.types import Phase
 
@@ -60,6 +61,7 @@ class Surroundings:
     config: PhaseConfig
     store: MemoryStore
     backend: PartitionBackend
+    stream: StepStream  # what the backend chooses, and the steps run on
     share: Callable[[Stepper], ShareKeeper]
     reporter: Reporter
     metrics: PhaseMetrics
@@ -79,7 +81,7 @@ class PhaseProcess:
     async def build(self, service: PhaseService[ResultT], attachment: AttachmentLike, crew: Crew) -> Engine[ResultT]:
         """The engine over what was attached; its own tasks go to `crew`."""
         if self._model is None:
-            self._model = map_model(attachment, SegmentImporter(IMPORTERS))
+            self._model = map_model(attachment, SegmentImporter(IMPORTERS), stream=self._around.stream)
             self._start_loop(self._model)
         around = self._around
         outfit = Outfit(
@@ -96,7 +98,7 @@ class PhaseProcess:
 
     def _start_loop(self, model: MappedModel) -> None:
         around = self._around
-        stepper = Stepper(model.runner, model.sampler, around.backend.turn, check_device)
+        stepper = Stepper(model.steps, around.backend.turn, check_device)
         loop = StepLoop(
             self._steps,
             wake=self._steps.wake,
@@ -133,7 +135,9 @@ async def run_phases(
     registry = CollectorRegistry()
     metrics_server = start_metrics_server(registry, config.metrics_port, config.metrics_host)
     metrics = PhaseMetrics.create(registry, phase)
-    site = PartitionSite(tuple(each.phase for each in services), config.run_dir, os.environ)
+    stream = StepStream()
+    phases = tuple(each.phase for each in services)
+    site = PartitionSite(phases, config.run_dir, os.environ, use_stream=stream.use)
     backend = make_partition_backend(config.partition_backend, site)
     client = MemdClient(config.socket("memd"))
     link = ControllerLink(config.socket("controller"), phase, os.getpid(), backend.name)
@@ -144,6 +148,7 @@ async def run_phases(
         config=config,
         store=client,
         backend=backend,
+        stream=stream,
         share=lambda stepper: ShareKeeper(phase, controller, backend, stepper, metrics=metrics, clock=clock),
         reporter=Reporter(controller, metrics, time.time_ns),
         metrics=metrics,

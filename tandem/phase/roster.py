@@ -64,6 +64,8 @@ class Roster(Generic[ItemT, ResultT]):
         self._wake = wake
         self._intake = Intake.OPEN
         self._sequences: dict[int, WorkingSequence[ResultT]] = {}
+        self._resting_rows: dict[int, int] = {}  # by lease: rows that those lack who do not run
+        self._num_resting_rows = 0  # their sum
         self._leaving: list[WorkingSequence[ResultT]] = []
         self._sessions: set[Session[ResultT]] = set()
         self._empty = asyncio.Event()
@@ -105,6 +107,11 @@ class Roster(Generic[ItemT, ResultT]):
         return len(self._waiting)
 
     @property
+    def num_uncomputed(self) -> int:
+        """Rows that all sequences here lack until their next token; who does not run counts as it came to its state."""
+        return self._num_resting_rows + sum(sequence.num_uncomputed for sequence in self._running)
+
+    @property
     def running(self) -> Line[WorkingSequence[ResultT]]:
         """Sequences in state RUNNING, in rank order; the roster's own."""
         return self._running
@@ -121,6 +128,7 @@ class Roster(Generic[ItemT, ResultT]):
             self._waiting.enter(sequence)
         elif state is SequenceState.RUNNING:
             self._running.add(sequence)
+        self._count_rows(sequence)
 
     def leave(self, sequence: WorkingSequence[ResultT], reason: DropReason, message: str = "") -> None:
         """The sequence is let go: at the next `settle`, or when its lease's answer comes. The first reason counts."""
@@ -175,8 +183,16 @@ class Roster(Generic[ItemT, ResultT]):
             keys = SequenceKeys(spec.cache_namespace, self._limits.block_size)
             sequence = WorkingSequence(spec, session, self._clock.now(), keys)
             self._sequences[spec.lease_id] = sequence
+            self._count_rows(sequence)
             self._empty.clear()
             self._crew.spawn(self._take_in(sequence))
+
+    def _count_rows(self, sequence: WorkingSequence[ResultT]) -> None:
+        rests = sequence.state not in (SequenceState.RUNNING, SequenceState.ENDED)
+        num_rows = sequence.num_uncomputed if rests else 0
+        self._num_resting_rows += num_rows - self._resting_rows.pop(sequence.lease_id, 0)
+        if rests:
+            self._resting_rows[sequence.lease_id] = num_rows
 
     def _refuse(self, session: Session[ResultT], spec: SequenceSpec, reason: DropReason, message: str) -> None:
         _log.info("sequence.refused", **_fields(spec), reason=reason.name, message=message)

@@ -7,7 +7,7 @@ import structlog
 
 from tandem.clock import Clock
 from tandem.device.partition import Applied, PartitionBackend, RestartRequired
-from tandem.errors import DeviceError
+from tandem.errors import DeviceError, DeviceFaultError
 from tandem.phase.stepper import Stepper
 from tandem.telemetry.metrics import PhaseMetrics
 from tandem.types import Phase, Split, StepStatistics
@@ -71,7 +71,7 @@ class ShareKeeper:
         self._clock = clock
 
     async def apply_pending(self) -> None:
-        """Between two steps. A share that cannot be had is logged, and the one in force stays."""
+        """Between two steps. A share that cannot be had is logged, and the one in force stays. DeviceFaultError."""
         assignment = self._controller.pending()
         if assignment is None:
             return
@@ -79,6 +79,8 @@ class ShareKeeper:
         started_s = self._clock.now()
         try:
             outcome = await self._stepper.run_in_thread(partial(self._backend.apply, self._phase, split))
+        except DeviceFaultError:
+            raise
         except DeviceError as error:
             _log.error("share.failed", decision_id=decision_id, error=str(error))
             return

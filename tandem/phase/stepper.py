@@ -6,30 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
-
-import torch
+from typing import TypeVar
 
 from tandem.model.batch import SequenceRows
 from tandem.runner.sampler import Draw, SampledToken
+from tandem.runner.steps import StepRunner
 
 ValueT = TypeVar("ValueT")
-
-
-class RowsRunner(Protocol):
-    """What `tandem.runner.model_runner.ModelRunner` is to a phase."""
-
-    def execute(self, rows: Sequence[SequenceRows]) -> torch.Tensor:
-        """Logits of each sequence's last row, ``[num_seqs, vocab_size]``."""
-        ...
-
-
-class Sampler(Protocol):
-    """What `tandem.runner.sampler.sample` is to a phase."""
-
-    def __call__(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[SampledToken]:
-        """One token a row of `logits` ``[num_rows, vocab_size]``."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +28,7 @@ class Stepper:
 
     def __init__(
         self,
-        runner: RowsRunner,
-        sampler: Sampler,
+        runner: StepRunner,
         turn: Callable[[], AbstractContextManager[None]] = nullcontext,
         check_device: Callable[[], None] = lambda: None,
     ) -> None:
@@ -55,7 +37,6 @@ class Stepper:
         `check_device` is called when a step has failed. DeviceFaultError: no other step will succeed.
         """
         self._runner = runner
-        self._sampler = sampler
         self._turn = turn
         self._check_device = check_device
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step")
@@ -78,19 +59,7 @@ class Stepper:
     def _step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
         try:
             with self._turn():
-                return self._compute(parts)
+                return self._runner.execute([part.rows for part in parts], [part.draw for part in parts])
         except Exception:
             self._check_device()
             raise
-
-    def _compute(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
-        logits = self._runner.execute([part.rows for part in parts])
-        drawing = [index for index, part in enumerate(parts) if part.draw is not None]
-        tokens: list[SampledToken | None] = [None] * len(parts)
-        if not drawing:
-            return tokens
-        draws = [part.draw for part in parts if part.draw is not None]
-        chosen = logits if len(drawing) == len(parts) else logits[drawing]
-        for index, token in zip(drawing, self._sampler(chosen, draws), strict=True):
-            tokens[index] = token
-        return tokens

@@ -10,17 +10,21 @@ import structlog
 import torch
 
 from kernels.choice import KernelChoice, choose_kernels
+from kernels.table import Kernels
 from tandem import __version__
 from tandem.config.settings import PhaseConfig
 from tandem.device.memory import MappedSegment, SegmentHandle, SegmentMapper
 from tandem.errors import NotReadyError
 from tandem.kv.layout import LAYOUT, KvLayout
 from tandem.model.config import ModelConfig, WeightManifest
+from tandem.model.family import Decoder
 from tandem.model.registry import get_family
 from tandem.model.views import weight_views
-from tandem.phase.stepper import Sampler
+from tandem.runner.cuda.graphs import StepStream
+from tandem.runner.cuda.opening import open_cuda_steps
 from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import sample
+from tandem.runner.steps import LogitsThenDraws, StepRunner
 from tandem.types import Fingerprint
 
 _log = structlog.get_logger()
@@ -80,8 +84,7 @@ class AttachmentLike(Protocol):
 class MappedModel:
     """The model over memd's segments, which stay mapped as long as this lives."""
 
-    runner: ModelRunner
-    sampler: Sampler
+    steps: StepRunner
     segments: tuple[MappedSegment, ...]
 
 
@@ -118,17 +121,30 @@ def map_model(
     attachment: AttachmentLike,
     importer: SegmentMapper,
     choose: Callable[[torch.dtype], KernelChoice] = choose_kernels,
+    stream: StepStream | None = None,
 ) -> MappedModel:
-    """Maps weights read-only and KV read-write; no byte is copied. DeviceError, UnsupportedModelError."""
+    """Maps weights read-only and KV read-write; no byte is copied. DeviceError, UnsupportedModelError.
+
+    What was mapped decides how steps are run: on the CPU with the kernels that `choose` answers, or on a GPU, where
+    `stream` knows what the thread that computes runs on.
+    """
     weights = _map(attachment, importer, WEIGHTS, writable=False)
     kv = _map(attachment, importer, KV, writable=True)
     config, layout = attachment.model_config, attachment.kv_layout
     kv_cache = kv.tensor(layout.dtype, layout.shape)
-    choice = choose(kv_cache.dtype)
+    build = partial(get_family(config.family).build, config, weight_views(weights, attachment.manifest))
+    if kv_cache.is_cuda:
+        _log.info("kernels.chosen", kernels="triton", reason="the model is in a GPU's memory")
+        steps: StepRunner = open_cuda_steps(build, kv_cache, config.vocab_size, stream or StepStream())
+    else:
+        steps = _host_steps(build, kv_cache, choose(kv_cache.dtype))
+    return MappedModel(steps, (weights, kv))
+
+
+def _host_steps(build: Callable[[Kernels], Decoder], kv_cache: torch.Tensor, choice: KernelChoice) -> LogitsThenDraws:
     _log.info("kernels.chosen", kernels=choice.kernels.name, reason=choice.reason)
-    decoder = get_family(config.family).build(config, weight_views(weights, attachment.manifest), choice.kernels)
-    runner = ModelRunner(decoder, kv_cache, layout.block_size)
-    return MappedModel(runner, partial(sample, draw_by=choice.kernels.draw_tokens), (weights, kv))
+    runner = ModelRunner(build(choice.kernels), kv_cache, block_size=kv_cache.shape[3])
+    return LogitsThenDraws(runner, partial(sample, draw_by=choice.kernels.draw_tokens))
 
 
 def _map(attachment: AttachmentLike, importer: SegmentMapper, name: str, *, writable: bool) -> MappedSegment:

@@ -7,10 +7,12 @@ from structlog.testing import capture_logs
 from services.controller.controller import Controller
 from tandem.clock import ManualClock
 from tandem.errors import InvalidRequestError
+from tandem.partition.monitor import Monitor, WindowLimits
 from tandem.partition.observations import Observations
 from tandem.partition.planner import Plan
-from tandem.partition.registry import make_planner
+from tandem.partition.static import StaticPlanner
 from tandem.partition.status import PhaseHello, ShareApplied
+from tandem.partition.steering import Steering
 from tandem.telemetry.metrics import ControllerMetrics
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
@@ -41,11 +43,12 @@ def clock():
 
 @pytest.fixture
 def controller(registry, clock):
-    return make(make_planner("static", Split(40, 60)), registry, clock)
+    return make(StaticPlanner(Split(40, 60)), registry, clock)
 
 
 def make(planner, registry, clock) -> Controller:
-    return Controller(planner, Split(40, 60), 400, clock, ControllerMetrics.create(registry))
+    steering = Steering(planner, Monitor(WindowLimits(10.0, 400), Split(40, 60)), 1.0)
+    return Controller(steering, Split(40, 60), clock, ControllerMetrics.create(registry))
 
 
 def phase_status(controller: Controller, phase: Phase):
@@ -171,3 +174,56 @@ def test_steps_and_requests_show_in_the_status(controller, clock):
         100.0,
         30.0,
     )
+
+
+class FailingPlanner:
+    """Raises, or plans what no phase can have."""
+
+    name = "failing"
+
+    def __init__(self, split: Split | None) -> None:
+        self.split = split
+
+    def plan(self, observations: Observations, current: Split) -> Plan:
+        if self.split is None:
+            raise ZeroDivisionError("telemetry lied")
+        return Plan(self.split, "beyond all shares")
+
+
+@pytest.mark.parametrize("split", [None, Split(0, 100), Split(50, 1000)])
+def test_a_planner_that_fails_is_logged_and_changes_nothing(split, registry, clock):
+    controller = make(FailingPlanner(split), registry, clock)
+    with capture_logs() as logs:
+        controller.observe(REQUEST)
+    assert [log["event"] for log in logs] == ["planner.failed"]
+    assert controller.decision.split == Split(40, 60)
+
+
+def test_the_planner_is_asked_no_oftener_than_the_interval(registry, clock):
+    controller = make(FollowingPlanner(), registry, clock)
+    for _ in range(3):
+        controller.observe(REQUEST)
+    assert controller.decision.split == Split(50, 51)
+    clock.advance(1.0)
+    controller.report_step(Phase.DECODE, StepStatistics(20.0, 1, 1, 100, 0, 0))
+    assert controller.decision.split == Split(50, 53)
+
+
+class OfferTakingPlanner:
+    """Plans the first split on offer."""
+
+    name = "offer-taking"
+
+    def plan(self, observations: Observations, current: Split) -> Plan:
+        return Plan((*observations.splits, current)[0], "on offer")
+
+
+def test_on_offer_is_what_both_phases_can_have(registry, clock):
+    controller = make(OfferTakingPlanner(), registry, clock)
+    controller.open_link(PhaseHello(Phase.PREFILL, 41, "b", (Split(10, 90), Split(30, 70))))
+    controller.observe(REQUEST)
+    assert controller.decision.split == Split(40, 60)
+    controller.open_link(PhaseHello(Phase.DECODE, 42, "b", (Split(30, 70), Split(80, 20))))
+    clock.advance(1.0)
+    controller.observe(REQUEST)
+    assert controller.decision.split == Split(30, 70)

@@ -64,7 +64,7 @@ def test_a_single_token_has_no_tpot():
     window = RequestWindow(10)
     window.add(request(tpot_ms=0.0, num_output_tokens=1))
     window.add(request(tpot_ms=7.0))
-    assert window.statistics().tpot == LatencyStatistics(1, 7.0, 7.0)
+    assert window.statistics().tpot == LatencyStatistics(1, 7.0, 7.0, 7.0)
 
 
 def test_a_bad_field_leaves_the_others_alone():
@@ -73,7 +73,7 @@ def test_a_bad_field_leaves_the_others_alone():
     window.add(request(ttft_ms=-1.0, tpot_ms=math.inf))
     statistics = window.statistics()
     assert statistics.ttft.num_samples == 0
-    assert statistics.tpot == LatencyStatistics(1, 7.0, 7.0)
+    assert statistics.tpot == LatencyStatistics(1, 7.0, 7.0, 7.0)
 
 
 def test_the_rate_is_over_the_last_seconds_and_falls_when_idle():

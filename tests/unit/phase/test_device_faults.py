@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from tandem.clock import ManualClock
 from tandem.device.cuda.health import check_device
+from tandem.device.partition import Applied
 from tandem.errors import DeviceError, DeviceFaultError
 from tandem.model.batch import SequenceRows
 from tandem.phase.crew import Crew
@@ -20,8 +21,9 @@ from tandem.phase.loop import MAX_FAILURES_IN_A_ROW, Load, Reporter, StepLoop
 from tandem.phase.share import ShareKeeper
 from tandem.phase.stepper import StepPart, Stepper
 from tandem.runner.sampler import SampledToken
+from tandem.runner.steps import LogitsThenDraws
 from tandem.telemetry.metrics import PhaseMetrics
-from tandem.types import Phase
+from tandem.types import Phase, Split
 from tests.support.fake_cuda import FakeCuda
 from tests.support.fake_cuda.host import fake_driver
 from tests.support.phase_fakes import FakeBackend, FakeController, greedy
@@ -65,7 +67,7 @@ class Work:
 def step_loop(work: Work, runner: Runner, check: Callable[[], None]) -> StepLoop:
     controller, clock = FakeController(), ManualClock(0.0)
     metrics = PhaseMetrics.create(CollectorRegistry(), Phase.DECODE)
-    stepper = Stepper(runner, greedy, check_device=check)
+    stepper = Stepper(LogitsThenDraws(runner, greedy), check_device=check)
     share = ShareKeeper(Phase.DECODE, controller, FakeBackend(), stepper, metrics=metrics, clock=clock)
     reporter = Reporter(controller, metrics, lambda: 7)
     return StepLoop(work, wake=asyncio.Event(), stepper=stepper, share=share, reporter=reporter, clock=clock)
@@ -130,3 +132,32 @@ async def test_any_other_failure_is_raised() -> None:
         await run_lives([Life()], crew, stop)
     with suppress(DeviceError):
         await crew.cancel()
+
+
+class BrokenAtTheSwitch(FakeBackend):
+    """The device is found broken when another share is to be applied."""
+
+    def __init__(self, error: DeviceError) -> None:
+        self.error = error
+
+    def apply(self, phase: Phase, split: Split) -> Applied:
+        raise self.error
+
+
+async def apply_once(error: DeviceError) -> FakeController:
+    controller = FakeController(assignments=[(1, Split(50, 50))])
+    stepper = Stepper(Runner(fake_driver()), greedy)
+    metrics = PhaseMetrics.create(CollectorRegistry(), Phase.DECODE)
+    backend, clock = BrokenAtTheSwitch(error), ManualClock(0.0)
+    share = ShareKeeper(Phase.DECODE, controller, backend, stepper, metrics=metrics, clock=clock)
+    await share.apply_pending()
+    return controller
+
+
+async def test_a_fault_that_shows_at_a_switch_of_shares_is_no_share_that_cannot_be_had() -> None:
+    with pytest.raises(DeviceFaultError):
+        await apply_once(DeviceFaultError("cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (700)"))
+
+
+async def test_a_share_that_cannot_be_had_leaves_the_old_one() -> None:
+    assert (await apply_once(DeviceError("no core to run on"))).applied == []

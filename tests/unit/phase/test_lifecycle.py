@@ -9,7 +9,7 @@ from tandem.kv.layout import KvLayout
 from tandem.model.config import ModelConfig, WeightManifest
 from tandem.phase.crew import Crew
 from tandem.phase.door import Door
-from tandem.phase.lifecycle import EXIT_START_AGAIN, EXIT_OK, PhaseLife
+from tandem.phase.lifecycle import EXIT_OK, EXIT_START_AGAIN, PhaseLife
 from tandem.phase.session import Session
 from tandem.phase.storage import AttachmentLike
 from tandem.types import DecodeResult, Fingerprint, PhaseCommand

@@ -2,8 +2,8 @@ import pytest
 
 from tandem.errors import LeaseError
 from tandem.kv.store import SequenceLease
-from tandem.phase.limits import PhaseLimits, problem_of
 from tandem.phase.keys import SequenceKeys
+from tandem.phase.limits import PhaseLimits, problem_of
 from tandem.phase.sequence import SequenceState, WorkingSequence
 from tandem.phase.session import Session
 from tandem.phase.stopping import banned_tokens, finish_reason

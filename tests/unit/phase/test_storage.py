@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from tandem.model.batch import SequenceRows
 from tandem.model.config import ModelConfig, WeightManifest
 from tandem.model.manifest import build_manifest
 from tandem.model.registry import get_family
-from tandem.phase.storage import AttachmentLike, attach, claim, map_model
+from tandem.phase.storage import AttachmentLike, MappedModel, attach, claim, map_model
 from tandem.runner.model_runner import ModelRunner
+from tandem.runner.steps import LogitsThenDraws
 from tandem.types import Fingerprint
 
 CONFIG = ModelConfig("llama", 32, 48, 2, 4, 2, 8, 64, 128, 1e-5, 1e4)
@@ -71,13 +73,18 @@ def attachment() -> StubAttachment:
     return StubAttachment({"weights": weights, "kv": kv}, manifest)
 
 
+def logits(model: MappedModel, rows: Sequence[SequenceRows]) -> torch.Tensor:
+    assert isinstance(model.steps, LogitsThenDraws)
+    return model.steps.runner.execute(rows)
+
+
 def test_two_phases_map_one_model_and_one_kv() -> None:
     storage = attachment()
     first, second = map_model(storage, MemfdImporter()), map_model(storage, MemfdImporter())
     prompt, block_ids = list(range(1, 11)), [5, 2, 7]
-    whole = first.runner.execute([SequenceRows(prompt, 0, block_ids)])
-    first.runner.execute([SequenceRows(prompt[:9], 0, block_ids)])
-    handed_over = second.runner.execute([SequenceRows(prompt[9:], 9, block_ids)])
+    whole = logits(first, [SequenceRows(prompt, 0, block_ids)])
+    logits(first, [SequenceRows(prompt[:9], 0, block_ids)])
+    handed_over = logits(second, [SequenceRows(prompt[9:], 9, block_ids)])
     torch.testing.assert_close(whole, handed_over, atol=1e-4, rtol=1e-4)
 
 
@@ -90,7 +97,7 @@ def test_the_mapped_model_computes_what_its_weights_say() -> None:
     }
     alone = ModelRunner(get_family("llama").build(CONFIG, copies, torch_kernels()), torch.zeros(LAYOUT_OF_KV.shape), 4)
     rows = [SequenceRows([3, 1, 4, 1, 5], 0, [0, 1])]
-    torch.testing.assert_close(alone.execute(rows), map_model(storage, MemfdImporter()).runner.execute(rows))
+    torch.testing.assert_close(alone.execute(rows), logits(map_model(storage, MemfdImporter()), rows))
 
 
 async def test_attaching_tries_until_memd_answers_and_says_so_once_a_reason() -> None:

@@ -1,0 +1,26 @@
+"""What latencies are promised, to the deployment and to a class of requests."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tandem.types import RequestClass
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """A request meets it when its TTFT and its mean time a token are both within."""
+
+    ttft_ms: float
+    tpot_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class SloPolicy:
+    """The deployment's, and those of the classes that have one of their own."""
+
+    deployment: Slo
+    by_class: Mapping[RequestClass, Slo] = field(default_factory=dict)
+
+    def of(self, request_class: RequestClass) -> Slo:
+        """What a request of that class is promised."""
+        return self.by_class.get(request_class, self.deployment)
