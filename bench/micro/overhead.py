@@ -19,7 +19,7 @@ BATCHES = (1, 8, 16)
 CONTEXT = 256
 MS = 1e3
 # A plan says how to compute, angles are an input, a maker makes an operator, and a draw comes after the model.
-NOT_OPERATORS = ("name", "plan_attention", "rotary_table", "fuse_layers", "draw_tokens")
+NOT_OPERATORS = ("name", "plan_attention", "rotary_table", "fuse_layers", "draw_tokens", "pause")
 
 
 class OperatorTime:

@@ -118,6 +118,9 @@ class SimDeployment:
         self._control.report_step(phase, step_statistics(self.works[phase], content, duration_ms))
 
     def _ended(self, sequence: SimSequence) -> None:
+        """Its blocks may be what somebody waits for."""
+        for process in self._processes.values():
+            process.wake()
         if self._control is not None:
             self._control.report_request(observation(sequence, self.gateway.num_waiting))
 

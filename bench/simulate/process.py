@@ -31,10 +31,12 @@ class SimProcess:
         self._between_s = between_steps_ms * MS
         self._report = report
         self._is_resting = True
+        self._is_woken = False  # since the present turn began
         self._new_share: tuple[float, float] | None = None  # percent, and how long the change takes
 
     def wake(self) -> None:
         """There may be something to do."""
+        self._is_woken = True
         if self._is_resting:
             self._is_resting = False
             self._events.after(0.0, self._turn)
@@ -45,6 +47,7 @@ class SimProcess:
         self.wake()
 
     def _turn(self) -> None:
+        self._is_woken = False
         if self._new_share is not None:
             self.percent, stall_ms = self._new_share
             self._new_share = None
@@ -52,11 +55,17 @@ class SimProcess:
             return
         self.content = _joined([content for work in self.works if (content := work.prepare()) is not None])
         if self.content is None:
-            self._is_resting = True
+            self._rest()
             return
         other_percent = self.other.percent if self.other is not None and self.other.content is not None else 0.0
         duration_ms = self._device.step_ms(self.content, self.percent, other_percent)
         self._events.after(duration_ms * MS, lambda: self._end(duration_ms))
+
+    def _rest(self) -> None:
+        """Until woken; a turn that woke its own process is followed by another."""
+        self._is_resting = not self._is_woken
+        if self._is_woken:
+            self._events.after(0.0, self._turn)
 
     def _end(self, duration_ms: float) -> None:
         content, self.content = self.content, None

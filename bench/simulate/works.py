@@ -6,7 +6,7 @@ from typing import Protocol
 from bench.simulate.sequences import BlockPool, SimSequence
 from bench.simulate.step_times import StepContent
 from bench.simulate.systems import EngineLimits
-from tandem.scheduler.decode import BlockStock, DecodeCandidate, PoolState, WaitingCandidates, plan_step
+from tandem.scheduler.decode import BlockStock, DecodeCandidate, DecodePlan, PoolState, WaitingCandidates, plan_step
 from tandem.scheduler.line import Line
 from tandem.scheduler.prefill import RunningPrompt, WaitingPrompt, admit, share_budget
 from tandem.scheduler.rank import rank_key
@@ -163,11 +163,11 @@ class DecodeWork:
 
     def prepare(self) -> StepContent | None:
         """See `SimWork`."""
-        running = [self._candidate(sequence) for sequence in self._running]
-        stock = BlockStock(self._pool.num_free, self._pool.num_blocks, PoolState.DRY)  # the pool is asked in no time
-        plan = plan_step(running, self._waiting, stock, self._limits.max_sequences)
-        for lease_id in (*plan.preempted, *plan.hopeless):
-            self._preempt(lease_id)
+        plan = self._plan()
+        while gone := (*plan.preempted, *plan.hopeless):
+            for lease_id in gone:
+                self._preempt(lease_id)
+            plan = self._plan()  # their blocks are back at once
         self._batch = [self._enter(grant.lease_id, grant.num_blocks) for grant in plan.grants]
         if not self._batch:
             return None
@@ -182,6 +182,11 @@ class DecodeWork:
             if sequence.is_complete:
                 self._forget(sequence)
                 self._finished(sequence)
+
+    def _plan(self) -> DecodePlan:
+        running = [self._candidate(sequence) for sequence in self._running]
+        stock = BlockStock(self._pool.num_free, self._pool.num_blocks, PoolState.DRY)  # the pool is asked in no time
+        return plan_step(running, self._waiting, stock, self._limits.max_sequences)
 
     def _candidate(self, sequence: SimSequence) -> DecodeCandidate:
         """Made anew only when it has changed."""

@@ -1,0 +1,87 @@
+"""What a section is given: where it computes, and where its findings go."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from bench.gpu.floors import Rates
+from bench.gpu.record import Value, write_json
+
+
+class SkippedError(Exception):
+    """A section cannot be had here; its text says why."""
+
+
+class Bench:
+    """A section's surroundings, in its own process. Every finding is written at once."""
+
+    def __init__(self, path: Path, *, is_dry: bool) -> None:
+        self.is_dry = is_dry
+        self.device = torch.device("cpu" if is_dry else "cuda")
+        self._path = path
+        self._values: dict[str, Value] = {}
+
+    def record(self, name: str, value: Value) -> None:
+        """A finding; floats to four digits."""
+        self._values[name] = _rounded(value)
+        write_json(self._path, self._values)
+
+    def needs_gpu(self, why: str) -> None:
+        """SkippedError in a dry run."""
+        if self.is_dry:
+            raise SkippedError(f"needs a GPU: {why}")
+
+    def pick(self, real: int, dry: int) -> int:
+        """A size."""
+        return dry if self.is_dry else real
+
+    def wait(self) -> None:
+        """Until the device has done everything."""
+        if not self.is_dry:
+            torch.cuda.synchronize()
+
+    def median_s(self, work: Callable[[], object], num_rounds: int = 10, num_warm: int = 3) -> float:
+        """Of one call: on a GPU the time between two events on the current stream, else the wall's."""
+        for _ in range(num_warm):
+            work()
+        self.wait()
+        rounds = num_rounds if not self.is_dry else 2
+        return median(_wall_s(work) if self.is_dry else _event_s(work) for _ in range(rounds))
+
+    def rates(self) -> Rates:
+        """Measured now: a copy of 4 GiB, a product of bfloat16 matrices of random numbers."""
+        size, side = self.pick(4 << 30, 1 << 20), self.pick(8192, 64)
+        source = torch.empty(size, dtype=torch.uint8, device=self.device).random_(0, 255)
+        target = torch.empty_like(source)
+        copy_s = self.median_s(lambda: target.copy_(source))
+        del source, target
+        left, right = (torch.randn(side, side, device=self.device).bfloat16() for _ in range(2))
+        product_s = self.median_s(lambda: torch.mm(left, right))
+        return Rates(2 * size / copy_s / 1e9, 2 * side**3 / product_s / 1e12)
+
+
+def _wall_s(work: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    work()
+    return time.perf_counter() - started_s
+
+
+def _event_s(work: Callable[[], object]) -> float:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    began.record()
+    work()
+    ended.record()
+    ended.synchronize()
+    elapsed_ms: float = began.elapsed_time(ended)
+    return elapsed_ms / 1e3
+
+
+def _rounded(value: Value) -> Value:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
