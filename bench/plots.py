@@ -10,6 +10,8 @@ from bench.micro.plots import plot_growth, plot_memory
 from bench.micro.table import MicroResult
 from bench.reading import AnyResult
 from bench.results import GoodputResult, Latencies, Run
+from bench.reuse.plots import plot_hits, plot_savings
+from bench.reuse.results import HitsResult, ReuseResult
 
 LATENCIES: Mapping[str, str] = {"ttft_ms": "TTFT, ms", "tpot_ms": "TPOT, ms", "e2e_ms": "end to end, ms"}
 
@@ -27,6 +29,10 @@ def plot(result: AnyResult, out_dir: Path, stem: str) -> tuple[Path, ...]:
             )
         case EnginesResult():
             return (plot_speeds(result, out_dir / f"{stem}-speeds.png"),)
+        case ReuseResult():
+            return (plot_savings(result, out_dir / f"{stem}-reuse.png"),)
+        case HitsResult():
+            return (plot_hits(result, out_dir / f"{stem}-hits.png"),)
         case _:
             return (plot_cdfs(result.runs, out_dir / f"{stem}-latency.png"),)
 

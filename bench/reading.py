@@ -7,9 +7,10 @@ from pydantic import TypeAdapter, ValidationError
 from bench.engines.results import EnginesResult
 from bench.micro.table import MicroResult
 from bench.results import CompareResult, GoodputResult, RunResult
+from bench.reuse.results import HitsResult, ReuseResult
 from tandem.errors import ConfigError
 
-AnyResult = RunResult | CompareResult | GoodputResult | EnginesResult | MicroResult
+AnyResult = RunResult | CompareResult | GoodputResult | EnginesResult | MicroResult | ReuseResult | HitsResult
 _RESULTS: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
 
 

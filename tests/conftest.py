@@ -1,9 +1,10 @@
-"""Fixtures that tests of several packages share."""
+"""What tests of several packages share: fixtures, and how hypothesis runs."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tandem.config.settings import default_cache_dir
@@ -11,6 +12,9 @@ from tandem.model.default_model import fetch_default_model
 
 if TYPE_CHECKING:
     import transformers
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # an example may wait for a busy machine
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

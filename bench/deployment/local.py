@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tandem.config.environment import environment_of
+from tandem.config.environment import SERVICE_ENVIRONMENT
 from tandem.config.settings import MODES, sockets_of
 from tandem.errors import NotReadyError
 from tandem.rpc.health_probe import probe
@@ -59,7 +59,7 @@ class LocalServices:
         for service in services or self.services:
             with (self.run_dir / f"{service}.log").open("ab") as log:
                 self.processes[service] = subprocess.Popen(  # noqa: S603 - our own services
-                    self._command(service), stdout=log, stderr=log, env={**os.environ, **environment_of(service)}
+                    self._command(service), stdout=log, stderr=log, env={**os.environ, **SERVICE_ENVIRONMENT}
                 )
 
     def wait_serving(self, *services: str, timeout_s: float = START_TIMEOUT_S) -> None:

@@ -12,7 +12,7 @@ from bench.engines.cases import Case
 from bench.engines.engine import Engine, EngineKind, EngineSpec
 from bench.engines.llama_cpp import LlamaBatchedBench
 from bench.engines.worker import running_worker
-from tandem.config.environment import environment_of
+from tandem.config.environment import SERVICE_ENVIRONMENT
 
 MEMD = "memd"
 VLLM_SCRIPT = Path(__file__).with_name("vllm_worker.py")
@@ -55,7 +55,7 @@ def _tandem(spec: EngineSpec, options: EngineOptions) -> Iterator[Engine]:
         flags[key] = value
     command = [sys.executable, "-m", "bench.engines.tandem_worker", "--threads", str(options.num_threads)]
     with run_dir() as path, running(LocalServices(path, options.model, {MEMD: flags}, (MEMD,))) as services:
-        environment = {**os.environ, **environment_of("colocated")}
+        environment = {**os.environ, **SERVICE_ENVIRONMENT}
         address = ("--memd", services.socket(MEMD))
         with running_worker(spec.name, [*command, *address], environment, path / "worker.log") as worker:
             yield worker

@@ -1,7 +1,7 @@
 """What a section is given: where it computes, and where its findings go."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -53,14 +53,18 @@ class Bench:
 
     def rates(self) -> Rates:
         """Measured now: a copy of 4 GiB, a product of bfloat16 matrices of random numbers."""
-        size, side = self.pick(4 << 30, 1 << 20), self.pick(8192, 64)
+        return Rates(self._copy_gb_per_s(), self._matmul_tflop_per_s())
+
+    def _copy_gb_per_s(self) -> float:
+        size = self.pick(4 << 30, 1 << 20)
         source = torch.empty(size, dtype=torch.uint8, device=self.device).random_(0, 255)
         target = torch.empty_like(source)
-        copy_s = self.median_s(lambda: target.copy_(source))
-        del source, target
+        return 2 * size / self.median_s(lambda: target.copy_(source)) / 1e9
+
+    def _matmul_tflop_per_s(self) -> float:
+        side = self.pick(8192, 64)
         left, right = (torch.randn(side, side, device=self.device).bfloat16() for _ in range(2))
-        product_s = self.median_s(lambda: torch.mm(left, right))
-        return Rates(2 * size / copy_s / 1e9, 2 * side**3 / product_s / 1e12)
+        return 2 * side**3 / self.median_s(lambda: torch.mm(left, right)) / 1e12
 
 
 def _wall_s(work: Callable[[], object]) -> float:
@@ -82,6 +86,6 @@ def _event_s(work: Callable[[], object]) -> float:
 def _rounded(value: Value) -> Value:
     if isinstance(value, float):
         return float(f"{value:.4g}")
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value

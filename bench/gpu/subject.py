@@ -9,6 +9,7 @@ import torch
 from bench.gpu.bench import Bench
 from bench.gpu.rehearsal import RehearsedGraphs, padded_kernels, sample_rows
 from kernels.draw_tokens import draw_tokens
+from kernels.quantised import Weight
 from kernels.table import torch_kernels
 from tandem.kv.layout import num_blocks_for
 from tandem.model.batch import SequenceRows
@@ -69,7 +70,7 @@ def open_subject(bench: Bench, config: ModelConfig, num_tokens: int, stream: Ste
 
 
 def open_steps(
-    config: ModelConfig, weights: Mapping[str, torch.Tensor], kv_cache: torch.Tensor, stream: StepStream
+    config: ModelConfig, weights: Mapping[str, Weight], kv_cache: torch.Tensor, stream: StepStream
 ) -> CudaSteps:
     """As a phase on a GPU has them; elsewhere rehearsed."""
     build = partial(get_family(config.family).build, config, weights)

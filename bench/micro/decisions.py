@@ -31,7 +31,7 @@ PROMPT_TOKENS = 64
 CHUNK_TOKENS = 4 * PROMPT_TOKENS  # four prompts a step
 MOST_OUTPUT_TOKENS = 32  # about two sequences end with each decode step
 NUM_AHEAD_BLOCKS = 1 << 10
-NUM_STEPS = 100
+STEPS_A_ROUND = 20
 NUM_UNCOUNTED = 2 * MOST_OUTPUT_TOKENS
 TOKEN = SampledToken(7, None)
 US = 1e6
@@ -39,10 +39,10 @@ US = 1e6
 TimesUs = list[float]
 
 
-def measure_decisions() -> tuple[DecisionCost, ...]:
+def measure_decisions(num_rounds: int) -> tuple[DecisionCost, ...]:
     """Every decision at every depth. Sequences that end are logged: less than errors must be cut."""
     return tuple(
-        DecisionCost(name, depth, median(asyncio.run(take(depth, NUM_STEPS))))
+        DecisionCost(name, depth, median(asyncio.run(take(depth, num_rounds * STEPS_A_ROUND))))
         for name, take in DECISIONS.items()
         for depth in DEPTHS
     )

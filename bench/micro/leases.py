@@ -13,7 +13,7 @@ from tandem.rpc.memd_client import MemdClient
 from tandem.types import Fingerprint, Phase
 
 BLOCK_COUNTS = (1, 16, 64)
-NUM_REPEATS = 200
+REPEATS_A_ROUND = 40
 MS = 1e3
 
 _Value = TypeVar("_Value")
@@ -25,15 +25,15 @@ class _Timed:
     seconds: float
 
 
-async def measure_leases(client: MemdClient, block_counts: Sequence[int] = BLOCK_COUNTS) -> tuple[LeaseCost, ...]:
+async def measure_leases(client: MemdClient, num_rounds: int) -> tuple[LeaseCost, ...]:
     """The calls of a sequence's life, by how many blocks it has; the pool must hold the largest number."""
     attachment = await client.attach(Phase.PREFILL, os.getpid(), Fingerprint())
     try:
         costs: list[LeaseCost] = []
-        for num_blocks in block_counts:
+        for num_blocks in BLOCK_COUNTS:
             timed = [
                 each
-                for lease_id in range(1, NUM_REPEATS + 1)
+                for lease_id in range(1, num_rounds * REPEATS_A_ROUND + 1)
                 for each in await _life(client, attachment.holder_id, lease_id, num_blocks)
             ]
             costs += _costs(timed, num_blocks)

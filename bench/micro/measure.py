@@ -94,7 +94,7 @@ def measure(
         model=storage.model,
         floors=storage.floors,
         steps=storage.steps,
-        decisions=measure_decisions(),
+        decisions=measure_decisions(plan.num_rounds),
         leases=storage.leases,
         gateway=system.gateway,
         overhead=storage.overhead,
@@ -113,7 +113,7 @@ def _system_costs(options: DeploymentOptions, experiment: Experiment) -> _System
 async def _storage_costs(plan: MicroPlan, address: str, advance: Callable[[], None]) -> _StorageCosts:
     client = MemdClient(address)
     try:
-        leases = await measure_leases(client)
+        leases = await measure_leases(client, plan.num_rounds)
         async with open_steps(client) as bench:
             facts = model_facts(plan.model.name, bench.config, bench.layout)
             floors, steps = await measure_steps(bench, plan.shapes, facts, plan.num_rounds, advance)

@@ -30,15 +30,20 @@ GREEDY = SamplingSpec(temperature=0.0)
 TOKEN_ID = 100
 MS = 1e3
 
+Turn = Callable[[], contextlib.AbstractContextManager[None]]
+
 
 class StepBench:
     """A model over a running memd's segments."""
 
-    def __init__(self, mapped: MappedModel, config: ModelConfig, layout: KvLayout) -> None:
+    def __init__(
+        self, mapped: MappedModel, config: ModelConfig, layout: KvLayout, turn: Turn = contextlib.nullcontext
+    ) -> None:
+        """`turn` is entered for each step, as a partition backend's is."""
         self.config = config
         self.layout = layout
         self._mapped = mapped  # holds the mappings that the runner computes over
-        self._stepper = Stepper(mapped.steps)
+        self._stepper = Stepper(mapped.steps, turn)
         self._probes = FloorProbes(getattr(torch, layout.dtype))
 
     async def floor(self, num_threads: int) -> Floor:
@@ -62,7 +67,11 @@ class StepBench:
 
     async def use_threads(self, num_threads: int) -> None:
         """From the next step on."""
-        await self._stepper.run_in_thread(lambda: torch.set_num_threads(num_threads))
+        await self.run_in_thread(lambda: torch.set_num_threads(num_threads))
+
+    async def run_in_thread(self, work: Callable[[], object]) -> None:
+        """Between two steps, on their thread."""
+        await self._stepper.run_in_thread(work)
 
     def close(self) -> None:
         """Ends the thread."""
@@ -87,13 +96,15 @@ def step_parts(shape: StepShape, block_size: int) -> list[StepPart]:
 
 @contextlib.asynccontextmanager
 async def open_steps(
-    client: MemdClient, choose: Callable[[torch.dtype], KernelChoice] = choose_kernels
+    client: MemdClient,
+    choose: Callable[[torch.dtype], KernelChoice] = choose_kernels,
+    turn: Turn = contextlib.nullcontext,
 ) -> AsyncIterator[StepBench]:
     """Attached as a decode phase would be. NotReadyError, FingerprintMismatchError, DeviceError."""
     attachment = await client.attach(Phase.DECODE, os.getpid(), Fingerprint())
     try:
         mapped = map_model(attachment, SegmentImporter(IMPORTERS), choose)
-        bench = StepBench(mapped, attachment.model_config, attachment.kv_layout)
+        bench = StepBench(mapped, attachment.model_config, attachment.kv_layout, turn)
         try:
             yield bench
         finally:

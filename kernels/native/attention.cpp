@@ -347,9 +347,10 @@ TANDEM_API void tandem_attention(
     const AttentionCall call{
         work, static_cast<const bf16*>(query), query_stride, static_cast<const bf16*>(keys),
         static_cast<const bf16*>(values), static_cast<bf16*>(output), scale, taken};
+    Barrier barrier;
 #pragma omp parallel
     {
-        const Team team;
+        const Team team{&barrier};
         call.attend();
         if (call.splits()) {
             team.wait();

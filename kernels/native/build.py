@@ -15,7 +15,7 @@ from pathlib import Path
 from kernels.native.levels import LEVELS, SOURCES, Level, library_path
 
 COMPILERS = ("g++", "clang++", "c++")
-FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 # GCC's own header defines "undefined" vectors by themselves, and warns of it.
 NO_WARNINGS_OF_HEADERS = ("-Wno-uninitialized", "-Wno-maybe-uninitialized")
 

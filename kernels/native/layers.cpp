@@ -87,9 +87,10 @@ TANDEM_API void tandem_run_stack(const tandem::Stack* stack, const tandem::Stack
     const Buffers buffers(*stack, *step);
     AttentionWork work(step->shape, stack->heads, omp_get_max_threads());
     std::vector<std::atomic<int64_t>> taken(stack->num_layers);
+    Barrier barrier;
 #pragma omp parallel
     {
-        const Team team;
+        const Team team{&barrier};
         const LayerRun run{team, *stack, *step, buffers, work};
         const bf16* change = nullptr;
         for (int64_t i = 0; i < stack->num_layers; i++) {

@@ -10,7 +10,6 @@ from kernels.native.operators import NativePlan
 from kernels.native.structs import Angles, Heads, Layer, Stack, StackStep, Weight
 from kernels.native.weights import checked, weight_argument
 
-
 SHORT_ROWS = 64  # a step of no more is not worth a pause
 
 

@@ -4,7 +4,20 @@ from importlib import import_module
 
 import click
 
-NAMES = ("accuracy", "compare", "engines", "export", "goodput", "micro", "plot", "run", "simulate")
+NAMES = (
+    "accuracy",
+    "compare",
+    "engines",
+    "export",
+    "goodput",
+    "hits",
+    "micro",
+    "plot",
+    "reuse",
+    "run",
+    "simulate",
+    "splits",
+)
 MODULES = {name: f"bench.commands.{name}" for name in NAMES}
 
 

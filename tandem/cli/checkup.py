@@ -13,6 +13,7 @@ from tandem.cli.deployment import Deployment
 from tandem.cli.events import last_lines, parse_line
 from tandem.cli.sm_check import SmReport
 from tandem.cli.supervision import log_path
+from tandem.device.cpu.cores import available_cores
 from tandem.device.cuda.gpu import GpuFacts, GpuSearch
 from tandem.device.cuda.mps import MpsControl
 from tandem.device.memory_backends import choose_exporter
@@ -50,7 +51,9 @@ def examine_device(deployment: Deployment, around: Surroundings) -> Iterator[Fin
     yield from _gpu(around.search)
     yield Finding("mps", _mps(around))
     for phase in Phase:
-        choice = choose_partition_backend(deployment.partition_backends[phase], around.search, around.environ)
+        choice = choose_partition_backend(
+            deployment.partition_backends[phase], around.search, around.environ, num_cores=available_cores()
+        )
         yield Finding("partition", f"{phase}: {choice.name} ({choice.reason})")
     yield Finding("memory", _memory(deployment))
 

@@ -5,6 +5,7 @@ import click
 from tandem import __version__
 from tandem.cli.bench import bench
 from tandem.cli.chat import chat
+from tandem.cli.controller import controller
 from tandem.cli.doctor import doctor
 from tandem.cli.failures import ReportingGroup
 from tandem.cli.generate import generate
@@ -20,7 +21,7 @@ def main() -> None:
     """Serve a large language model: five services over one memory."""
 
 
-for command in (up, down, status, doctor, generate, chat, restart, logs, model, bench):
+for command in (up, down, status, controller, doctor, generate, chat, restart, logs, model, bench):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 
 import tandem
 from tandem.cli.deployment import Deployment
-from tandem.config.environment import environment_of
+from tandem.config.environment import SERVICE_ENVIRONMENT
 from tandem.errors import ConfigError, NotReadyError
 
 CONF_NAME = "supervisord.conf"
@@ -93,7 +93,7 @@ def _program(deployment: Deployment, service: str, environment: Mapping[str, str
     return _PROGRAM_SECTION.format(
         service=service,
         command=" ".join(_quoted(part) for part in argv),
-        environment=",".join(_assigned(*each) for each in {**environment_of(service), **environment}.items()),
+        environment=",".join(_assigned(*each) for each in {**SERVICE_ENVIRONMENT, **environment}.items()),
         priority=100 * (len(deployment.services) - deployment.services.index(service)),
         startsecs=START_SECS,
         startretries=START_RETRIES,

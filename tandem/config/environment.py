@@ -2,13 +2,9 @@
 
 from collections.abc import Mapping
 
-_EVERY_SERVICE = {
-    "OMP_WAIT_POLICY": "passive",  # spinning barriers of two phases on shared cores collapse
+SERVICE_ENVIRONMENT: Mapping[str, str] = {
+    # OpenMP's threads sleep between parallel regions: one that looks for work has the core that the loop or the other
+    # phase needs. Within a region the native kernels wait by themselves (`kernels/native/team.h`).
+    "OMP_WAIT_POLICY": "passive",
     "PYTHONUNBUFFERED": "1",
 }
-_COLOCATED = {"GOMP_SPINCOUNT": "200000"}  # the cores are its own: waking for each barrier costs a quarter of a step
-
-
-def environment_of(service: str) -> Mapping[str, str]:
-    """What a service's process has in its environment."""
-    return {**_EVERY_SERVICE, **(_COLOCATED if service == "colocated" else {})}

@@ -97,8 +97,8 @@ class PhaseConfig(CommonConfig):
     )
     max_sequences: Positive = Field(32, description="sequences worked on at once")
     spare_blocks: Positive = Field(64, description="KV blocks leased ahead of need")
-    partition_backend: Literal["auto", "cpu-affinity", "mps-green", "mps-percentage", "timeshare"] = Field(
-        "auto", description="how a share of the device is applied; auto: by what the device can"
+    partition_backend: Literal["auto", "cpu-affinity", "cpu-cadence", "mps-green", "mps-percentage", "timeshare"] = (
+        Field("auto", description="how a share of the device is applied; auto: by what the device can")
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from tandem.device.partition_backends import PARTITION_BACKENDS
 
 ROOT = Path(__file__).parents[2]
-BINDS_ITS_PROCESS = {"cpu-affinity"}
+BINDS_ITS_PROCESS = {"cpu-affinity", "cpu-cadence", "timeshare"}
 PRELUDE = """
 import os, threading
 from pathlib import Path
@@ -79,6 +79,39 @@ def test_apply_again_with_every_split_and_back(run, name):
 backend = make(Phase.DECODE)
 details = [backend.apply(Phase.DECODE, Split(100 - y, y)).detail for y in (50, 1, 99, 10, 50)]
 assert details[0] == details[-1], details
+"""
+    run(name, body)
+
+
+@each_backend
+def test_the_splits_on_offer_are_applied_at_once_and_ascend(run, name):
+    body = """
+backends = {phase: make(phase) for phase in Phase}
+splits = backends[Phase.DECODE].splits
+assert list(splits) == sorted(set(splits), key=lambda split: split.prefill_percent)
+assert backends[Phase.PREFILL].splits == splits
+for phase, backend in backends.items():
+    details = [backend.apply(phase, split) for split in splits]
+    assert all(isinstance(outcome, Applied) for outcome in details), details
+    assert len({outcome.detail for outcome in details}) == len(splits), details
+"""
+    run(name, body)
+
+
+@pytest.mark.parametrize("name", ["cpu-cadence", "mps-green", "timeshare"])
+def test_five_splits_at_least_are_on_offer(run, name):
+    run(name, "assert len(make(Phase.PREFILL).splits) >= 5")
+
+
+@each_backend
+def test_a_long_step_may_pause_where_phases_wait_for_each_other(run, name):
+    body = """
+backend = make(Phase.PREFILL)
+backend.apply(Phase.PREFILL, Split(20, 80))
+for _ in range(3):
+    with backend.turn():
+        if backend.pause is not None:
+            backend.pause()
 """
     run(name, body)
 

@@ -1,4 +1,4 @@
-"""A Docker engine and the image of the services, for the tests that need them; what is missing is said in the skip."""
+"""A deployment that tests share; a Docker engine and the image of the services, what is missing is said in the skip."""
 
 import contextlib
 import fcntl
@@ -7,18 +7,32 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tandem.config.settings import default_cache_dir
+from tests.support.deployment import POOL, Deployment, deployment
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY_BASE = "python:3.12-slim-bookworm"
 LOCAL_BASE = "tandem-base:bookworm"
 ENGINE_START_S = 60.0
+
+
+@pytest.fixture(scope="session")
+def _started(tiny_model_dir: Callable[[str], Path]) -> Iterator[Deployment]:
+    with deployment(str(tiny_model_dir("llama")), POOL) as services:
+        yield services
+
+
+@pytest.fixture
+def system(_started: Deployment) -> Deployment:
+    """Both phases apart with a tiny model and room for all, running, whatever the test before has ended."""
+    _started.revive()
+    return _started
 
 
 @dataclass(frozen=True)

@@ -5,43 +5,48 @@ import asyncio
 import pytest
 
 from tests.e2e.test_load import idle_statistics
-from tests.e2e.test_services import POOL, answers, request
-from tests.support.deployment import deployment
+from tests.e2e.test_services import answers, request
+from tests.support.deployment import POOL, deployment
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_dir):
-    return str(tiny_model_dir("llama"))
+def started(tiny_model_dir):
+    with deployment(str(tiny_model_dir("llama")), POOL | {"colocated": {"step-tokens": 24}}, "colocated") as running:
+        yield running
 
 
-async def test_colocated_answers_as_semi_pd_does(model):
+@pytest.fixture
+def together(started):
+    """Running, whatever the test before has ended."""
+    started.revive()
+    return started
+
+
+async def test_colocated_answers_as_semi_pd_does(system, together):
     requests = [request(number, 40) for number in range(8)]
     requests += [request(number, 40, temperature=0.9, seed=number) for number in range(8)]
-    with deployment(model, POOL) as apart:
-        expected = await answers(apart.gateway, requests)
-    with deployment(model, {**POOL, "colocated": {"step-tokens": 24}}, "colocated") as together:
-        assert await answers(together.gateway, requests) == expected
-        statistics = await idle_statistics(together)
-        assert {holder.service for holder in statistics.holders} == {"prefill", "decode"}
-        assert len({holder.pid for holder in statistics.holders}) == 1
+    expected = await answers(system.gateway, requests)
+    assert await answers(together.gateway, requests) == expected
+    statistics = await idle_statistics(together)
+    assert {holder.service for holder in statistics.holders} == {"prefill", "decode"}
+    assert len({holder.pid for holder in statistics.holders}) == 1
 
 
-async def test_killed_under_load_it_comes_back_and_nothing_is_lost(model):
+async def test_killed_under_load_it_comes_back_and_nothing_is_lost(together):
     requests = [request(number, 150) for number in range(6)]
-    with deployment(model, POOL, "colocated") as together:
-        expected = await answers(together.gateway, requests)
-        pending = asyncio.ensure_future(answers(together.gateway, requests))
-        while together.log("colocated").count('"sequence.prefilled"') <= len(requests):
-            await asyncio.sleep(0.01)
-        together.kill("colocated")
-        together.start("colocated")
-        assert await pending == expected
-        assert (await idle_statistics(together)).num_sequences == 0
+    expected = await answers(together.gateway, requests)
+    num_prefilled = together.log("colocated").count('"sequence.prefilled"')
+    pending = asyncio.ensure_future(answers(together.gateway, requests))
+    while together.log("colocated").count('"sequence.prefilled"') <= num_prefilled:
+        await asyncio.sleep(0.01)
+    together.kill("colocated")
+    together.start("colocated")
+    assert await pending == expected
+    assert (await idle_statistics(together)).num_sequences == 0
 
 
-async def test_it_drains_on_sigterm(model):
-    with deployment(model, POOL, "colocated") as together:
-        await answers(together.gateway, [request(1, 4)])
-        loop = asyncio.get_running_loop()
-        for service in ("gateway", "colocated", "controller", "memd"):
-            assert await loop.run_in_executor(None, together.terminate, service) == 0
+async def test_it_drains_on_sigterm(together):
+    await answers(together.gateway, [request(1, 4)])
+    loop = asyncio.get_running_loop()
+    for service in ("gateway", "colocated", "controller", "memd"):
+        assert await loop.run_in_executor(None, together.terminate, service) == 0

@@ -10,22 +10,15 @@ import pytest
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from tests.e2e.test_load import idle_statistics
-from tests.support.deployment import deployment
+from tests.support.deployment import POOL, deployment
 
 NUM_REQUESTS = 120
 AT_ONCE = 24
-POOL = {"memd": {"kv-bytes": 16 << 20, "dtype": "float32"}}  # bfloat16 would let the batch's shape turn a near tie
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model_dir):
     return str(tiny_model_dir("llama"))
-
-
-@pytest.fixture(scope="module")
-def system(model):
-    with deployment(model, POOL) as running:
-        yield running
 
 
 @pytest.fixture
@@ -82,21 +75,18 @@ def shared_prefix(number: int) -> list[int]:
     return [*text(rng.randrange(6), rng.choice([16, 40, 90, 160])), *text(1000 + number, rng.randrange(1, 30))]
 
 
-async def test_shared_prefixes_under_load_eviction_and_kills_give_the_cold_answers(model):
+async def test_shared_prefixes_under_load_eviction_and_kills_give_the_cold_answers(system, stub, model):
     """The pool holds a part of the prompts only; prefill and decode are killed on the way."""
-    with deployment(model, POOL) as roomy:
-        async with grpc.aio.insecure_channel(roomy.gateway) as channel:
-            plain = pb_grpc.GatewayServiceStub(channel)
-            cold = [await ask(plain, shared_prefix(number), salt=str(number)) for number in range(NUM_REQUESTS)]
-        statistics = await idle_statistics(roomy)
+    cold = [await ask(stub, shared_prefix(number), salt=str(number)) for number in range(NUM_REQUESTS)]
     assert not any(num_cached for _, num_cached in cold)
-    kv_bytes = statistics.kv_bytes // statistics.num_blocks * 90
+    roomy = await idle_statistics(system)
+    kv_bytes = roomy.kv_bytes // roomy.num_blocks * 90
     small = {"memd": {"kv-bytes": kv_bytes, "dtype": "float32", "reserve-blocks": 4}}
-    with deployment(model, small) as system:
-        async with grpc.aio.insecure_channel(system.gateway) as channel:
-            warm = await load_with_kills(system, pb_grpc.GatewayServiceStub(channel))
-        statistics = await idle_statistics(system)
-        assert '"lease.expired"' not in system.log("memd")
+    with deployment(model, small) as tight:
+        async with grpc.aio.insecure_channel(tight.gateway) as channel:
+            warm = await load_with_kills(tight, pb_grpc.GatewayServiceStub(channel))
+        statistics = await idle_statistics(tight)
+        assert '"lease.expired"' not in tight.log("memd")
     assert [tokens for tokens, _ in warm] == [tokens for tokens, _ in cold]
     assert sum(num_cached > 0 for _, num_cached in warm) > NUM_REQUESTS // 4
     assert statistics.num_claimed_blocks > 0

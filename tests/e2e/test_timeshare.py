@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tests.e2e.test_services import POOL, answers, request
-from tests.support.deployment import deployment
+from tests.e2e.test_services import answers, request
+from tests.support.deployment import POOL, deployment
 
 TAKING_TURNS = {phase: {"partition-backend": "timeshare"} for phase in ("prefill", "decode")}
 REQUESTS = [(number, 40) for number in range(8)]

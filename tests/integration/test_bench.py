@@ -73,13 +73,14 @@ def test_chats_go_on_with_the_answers_that_came(model, address, tmp_path):
 
 def test_goodput_of_a_running_system_is_found_and_plotted(model, address, tmp_path):
     out = tmp_path / "goodput.json"
-    load = ["--workload", "fixed:16,4", "--num-requests", 10, "--rate", 20, "--max-runs", 3]
+    load = ["--workload", "fixed:16,4", "--num-requests", 10, "--rate", 20, "--max-probes", 2, "--seeds", 2]
     bench("goodput", f"at:{address}", "--model", model, "--out", out, *load)
     result = json.loads(out.read_text())
     assert result["slo"]["ttft_ms"] > 0
     (entry,) = result["deployments"]
     assert entry["goodput"]["samples"][0]["rate_per_s"] == 20
-    assert len(entry["goodput"]["samples"]) == len(entry["runs"])
+    assert [len(sample["by_seed"]) for sample in entry["goodput"]["samples"]] == [2, 2]
+    assert len(entry["runs"]) == 4
     bench("plot", out)
     assert (tmp_path / "goodput-attainment.png").read_bytes().startswith(b"\x89PNG")
 

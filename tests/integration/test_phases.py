@@ -73,10 +73,7 @@ def processes(tiny_model_dir: Callable[[str], Path]) -> Iterator[Deployment]:
 def system(processes: Deployment) -> Deployment:
     """Everything is running, whatever the test before has ended."""
     processes.settings = SETTINGS
-    for service in ("memd", *PHASES):
-        if processes.processes[service].poll() is not None:
-            processes.start(service)
-    processes.wait_serving("memd", *PHASES)
+    processes.revive()
     return processes
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from bench.deployment.local import LocalServices, Settings, run_dir, running
 from tandem.config.settings import MODES, Mode
 
+POOL = {"memd": {"kv-bytes": 16 << 20, "dtype": "float32"}}  # bfloat16 would let the batch's shape turn a near tie
+
 
 @dataclass
 class Deployment(LocalServices):
@@ -22,6 +24,13 @@ class Deployment(LocalServices):
         """SIGTERM; returns the exit status."""
         self.processes[service].send_signal(signal.SIGTERM)
         return self.processes[service].wait(timeout_s)
+
+    def revive(self) -> None:
+        """Starts again what has ended, and waits until all that were started are serving."""
+        for service, process in self.processes.items():
+            if process.poll() is not None:
+                self.start(service)
+        self.wait_serving(*self.processes)
 
 
 @contextlib.contextmanager

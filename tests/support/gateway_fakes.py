@@ -328,7 +328,7 @@ async def settle() -> None:
 async def read_all(request: Request) -> list[Piece]:
     """Every piece of a request that is about to end."""
     pieces = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (piece := await request.output.get()) is not None:
             pieces.append(piece)
     return pieces

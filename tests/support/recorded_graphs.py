@@ -42,6 +42,7 @@ class RecordedGraphs:
         self.share_of_thread = StreamShare(7, 132)
         self.num_captures = 0
         self.num_replays = 0
+        self.num_waits = 0
 
     def share(self) -> StreamShare:
         return self.share_of_thread
@@ -61,4 +62,5 @@ class RecordedGraphs:
 
         return replay
 
-    def wait(self) -> None: ...
+    def wait(self) -> None:
+        self.num_waits += 1

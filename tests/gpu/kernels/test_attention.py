@@ -59,7 +59,7 @@ def test_any_division_of_the_keys(device: torch.device, num_sms: int) -> None:
     assert_near(step(shapes, device, num_sms=num_sms).attention(), expected(shapes))
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(
     shapes=st.lists(
         st.integers(1, 80).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length))),

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bench.plots import plot
 from bench.reading import read_result
 from bench.results import provenance, write_result
 from kernels.table import torch_kernels
+from tandem.clock import ManualClock
 from tandem.kv.layout import KvLayout
 from tandem.types import Phase
 from tests.support.tiny_models import save_tiny_model, tiny_model
@@ -90,32 +92,28 @@ def test_the_weights_formula_is_what_transformers_has(family, tmp_path):
     assert kv_bytes(config, layout) == torch.empty(layout.shape, dtype=torch.float32).nbytes
 
 
-def slow(*args: object) -> None:
-    time.sleep(0.02)
-
-
 def test_time_within_operators_is_counted_once():
-    from dataclasses import replace
-
-    counter = OperatorTime()
+    clock = ManualClock()
+    slow = lambda *args: clock.advance(0.02)  # noqa: E731
+    counter = OperatorTime(clock.now)
     inner = counter.counted(replace(torch_kernels(), silu_mul=slow, plan_attention=slow))
     outer = counter.counted(replace(inner, linear=lambda *args: inner.silu_mul(args[0])))
     outer.linear(torch.ones(1), torch.ones(1))
-    assert 20 <= counter.take_ms() < 38  # not the inner one's again
+    assert counter.take_ms() == pytest.approx(20)  # not the inner one's again
     outer.plan_attention()
     assert counter.take_ms() == 0
     assert outer.name == "torch"
 
 
 def test_what_a_fused_operator_does_is_counted_and_making_it_is_not():
-    from dataclasses import replace
-
-    counter = OperatorTime()
+    clock = ManualClock()
+    slow = lambda *args: clock.advance(0.02)  # noqa: E731
+    counter = OperatorTime(clock.now)
     kernels = counter.counted(replace(torch_kernels(), fuse_layers=lambda stack: slow(stack) or slow))
     run = kernels.fuse_layers("stack")
     assert counter.take_ms() == 0
     run("embedded")
-    assert counter.take_ms() >= 20
+    assert counter.take_ms() == pytest.approx(20)
 
 
 def result() -> MicroResult:

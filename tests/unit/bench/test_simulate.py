@@ -52,7 +52,7 @@ lengths = st.builds(RequestLength, st.integers(1, 600), st.integers(1, 60))
 arriving = st.lists(st.tuples(st.floats(0, 5), lengths), min_size=1, max_size=25)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(arriving, st.sampled_from(MODES), st.integers(60, 400))
 def test_every_request_gets_every_token_once_and_every_block_comes_back(load, mode, num_blocks):
     """Pools from barely one request large: sequences are preempted, computed again, and end all the same."""

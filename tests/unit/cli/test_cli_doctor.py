@@ -90,7 +90,8 @@ class TestDevice:
         found = lines(examine_device(deployment, Surroundings(NO_DRIVER, None, {}, is_running=False)))
         assert found["device"] == "no GPU: no CUDA driver: not found"
         assert (found["mps"], "driver" in found) == ("not used", False)
-        assert found["partition"].startswith("prefill: cpu-affinity (no CUDA driver")
+        assert found["partition"].startswith("prefill: cpu-")
+        assert "(no CUDA driver" in found["partition"]
         assert found["memory"].startswith("memfd (no CUDA driver")
 
     @needs_no_gpu

@@ -34,6 +34,7 @@ def test_every_command_has_help():
         "up",
         "down",
         "status",
+        "controller",
         "doctor",
         "generate",
         "chat",

@@ -133,7 +133,7 @@ def supervisor(run_dir):
     yield supervisor
     if supervisor.state() is DaemonState.RUNNING:
         supervisor.request_shutdown()
-    supervisor.wait_ended(15)
+    supervisor.wait_ended(60)
 
 
 def test_a_busy_client_is_ended_through_the_daemon_before_any_kill(run_dir, environ, console, supervisor, monkeypatch):

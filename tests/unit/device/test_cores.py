@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.device.cpu.cores import plan_cores
+from tandem.device.cpu.cores import core_splits, plan_cores
 from tandem.errors import DeviceError
 from tandem.types import Phase, Split
 
@@ -33,6 +33,17 @@ def both(split: Split, cores) -> tuple[tuple[int, ...], tuple[int, ...]]:
 )
 def test_cores_of_a_split(split, cores, prefill, decode):
     assert both(split, cores) == (prefill, decode)
+
+
+@pytest.mark.parametrize("num_cores", range(1, 65))
+def test_offered_splits_share_out_all_the_cores_each_in_its_own_way(num_cores):
+    splits = core_splits(num_cores)
+    assert len(splits) >= min(num_cores - 1, 5)
+    assert len(splits) <= 15
+    pairs = [both(split, range(num_cores)) for split in splits]
+    assert len(set(pairs)) == len(splits)
+    for prefill, decode in pairs:
+        assert sorted((*prefill, *decode)) == list(range(num_cores))
 
 
 def test_no_core_at_all():

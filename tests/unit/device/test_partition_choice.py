@@ -10,7 +10,7 @@ from tests.support.partition_backends import GpuProcess
 
 
 def choose(gpu: GpuProcess, configured: str = "auto", **environ: str) -> tuple[str, str]:
-    choice = choose_partition_backend(configured, find_gpu(gpu.open_driver), environ)
+    choice = choose_partition_backend(configured, find_gpu(gpu.open_driver), environ, num_cores=16)
     return choice.name, choice.reason
 
 
@@ -19,8 +19,15 @@ def no_driver():
 
 
 def test_without_a_gpu_shares_are_cores_and_the_reason_is_told():
-    choice = choose_partition_backend("auto", find_gpu(no_driver), {})
+    choice = choose_partition_backend("auto", find_gpu(no_driver), {}, num_cores=6)
     assert (choice.name, choice.reason) == ("cpu-affinity", "no CUDA driver: not found")
+
+
+@pytest.mark.parametrize("num_cores", [1, 2, 5])
+def test_where_whole_cores_make_fewer_than_five_splits_shares_are_times_as_well(num_cores):
+    choice = choose_partition_backend("auto", find_gpu(no_driver), {}, num_cores=num_cores)
+    assert choice.name == "cpu-cadence"
+    assert choice.reason.startswith(f"no CUDA driver: not found; {num_cores} cores")
 
 
 def test_mps_and_green_contexts_are_the_best():
@@ -51,7 +58,7 @@ def test_what_is_configured_is_taken(name):
 
 
 def test_an_unknown_backend_is_refused_by_name():
-    with pytest.raises(ConfigError, match=r"cpu-afinity.*auto, cpu-affinity, mps-green, mps-percentage, timeshare"):
+    with pytest.raises(ConfigError, match=rf"cpu-afinity.*auto, {', '.join(PARTITION_BACKENDS)}"):
         choose(GpuProcess(), "cpu-afinity")
 
 

@@ -55,7 +55,7 @@ def known_bytes(tokenizer):
 
 
 @given(text=st.text(max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_comes_back_from_the_real_tokenizer(tokenizer, known_bytes, text):
     assume(known_bytes.issuperset(text.encode()))
     token_ids = tokenizer.encode(text, add_special_tokens=False)
@@ -67,7 +67,7 @@ def test_any_text_comes_back_from_the_real_tokenizer(tokenizer, known_bytes, tex
 
 
 @given(ids=st.lists(st.integers(0, 49_151), max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_tokens_give_what_the_real_tokenizer_decodes(tokenizer, ids):
     detokenizer = Detokenizer(tokenizer)
     text = "".join(detokenizer.push(token_id).text for token_id in ids) + detokenizer.finish().text

@@ -82,7 +82,7 @@ def test_the_shapes_are_those_announced(weight_format: WeightFormat, shape: tupl
     assert made.scales.is_contiguous()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     out_width=st.integers(1, 40),
     in_width=st.integers(1, 100),

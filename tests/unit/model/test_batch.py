@@ -17,7 +17,7 @@ def sequence_rows(draw: st.DrawFn, block_size: int) -> SequenceRows:
 
 
 @given(st.data(), st.sampled_from([1, 3, 16]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_row_is_where_its_definition_says(data: st.DataObject, block_size: int) -> None:
     rows = data.draw(st.lists(sequence_rows(block_size), min_size=1, max_size=6))
     batch = prepare_batch(rows, block_size)
@@ -31,7 +31,7 @@ def test_every_row_is_where_its_definition_says(data: st.DataObject, block_size:
 
 
 @given(st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sequences_are_delimited(data: st.DataObject) -> None:
     rows = data.draw(st.lists(sequence_rows(4), min_size=1, max_size=6))
     batch = prepare_batch(rows, 4)

@@ -72,7 +72,7 @@ def test_digits_stand_alone(default_tokenizer: Tokenizer) -> None:
     ]  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=60))  # no special token
 def test_bytes_of_tokens_are_the_texts_bytes(default_tokenizer: Tokenizer, known_bytes: set[int], text: str) -> None:
     joined = b"".join(map(default_tokenizer.token_bytes, default_tokenizer.encode(text)))

@@ -14,7 +14,8 @@ LIMITS = PhaseLimits(max_sequences=4, block_size=4, num_pool_blocks=5, vocab_siz
 
 
 def working(num_prompt: int = 6, num_output: int = 2) -> WorkingSequence[DecodeResult]:
-    return WorkingSequence(make_spec(1, [1] * num_prompt, output=[2] * num_output), Session(), 0.0, SequenceKeys(b"", 4))
+    spec = make_spec(1, [1] * num_prompt, output=[2] * num_output)
+    return WorkingSequence(spec, Session(), 0.0, SequenceKeys(b"", 4))
 
 
 def test_a_state_follows_the_table() -> None:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.device.cuda.sm_split import SmGroups, describe, grain_of, levels, plan_share, shares_of, whole
@@ -54,7 +54,6 @@ def test_above_a_hundred_percent_they_overlap_in_the_middle():
     assert set(prefill.groups) & set(decode.groups) == set(range(5, 11))
 
 
-@settings(deadline=None)
 @given(percents, percents, devices)
 def test_shares_that_fit_beside_each_other_are_disjoint_and_neither_is_empty(x, y, device):
     prefill, decode = shares(Split(x, y), device)
@@ -64,14 +63,12 @@ def test_shares_that_fit_beside_each_other_are_disjoint_and_neither_is_empty(x, 
         assert prefill.num_sms + decode.num_sms <= device.num_sms
 
 
-@settings(deadline=None)
 @given(percents, percents, devices)
 def test_every_answer_was_made_ahead_of_need(x, y, device):
     for phase in Phase:
         assert plan_share(phase, Split(x, y), device) in shares_of(phase, device)
 
 
-@settings(deadline=None)
 @given(percents, percents, devices)
 def test_a_larger_prefill_share_is_never_fewer_sms(x, y, device):
     smaller, larger = sorted((x, y))
@@ -79,7 +76,6 @@ def test_a_larger_prefill_share_is_never_fewer_sms(x, y, device):
     assert few.num_sms <= many.num_sms
 
 
-@settings(deadline=None)
 @given(st.integers(2, 500))
 def test_a_level_leaves_a_level_to_the_peer(num_groups):
     found = levels(num_groups)

@@ -73,7 +73,7 @@ def test_a_chunk_then_as_many_steps_as_make_up_for_it():
     assert all(len(steps) in (9, 10, 11) for steps in order.split("p")[1:-1])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.floats(0.01, 0.2), st.floats(0.002, 0.05), st.integers(5, 100), st.integers(5, 100)
 )  # fmt: skip
@@ -84,7 +84,7 @@ def test_the_time_is_shared_in_the_ratio_of_the_shares(prefill_s, decode_s, pref
     assert owed_s <= prefill_s / prefill_percent + decode_s / decode_percent + 1e-9
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(0.01, 0.2), st.floats(0.002, 0.05), st.integers(1, 100), st.integers(1, 100))
 def test_turns_never_overlap(prefill_s, decode_s, prefill_percent, decode_percent):
     simulation = simulate(prefill_s, decode_s, prefill_percent, decode_percent)

@@ -198,7 +198,9 @@ def test_a_step_of_chunks_is_not_captured_and_a_sequence_without_a_draw_gets_no_
     tokens = subject.steps.execute(rows, [None, Draw(GREEDY, 1, (9,), ())])
     assert [token is None for token in tokens] == [True, False]
     assert subject.graphs.num_captures == 0
-    lone = subject.steps.execute([SequenceRows([4], 3, [4]), SequenceRows([2], 1, [5])], [None, None])
+    assert subject.steps.execute([SequenceRows([5, 6], 3, [4, 6])], [None]) == [None]
+    assert subject.graphs.num_waits == 2  # nobody may still write to blocks when a step has ended
+    lone = subject.steps.execute([SequenceRows([4], 5, [4, 6]), SequenceRows([2], 1, [5])], [None, None])
     assert lone == [None, None]
 
 

@@ -1,0 +1,72 @@
+"""One phase's load on a share of the device: what the tables over shares are measured with."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from bench.gpu.bench import Bench
+from bench.gpu.subject import DecodeBatch, Subject, model_named, open_subject, prefill_step
+from tandem.device.partition import PartitionBackend
+from tandem.device.partition_backends import PartitionSite, make_partition_backend
+from tandem.device.whole import WholeDeviceBackend
+from tandem.runner.cuda.graphs import StepStream
+from tandem.types import Phase, Split
+
+MODEL = "llama-3-8b"
+DECODE_PERCENTS = (12, 31, 50, 69, 88, 100)  # one for each of the levels that a device of 16 groups has
+BACKEND = "mps-green"
+
+
+class PhaseLoad:
+    """One phase of a process: its share, and steps for so many seconds."""
+
+    def __init__(self, bench: Bench, phase: Phase) -> None:
+        """DeviceError: no MPS, or no green contexts."""
+        self._phase, self._bench = phase, bench
+        stream = StepStream()
+        self._backend = share_backend(bench, phase, stream)
+        self._context, self._length = bench.pick(1024, 32), bench.pick(2048, 32)
+        self._room = bench.pick(512, 8)
+        self._batch = bench.pick(64, 4)
+        num_tokens = max(DecodeBatch.num_tokens(self._batch, self._context, self._room), self._length)
+        self._subject: Subject = open_subject(bench, model_named(bench, MODEL), num_tokens, stream)
+
+    def use(self, decode_percent: int) -> str:
+        """This phase's side of the split; what it has now."""
+        return self._backend.apply(self._phase, split_of(decode_percent)).detail
+
+    def decode_ms(self, batch: int, seconds: float) -> float:
+        """Median of steps."""
+        steps = DecodeBatch(self._subject, batch, self._context, self._room)
+        return median(self._times_s(steps.step, seconds)) * 1e3
+
+    def prefill_tokens_per_s(self, seconds: float) -> float:
+        """Chunks of one prompt's length."""
+        times_s = self._times_s(lambda: prefill_step(self._subject, 1, self._length), seconds)
+        return self._length / median(times_s)
+
+    def _times_s(self, step: Callable[[], object], seconds: float) -> list[float]:
+        for _ in range(2):
+            step()
+        times_s: list[float] = []
+        until_s = time.perf_counter() + seconds
+        while not times_s or time.perf_counter() < until_s:
+            started_s = time.perf_counter()
+            step()
+            times_s.append(time.perf_counter() - started_s)
+        return times_s
+
+
+def share_backend(bench: Bench, phase: Phase, stream: StepStream) -> PartitionBackend:
+    """Green contexts; in a dry run nothing is partitioned."""
+    if bench.is_dry:
+        return WholeDeviceBackend()
+    site = PartitionSite((phase,), Path.cwd(), os.environ, use_stream=stream.use)
+    return make_partition_backend(BACKEND, site)
+
+
+def split_of(decode_percent: int) -> Split:
+    """Prefill has the rest, or both have all."""
+    return Split(100 - decode_percent if decode_percent < 100 else 100, decode_percent)

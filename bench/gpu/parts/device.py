@@ -1,0 +1,55 @@
+"""The card, its driver, and what nothing can be faster than."""
+
+import sys
+
+import torch
+
+from bench.gpu.bench import Bench
+from tandem.device.cuda.driver import check, open_driver
+from tandem.device.cuda.gpu import read_gpu
+from tandem.device.cuda.vmm_export import exportable_properties, granularity_bytes
+
+
+def floors(bench: Bench) -> None:
+    """Copy bandwidth and matrix rate."""
+    bench.record("python", sys.version.split()[0])
+    bench.record("torch", torch.__version__)
+    rates = bench.rates()
+    bench.record("copy_gb_per_s", rates.copy_gb_per_s)
+    bench.record("matmul_tflop_per_s", rates.matmul_tflop_per_s)
+
+
+def driver_facts(bench: Bench) -> None:
+    """Versions, SMs, granularity, and into which groups the driver cuts the SMs."""
+    bench.needs_gpu("the driver")
+    import triton
+
+    driver = open_driver()
+    gpu = read_gpu(driver)
+    bench.record("name", gpu.name)
+    bench.record("cuda", list(gpu.cuda_version))
+    bench.record("triton", triton.__version__)
+    bench.record("num_sms", gpu.num_sms)
+    bench.record("memory_bytes", gpu.memory_bytes)
+    prop = exportable_properties(driver, 0)
+    bench.record("granularity_bytes", granularity_bytes(driver, prop))
+    device = check(driver, driver.cuDeviceGet(0), "cuDeviceGet")
+    kind = driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
+    everything = check(driver, driver.cuDeviceGetDevResource(device, kind), "cuDeviceGetDevResource")
+    for wanted in (1, 2, 4, 8, 16, 32):
+        split = driver.cuDevSmResourceSplitByCount(gpu.num_sms // wanted, everything, 0, wanted)
+        parts, num_groups, rest = check(driver, split, "cuDevSmResourceSplitByCount")
+        sizes = sorted({part.sm.smCount for part in parts[:num_groups]})
+        bench.record(f"groups_of_at_least_{wanted}_sms", [num_groups, sizes, rest.sm.smCount])
+
+
+def last_user(bench: Bench) -> None:
+    """Whether exported memory outlives the last process that uses the device, with the descriptor alone kept open."""
+    bench.needs_gpu("exported memory")
+    from bench.gpu.children import answer_of, exporting
+
+    with exporting(256 << 20) as segment:
+        bench.record("filled", answer_of(["fill", *segment.arguments], segment.fd))
+        segment.end_exporter()
+        bench.record("first_start", answer_of(["check", *segment.arguments], segment.fd))
+        bench.record("second_start", answer_of(["check", *segment.arguments], segment.fd))
