@@ -4,20 +4,41 @@ All of it lives on one asyncio loop and nothing in it waits, except a link for i
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum
 
 import structlog
 
+from services.controller.history import History
 from tandem.clock import Clock
 from tandem.errors import InvalidRequestError
 from tandem.partition.planner import Plan
-from tandem.partition.status import ControllerStatus, Decision, PhaseHello, PhaseStatus, ShareApplied
+from tandem.partition.status import (
+    ControllerStatus,
+    Decision,
+    DecisionRecord,
+    PhaseHello,
+    PhaseStatus,
+    ShareApplied,
+)
 from tandem.partition.steering import Steering
 from tandem.telemetry.metrics import ControllerMetrics
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
 _log = structlog.get_logger()
+
+STATIC = "static"
+APPLY_PATIENCE_S = 5.0  # a phase answers a decision at its step's end, or when it has been idle for a moment
+NOTHING_DECIDED, AS_CONFIGURED = 0, 1  # decision ids: the configured split is the first decision
+
+
+class Control(Enum):
+    """Who decides."""
+
+    PLANNER = "planner"
+    HAND = "hand"
 
 
 class PhaseLink:
@@ -62,14 +83,24 @@ class _PhaseRecord:
 class Controller:
     """Decides the split and tells it to the phases that are there."""
 
-    def __init__(self, steering: Steering, initial: Split, clock: Clock, metrics: ControllerMetrics) -> None:
+    def __init__(
+        self,
+        steering: Steering,
+        initial: Split,
+        clock: Clock,
+        metrics: ControllerMetrics,
+        unix_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """`unix_ns` dates decisions for people; nothing is computed with it."""
         self._steering = steering
         self._monitor = steering.monitor
         self._clock = clock
         self._metrics = metrics
         self._phases = {phase: _PhaseRecord(PhaseStatus(phase)) for phase in Phase}
-        self._is_fixed_by_hand = False
-        self._decision = Decision(0, initial, "nothing decided")
+        self._unix_ns = unix_ns
+        self._history = History()
+        self._control = Control.PLANNER
+        self._decision = Decision(NOTHING_DECIDED, initial, "nothing decided")
         self._decide(Plan(initial, "as configured"))
 
     @property
@@ -88,6 +119,7 @@ class Controller:
         self._monitor.phase(hello.phase).restarted()
         self._metrics.phase_connected.labels(hello.phase).set(1)
         _log.info("phase.connected", phase=hello.phase, pid=hello.pid, backend=hello.partition_backend)
+        self._read_back(hello)
         return record.link
 
     def close_link(self, link: PhaseLink) -> None:
@@ -117,6 +149,7 @@ class Controller:
         record = self._phases[phase]
         record.status = replace(record.status, applied_decision_id=applied.decision_id, applied_detail=applied.detail)
         self._metrics.split_applied.labels(phase).inc()
+        self._history.applied(phase, applied, self._clock.now())
         _log.info(
             "split.applied",
             phase=phase,
@@ -135,9 +168,18 @@ class Controller:
     def fix_split(self, split: Split) -> Decision:
         """A split by hand, which the planner leaves alone from then on. InvalidRequestError outside (0, 100]."""
         _check_split(split)
-        self._is_fixed_by_hand = True
+        self.set_paused(True)
         self._decide(Plan(split, "fixed by hand"))
         return self._decision
+
+    def set_paused(self, is_paused: bool) -> None:
+        """A paused planner is not asked; the split in force stays."""
+        self._control = Control.HAND if is_paused else Control.PLANNER
+        _log.info("planner.paused" if is_paused else "planner.resumed", planner=self._steering.name)
+
+    def history(self) -> tuple[DecisionRecord, ...]:
+        """The newest decisions, oldest first."""
+        return self._history.records()
 
     def status(self) -> ControllerStatus:
         """All that is known now."""
@@ -146,11 +188,33 @@ class Controller:
             replace(record.status, statistics=self._monitor.phase(phase).statistics(now_s))
             for phase, record in self._phases.items()
         ]
-        return ControllerStatus(self._decision, self._steering.name, tuple(phases), self._monitor.request_statistics())
+        return ControllerStatus(
+            self._decision,
+            self._steering.name,
+            tuple(phases),
+            self._monitor.request_statistics(),
+            is_paused=self._control is Control.HAND,
+        )
+
+    def _read_back(self, hello: PhaseHello) -> None:
+        """A controller that has decided nothing itself yet goes on from what its predecessor has put in force."""
+        if hello.in_force is None or self._decision.decision_id > AS_CONFIGURED:
+            return
+        try:
+            _check_split(hello.in_force)
+        except InvalidRequestError as error:
+            _log.warning("split.unreadable", phase=hello.phase, error=str(error))
+            return
+        if hello.in_force == self._decision.split:
+            return
+        self._decide(Plan(hello.in_force, f"in force in {hello.phase} before this controller came"))
+        if self._steering.name == STATIC:
+            self.set_paused(True)  # somebody had fixed it: this planner would go back to the configured split
 
     def _ask(self) -> None:
         """A planner that fails, or plans what no phase can have, changes nothing."""
-        if self._is_fixed_by_hand:
+        self._look_for_silence()
+        if self._control is Control.HAND:
             return
         try:
             plan = self._steering.plan(self._clock.now(), self._decision.split, self._offered())
@@ -158,7 +222,14 @@ class Controller:
                 _check_split(plan.split)
                 self._decide(plan)
         except Exception as error:
+            self._metrics.planner_failures.inc()
             _log.error("planner.failed", planner=self._steering.name, exc_info=error)
+
+    def _look_for_silence(self) -> None:
+        """A phase that does not answer a decision is told of; whatever it has stays in force."""
+        for phase in self._history.overdue(self._clock.now(), APPLY_PATIENCE_S):
+            self._metrics.apply_timeouts.labels(phase).inc()
+            _log.warning("split.unanswered", phase=phase, decision_id=self._decision.decision_id)
 
     def _offered(self) -> tuple[Split, ...]:
         """What both phases can have."""
@@ -166,17 +237,23 @@ class Controller:
         return tuple(split for split in prefill if split in decode)
 
     def _decide(self, plan: Plan) -> None:
-        is_first = self._decision.decision_id == 0
+        is_first = self._decision.decision_id == NOTHING_DECIDED
         if plan.split == self._decision.split and not is_first:
             return
         self._decision = Decision(self._decision.decision_id + 1, plan.split, plan.reason)
-        self._monitor.switched(plan.split, self._clock.now())
-        self._publish(self._decision)
-        for record in self._phases.values():
-            if record.link is not None:
-                record.link.notify()
+        now_s = self._clock.now()
+        seen = self._monitor.request_statistics()
+        record = DecisionRecord(self._decision, self._unix_ns(), seen, plan.predicted)
+        linked = {phase for phase, each in self._phases.items() if each.link is not None}
+        self._history.add(record, now_s, linked)
+        self._monitor.switched(plan.split, now_s)
+        self._publish(record)
+        for each in self._phases.values():
+            if each.link is not None:
+                each.link.notify()
 
-    def _publish(self, decision: Decision) -> None:
+    def _publish(self, record: DecisionRecord) -> None:
+        decision = record.decision
         prefill_percent, decode_percent = decision.split.prefill_percent, decision.split.decode_percent
         self._metrics.split_decisions.inc()
         self._metrics.split_percent.labels(Phase.PREFILL).set(prefill_percent)
@@ -187,6 +264,9 @@ class Controller:
             prefill_percent=prefill_percent,
             decode_percent=decode_percent,
             reason=decision.reason,
+            ttft_p99_ms=round(record.seen.ttft.p99_ms, 1),
+            tpot_p99_ms=round(record.seen.tpot.p99_ms, 1),
+            predicted_attainment=round(record.predicted.attainment, 3) if record.predicted else None,
         )
 
 

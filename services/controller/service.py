@@ -20,6 +20,7 @@ from tandem.rpc.controller_codecs import (
     status_to_proto,
     step_from_proto,
 )
+from tandem.rpc.history_codecs import record_to_proto
 from tandem.rpc.stubs.controller.v1 import controller_pb2 as pb
 from tandem.rpc.stubs.controller.v1 import controller_pb2_grpc as pb_grpc
 
@@ -68,6 +69,19 @@ class ControllerService(pb_grpc.ControllerServiceServicer):
         """Fixes the split by hand."""
         decision = self._controller.fix_split(split_from_proto(request.split))
         return pb.SetSplitResponse(decision_id=decision.decision_id)
+
+    async def GetHistory(  # noqa: N802
+        self, request: pb.GetHistoryRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.GetHistoryResponse:
+        """The newest decisions."""
+        return pb.GetHistoryResponse(decisions=[record_to_proto(record) for record in self._controller.history()])
+
+    async def SetPaused(  # noqa: N802
+        self, request: pb.SetPausedRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.SetPausedResponse:
+        """Pauses or resumes the planner."""
+        self._controller.set_paused(request.is_paused)
+        return pb.SetPausedResponse()
 
     async def _read_reports(self, link: PhaseLink, reports: AsyncIterator[pb.LinkRequest]) -> None:
         try:

@@ -1,8 +1,8 @@
 """The way of every sequence: queue, prefill, decode, release; and back to the queue whenever a phase lets it go.
 
 All of it runs on one event loop and nothing here waits, except where a lease is forked and at the end. A lease is
-released once the phase said that it has let go of it. When a phase's stream breaks, the phase may live and write on: its
-leases are abandoned, and memd ends them when the phase lets go or is gone.
+released once the phase said that it has let go of it. When a phase's stream breaks, the phase may live and write on:
+its leases are abandoned, and memd ends them when the phase lets go or is gone.
 """
 
 import asyncio

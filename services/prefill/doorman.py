@@ -4,17 +4,18 @@ Each prompt looks once: memd is asked for the blocks that hold the tokens it beg
 being computed by one that runs follows that one and looks again. Nothing here waits in a step: answers come in between.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 from tandem.phase.crew import Crew
 from tandem.phase.leases import Leases
+from tandem.phase.roster import Roster
 from tandem.phase.sequence import SequenceState, WorkingSequence
 from tandem.scheduler.line import Line
 from tandem.scheduler.prefill import ClaimPlan, WaitingPrompt, plan_claims
 from tandem.scheduler.rank import rank_key
-from tandem.types import PrefillResult
+from tandem.types import Prefilled, PrefillResult
 
 PromptSequence = WorkingSequence[PrefillResult]
 
@@ -31,10 +32,8 @@ class Room:
 class Desk:
     """What the doorman needs of the engine."""
 
-    sequence: Callable[[int], PromptSequence]  # by lease
+    roster: Callable[[], Roster[Prefilled, PrefillResult]]  # which is made after the doorman
     view: Callable[[PromptSequence], WaitingPrompt]
-    enter: Callable[[PromptSequence, SequenceState], None]
-    running: Callable[[], Iterable[PromptSequence]]
     room: Callable[[], Room]
     wake: Callable[[], None]
 
@@ -75,7 +74,7 @@ class Doorman:
         while (plan := self._plan()).claim is not None and not self._keys(plan.claim):
             self._settled.add(plan.claim)
             self._desk.wake()
-        sharing = tuple(lease_id for lease_id in plan.give_up if self._desk.sequence(lease_id).block_ids)
+        sharing = tuple(lease_id for lease_id in plan.give_up if self._desk.roster().get(lease_id).block_ids)
         if plan.claim is not None or sharing:
             self._asking = True
             self._crew.spawn(self._ask(ClaimPlan(plan.claim, sharing)))
@@ -85,7 +84,7 @@ class Doorman:
         followers, self._followers = self._followers, []
         for sequence in followers:
             if sequence.state is SequenceState.FOLLOWING:
-                self._desk.enter(sequence, SequenceState.WAITING)
+                self._desk.roster().enter(sequence, SequenceState.WAITING)
 
     @property
     def num_settled(self) -> int:
@@ -104,13 +103,14 @@ class Doorman:
         )
 
     def _keys(self, lease_id: int) -> Sequence[bytes]:
-        sequence = self._desk.sequence(lease_id)
+        sequence = self._desk.roster().get(lease_id)
         return sequence.keys.claimable(sequence.token_ids)
 
     async def _ask(self, plan: ClaimPlan) -> None:
         for lease_id in plan.give_up:
-            self._settled.discard(lease_id)
-            await self._exchange(lease_id, ())
+            if lease_id in self._line:  # one may have left while another was asked for
+                self._settled.discard(lease_id)
+                await self._exchange(lease_id, ())
         if plan.claim is not None:
             await self._claim(plan.claim)
         self._asking = False
@@ -125,14 +125,14 @@ class Doorman:
         if sequence is None:
             return
         if self._is_computed_elsewhere(sequence, keys):
-            self._desk.enter(sequence, SequenceState.FOLLOWING)
+            self._desk.roster().enter(sequence, SequenceState.FOLLOWING)
             self._followers.append(sequence)
         else:
             self._settled.add(lease_id)
 
     async def _exchange(self, lease_id: int, keys: Sequence[bytes]) -> PromptSequence | None:
         """The prompt with what it shares now; None when it has left meanwhile."""
-        sequence = self._desk.sequence(lease_id)
+        sequence = self._desk.roster().get(lease_id)
         lease = await self._leases.claim(lease_id, keys)
         if sequence.state is not SequenceState.WAITING:
             return None
@@ -147,5 +147,6 @@ class Doorman:
         place = len(sequence.block_ids)
         if place >= len(keys):
             return False
-        others = (*self._desk.running(), *map(self._desk.sequence, self._settled))
+        roster = self._desk.roster()
+        others = (*roster.running, *map(roster.get, self._settled))
         return any(keys[place : place + 1] == other.keys.of(other.token_ids)[place : place + 1] for other in others)

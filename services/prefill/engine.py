@@ -100,10 +100,8 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
 
     def _make_waiting_room(self) -> WaitingRoom[WaitingPrompt, PrefillResult]:
         desk = Desk(
-            sequence=lambda lease_id: self._roster.get(lease_id),
+            roster=lambda: self._roster,
             view=self._waiting_view,
-            enter=lambda sequence, state: self._roster.enter(sequence, state),
-            running=lambda: self._roster.running,
             room=self._room,
             wake=self._outfit.steps.wake.set,
         )

@@ -1,5 +1,6 @@
 """Shares of a device. A phase applies its side of a `Split` at its own iteration's end."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,6 +28,16 @@ class PartitionBackend(Protocol):
     @property
     def name(self) -> str:
         """As in configuration and logs (``cpu-affinity``)."""
+        ...
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Those that can be told from one another, all to be had without a new process; prefill's share ascending."""
+        ...
+
+    @property
+    def pause(self) -> Callable[[], None] | None:
+        """To be called within long steps, on their thread: the peer has its turn when it is due. None: nobody waits."""
         ...
 
     def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:

@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from tandem.clock import MonotonicClock
+from tandem.device.cpu.cores import available_cores
 from tandem.device.cuda.driver import DriverApi, open_driver
 from tandem.device.cuda.gpu import WHOLE_PERCENT, GpuFacts, GpuSearch, find_gpu, read_gpu, running_percentage
 from tandem.device.cuda.health import check_device
@@ -21,6 +22,7 @@ _log = structlog.get_logger()
 
 AUTO = "auto"
 GREEN_CONTEXTS_SINCE = (12, 4)  # CUDA
+CORES_TO_SHARE_OUT = 6  # make five splits of whole cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,15 @@ def _cpu_affinity(site: PartitionSite) -> PartitionBackend:
     return CpuAffinityBackend()
 
 
+def _cpu_cadence(site: PartitionSite) -> PartitionBackend:
+    from tandem.device.cpu.affinity import CpuAffinityBackend
+    from tandem.device.cpu.cadence_backend import CadenceClock, CpuCadenceBackend
+    from tandem.device.cpu.presence import Presence
+
+    phase = site.phases[0]
+    return CpuCadenceBackend(phase, Presence(site.run_dir, phase), CadenceClock(MonotonicClock()), CpuAffinityBackend())
+
+
 def _mps_green(site: PartitionSite) -> PartitionBackend:
     from tandem.device.cuda.green import GreenBackend
 
@@ -61,25 +72,32 @@ def _mps_percentage(site: PartitionSite) -> PartitionBackend:
 
 
 def _timeshare(site: PartitionSite) -> PartitionBackend:
-    from tandem.device.timeshare.backend import TimeshareBackend
+    from tandem.device.timeshare.backend import Pauses, TimeshareBackend
     from tandem.device.timeshare.seat import Seat
 
     clock = MonotonicClock()
-    return TimeshareBackend(Seat(site.run_dir, site.phases[0], clock), _end_of_work(site), clock)
+    seat = Seat(site.run_dir, site.phases[0], clock)
+    if find_gpu(site.open_driver).gpu is None:
+        return TimeshareBackend(seat, lambda: None, clock, _cpu_affinity(site), Pauses.BETWEEN_LAYERS)
+    end_work = partial(check_device, site.open_driver)
+    return TimeshareBackend(seat, end_work, clock, WholeDeviceBackend(), Pauses.BETWEEN_STEPS)
 
 
 PARTITION_BACKENDS: dict[str, Callable[[PartitionSite], PartitionBackend]] = {
     "cpu-affinity": _cpu_affinity,
+    "cpu-cadence": _cpu_cadence,
     "mps-green": _mps_green,
     "mps-percentage": _mps_percentage,
     "timeshare": _timeshare,
 }
 
 
-def choose_partition_backend(configured: str, search: GpuSearch, environ: Mapping[str, str]) -> BackendChoice:
+def choose_partition_backend(
+    configured: str, search: GpuSearch, environ: Mapping[str, str], *, num_cores: int
+) -> BackendChoice:
     """Of `configured` and what was found. ConfigError for a name that is neither `auto` nor a backend's."""
     if configured == AUTO:
-        return _best_on_gpu(search.gpu, environ) if search.gpu else BackendChoice("cpu-affinity", search.reason)
+        return _best_on_gpu(search.gpu, environ) if search.gpu else _best_on_cpu(search.reason, num_cores)
     if configured not in PARTITION_BACKENDS:
         known = ", ".join((AUTO, *PARTITION_BACKENDS))
         raise ConfigError("partition_backend", f"no partition backend {configured!r}; there are {known}")
@@ -91,9 +109,15 @@ def make_partition_backend(configured: str, site: PartitionSite) -> PartitionBac
     if len(site.phases) > 1:
         return WholeDeviceBackend()
     search = find_gpu(site.open_driver) if configured == AUTO else GpuSearch(None)
-    choice = choose_partition_backend(configured, search, site.environ)
+    choice = choose_partition_backend(configured, search, site.environ, num_cores=available_cores())
     _log.info("partition.chosen", backend=choice.name, reason=choice.reason)
     return PARTITION_BACKENDS[choice.name](site)
+
+
+def _best_on_cpu(reason: str, num_cores: int) -> BackendChoice:
+    if num_cores < CORES_TO_SHARE_OUT:
+        return BackendChoice("cpu-cadence", f"{reason}; {num_cores} cores are too few to share them out finely")
+    return BackendChoice("cpu-affinity", reason)
 
 
 def _best_on_gpu(gpu: GpuFacts, environ: Mapping[str, str]) -> BackendChoice:
@@ -106,10 +130,3 @@ def _best_on_gpu(gpu: GpuFacts, environ: Mapping[str, str]) -> BackendChoice:
     if gpu.cuda_version < GREEN_CONTEXTS_SINCE:
         return BackendChoice("mps-percentage", f"MPS, but no green contexts: the driver serves CUDA {gpu.cuda_version}")
     return BackendChoice("mps-green", "MPS and green contexts")
-
-
-def _end_of_work(site: PartitionSite) -> Callable[[], None]:
-    """What returns when the calling thread's work on the device has ended; a processor's work ends with the call."""
-    if find_gpu(site.open_driver).gpu is None:
-        return lambda: None
-    return partial(check_device, site.open_driver)

@@ -14,6 +14,15 @@ class WholeDeviceBackend:
         """As in logs; nothing to configure."""
         return "whole-device"
 
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """There is nothing to choose."""
+        return ()
+
+    @property
+    def pause(self) -> None:
+        """There is nobody to wait for."""
+
     def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
         """Whatever the split."""
         return Applied("the whole device")

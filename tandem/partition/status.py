@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from tandem.partition.observations import PhaseStatistics, RequestStatistics
+from tandem.partition.planner import Prediction
 from tandem.types import Phase, Split
 
 
@@ -23,6 +24,7 @@ class PhaseHello:
     pid: int
     partition_backend: str
     splits: tuple[Split, ...] = ()  # that the backend offers
+    in_force: Split | None = None  # what the phase's process has applied already
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +58,24 @@ class ControllerStatus:
     planner: str
     phases: tuple[PhaseStatus, ...]
     requests: RequestStatistics
+    is_paused: bool = False  # the planner, by hand
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedShare:
+    """What a phase answered to a decision, and how long after it."""
+
+    phase: Phase
+    answer: ShareApplied
+    after_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """One decision: what was seen, what was predicted, what came of it."""
+
+    decision: Decision
+    unix_ns: int
+    seen: RequestStatistics
+    predicted: Prediction | None = None
+    applied: tuple[AppliedShare, ...] = ()

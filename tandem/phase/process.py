@@ -32,7 +32,7 @@ from tandem.phase.outfit import Outfit
 from tandem.phase.session import ResultT
 from tandem.phase.share import ControllerPort, ShareKeeper, WholeDevice
 from tandem.phase.stepper import Stepper
-from tandem.phase.storage import AttachmentLike, MappedModel, attach, claim, map_model
+from tandem.phase.storage import AttachmentLike, MappedModel, attach, choose_pausing_kernels, claim, map_model
 from tandem.phase.supply import SupplyPolicy
 from tandem.rpc.controller_client import ControllerLink
 from tandem.rpc.memd_client import MemdClient
@@ -81,7 +81,7 @@ class PhaseProcess:
     async def build(self, service: PhaseService[ResultT], attachment: AttachmentLike, crew: Crew) -> Engine[ResultT]:
         """The engine over what was attached; its own tasks go to `crew`."""
         if self._model is None:
-            self._model = map_model(attachment, SegmentImporter(IMPORTERS), stream=self._around.stream)
+            self._model = self._map_model(attachment)
             self._start_loop(self._model)
         around = self._around
         outfit = Outfit(
@@ -95,6 +95,10 @@ class PhaseProcess:
             clock=around.clock,
         )
         return service.make_engine(outfit)
+
+    def _map_model(self, attachment: AttachmentLike) -> MappedModel:
+        choose = partial(choose_pausing_kernels, self._around.backend.pause)
+        return map_model(attachment, SegmentImporter(IMPORTERS), choose, self._around.stream)
 
     def _start_loop(self, model: MappedModel) -> None:
         around = self._around
@@ -140,7 +144,7 @@ async def run_phases(
     site = PartitionSite(phases, config.run_dir, os.environ, use_stream=stream.use)
     backend = make_partition_backend(config.partition_backend, site)
     client = MemdClient(config.socket("memd"))
-    link = ControllerLink(config.socket("controller"), phase, os.getpid(), backend.name)
+    link = ControllerLink(config.socket("controller"), phase, os.getpid(), backend.name, backend.splits)
     controller: ControllerPort = link if len(services) == 1 else WholeDevice(link)
     host = ServiceHost([each.grpc_name for each in services], [config.socket(each.phase) for each in services])
     clock = MonotonicClock()

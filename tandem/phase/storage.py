@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -139,6 +139,12 @@ def map_model(
     else:
         steps = _host_steps(build, kv_cache, choose(kv_cache.dtype))
     return MappedModel(steps, (weights, kv))
+
+
+def choose_pausing_kernels(pause: Callable[[], None] | None, dtype: torch.dtype) -> KernelChoice:
+    """As `choose_kernels`; long steps call `pause` between layers."""
+    choice = choose_kernels(dtype)
+    return replace(choice, kernels=replace(choice.kernels, pause=pause))
 
 
 def _host_steps(build: Callable[[Kernels], Decoder], kv_cache: torch.Tensor, choice: KernelChoice) -> LogitsThenDraws:

@@ -8,13 +8,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
 from tandem.device.partition import Applied, RestartRequired
-from tandem.partition.status import ControllerStatus, PhaseHello, ShareApplied
+from tandem.partition.status import ControllerStatus, DecisionRecord, PhaseHello, ShareApplied
 from tandem.rpc.controller_codecs import (
     applied_to_proto,
     hello_to_proto,
@@ -24,6 +25,7 @@ from tandem.rpc.controller_codecs import (
     status_from_proto,
     step_to_proto,
 )
+from tandem.rpc.history_codecs import record_from_proto
 from tandem.rpc.reconnect import CHANNEL_OPTIONS, Reconnector
 from tandem.rpc.status import error_from_rpc
 from tandem.rpc.stubs.controller.v1 import controller_pb2 as pb
@@ -43,6 +45,7 @@ class ControllerLink:
         """`splits`: those that the backend can apply without a restart."""
         self._address = address
         self._hello = PhaseHello(phase, pid, backend_name, splits)
+        self._assigned: dict[int, Split] = {}  # the newest assignment, until it is answered
         self._reconnector = Reconnector(PEER, self._session)
         self._unsent: deque[pb.LinkRequest] = deque()
         self._has_unsent = asyncio.Event()
@@ -60,7 +63,13 @@ class ControllerLink:
             self._put(pb.LinkRequest(step=step_to_proto(step)))
 
     def report_applied(self, decision_id: int, outcome: Applied | RestartRequired, apply_ms: float) -> None:
-        """Answers the assignment that `pending` gave out; dropped when the controller has gone meanwhile."""
+        """Answers the assignment that `pending` gave out; dropped when the controller has gone meanwhile.
+
+        What is in force is told to every controller that comes.
+        """
+        split = self._assigned.pop(decision_id, None)
+        if split is not None and isinstance(outcome, Applied):
+            self._hello = replace(self._hello, in_force=split)
         if self.is_connected:
             restart = isinstance(outcome, RestartRequired)
             applied = ShareApplied(decision_id, restart, outcome.detail, apply_ms)
@@ -92,6 +101,7 @@ class ControllerLink:
                 async for response in call:
                     connected()
                     self._pending = (response.decision_id, split_from_proto(response.split))
+                    self._assigned = dict([self._pending])
             finally:
                 await _end(sender)
                 call.cancel()
@@ -170,6 +180,21 @@ class ControllerClient:
         request = pb.SetSplitRequest(split=split_to_proto(split))
         try:
             return self._stub.SetSplit(request, timeout=self._timeout_s).decision_id
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+
+    def history(self) -> tuple[DecisionRecord, ...]:
+        """The newest decisions, oldest first. NotReadyError while the controller is away."""
+        try:
+            response = self._stub.GetHistory(pb.GetHistoryRequest(), timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error) from error
+        return tuple(record_from_proto(record) for record in response.decisions)
+
+    def set_paused(self, is_paused: bool) -> None:
+        """Pauses or resumes the planner. NotReadyError while the controller is away."""
+        try:
+            self._stub.SetPaused(pb.SetPausedRequest(is_paused=is_paused), timeout=self._timeout_s)
         except grpc.RpcError as error:
             raise error_from_rpc(error) from error
 

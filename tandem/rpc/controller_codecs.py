@@ -24,6 +24,7 @@ def hello_to_proto(hello: PhaseHello) -> pb.PhaseHello:
         pid=hello.pid,
         partition_backend=hello.partition_backend,
         splits=[split_to_proto(split) for split in hello.splits],
+        in_force=split_to_proto(hello.in_force) if hello.in_force else None,
     )
 
 
@@ -32,7 +33,8 @@ def hello_from_proto(message: pb.PhaseHello) -> PhaseHello:
     if message.phase not in list(Phase):
         raise InvalidRequestError("hello.phase", f"got {message.phase!r}; expected one of {', '.join(Phase)}")
     splits = tuple(split_from_proto(split) for split in message.splits)
-    return PhaseHello(Phase(message.phase), message.pid, message.partition_backend, splits)
+    in_force = split_from_proto(message.in_force) if message.HasField("in_force") else None
+    return PhaseHello(Phase(message.phase), message.pid, message.partition_backend, splits, in_force)
 
 
 def step_to_proto(step: StepStatistics) -> pb.StepStatistics:
@@ -134,6 +136,7 @@ def status_to_proto(status: ControllerStatus) -> pb.GetStatusResponse:
         ttft_p99_ms=status.requests.ttft.p99_ms,
         tpot_p50_ms=status.requests.tpot.p50_ms,
         tpot_p99_ms=status.requests.tpot.p99_ms,
+        is_paused=status.is_paused,
     )
 
 
@@ -148,6 +151,7 @@ def status_from_proto(message: pb.GetStatusResponse) -> ControllerStatus:
             ttft=LatencyStatistics(p50_ms=message.ttft_p50_ms, p99_ms=message.ttft_p99_ms),
             tpot=LatencyStatistics(p50_ms=message.tpot_p50_ms, p99_ms=message.tpot_p99_ms),
         ),
+        is_paused=message.is_paused,
     )
 
 

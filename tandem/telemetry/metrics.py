@@ -134,6 +134,8 @@ class ControllerMetrics:
     phase_connected: Gauge  # by phase; 0 or 1
     split_decisions: Counter
     split_applied: Counter  # by phase
+    apply_timeouts: Counter  # by phase
+    planner_failures: Counter
     requests_observed: Counter
 
     @classmethod
@@ -145,6 +147,8 @@ class ControllerMetrics:
             phase_connected=make.gauge("phase_connected", "1 while the phase's link is open", "phase"),
             split_decisions=make.counter("split_decisions_total", "Splits decided"),
             split_applied=make.counter("split_applied_total", "Shares that phases put in force", "phase"),
+            apply_timeouts=make.counter("split_apply_timeouts_total", "Decisions that a phase did not answer", "phase"),
+            planner_failures=make.counter("planner_failures_total", "Plans that failed, or that no phase can have"),
             requests_observed=make.counter("requests_observed_total", "Observations from the gateway"),
         )
 

@@ -44,11 +44,8 @@ def text_ids(default_model_path: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def theirs(default_model_path: Path) -> transformers.PreTrainedModel:
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        default_model_path.parent, gguf_file=default_model_path.name, dtype=torch.float32
-    )
-    return model.eval()
+def theirs(default_reference_model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    return default_reference_model
 
 
 @pytest.fixture(params=KERNEL_SETS)

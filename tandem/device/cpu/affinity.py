@@ -4,9 +4,10 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
-from tandem.device.cpu.cores import CoreShare, plan_cores
+from tandem.device.cpu.cores import CoreShare, core_splits, plan_cores
 from tandem.device.partition import Applied, RestartRequired
 from tandem.errors import DeviceError
 from tandem.types import Phase, Split
@@ -30,6 +31,15 @@ class CpuAffinityBackend:
         """As in configuration and logs."""
         return "cpu-affinity"
 
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Whole cores for each."""
+        return core_splits(len(self._cores))
+
+    @property
+    def pause(self) -> None:
+        """Both phases run at once."""
+
     def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
         """Called on the thread that computes: OpenMP keeps the number of threads for each calling thread.
 
@@ -37,11 +47,15 @@ class CpuAffinityBackend:
         """
         import torch
 
-        share = plan_cores(split, phase, self._cores)
-        num_threads = max(1, math.ceil(min(share.num_threads, self._quota_cores)))
+        share = self.share(phase, split)
         _bind_all_threads(share)
-        torch.set_num_threads(num_threads)
-        return Applied(f"cores {','.join(map(str, share.cores))}; threads {num_threads}")
+        torch.set_num_threads(share.num_threads)
+        return Applied(f"cores {','.join(map(str, share.cores))}; threads {share.num_threads}")
+
+    def share(self, phase: Phase, split: Split) -> CoreShare:
+        """What `apply` gives; no more threads than the quota allows."""
+        share = plan_cores(split, phase, self._cores)
+        return replace(share, num_threads=max(1, math.ceil(min(share.num_threads, self._quota_cores))))
 
     def turn(self) -> AbstractContextManager[None]:
         """Both phases run at once."""

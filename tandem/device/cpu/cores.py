@@ -1,11 +1,14 @@
-"""Which cores a phase has under a split: pure arithmetic, the same in both phases' processes."""
+"""Which cores a phase has under a split, the same in both phases' processes; and how many there are."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tandem.errors import DeviceError
 from tandem.types import Phase, Split
+
+MOST_SPLITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,18 @@ def plan_cores(split: Split, phase: Phase, cores: Sequence[int]) -> CoreShare:
     num_prefill, num_decode = _counts(split, len(ordered))
     chosen = ordered[:num_prefill] if phase is Phase.PREFILL else ordered[len(ordered) - num_decode :]
     return CoreShare(tuple(chosen), len(chosen))
+
+
+def core_splits(num_cores: int) -> tuple[Split, ...]:
+    """The splits that share out all the cores, so few that each is well apart from the next."""
+    stride = max(1, num_cores // MOST_SPLITS)
+    percents = [round(100 * count / num_cores) for count in range(stride, num_cores, stride)]
+    return tuple(Split(percent, 100 - percent) for percent in percents)
+
+
+def available_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _counts(split: Split, num_cores: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tandem.device.cuda.driver import DriverApi, check
 from tandem.device.cuda.gpu import GpuFacts, read_gpu
-from tandem.device.cuda.sm_split import SmGroups, SmShare, describe, grain_of, plan_share, shares_of, whole
+from tandem.device.cuda.sm_split import SmGroups, SmShare, describe, grain_of, plan_share, shares_of, splits_of, whole
 from tandem.device.cuda.step_stream import UseStream
 from tandem.device.partition import Applied, RestartRequired
 from tandem.errors import DeviceError
@@ -55,6 +55,15 @@ class GreenBackend:
     def name(self) -> str:
         """As in configuration and logs."""
         return "mps-green"
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Those whose parts are there."""
+        return splits_of(self._cut.groups)
+
+    @property
+    def pause(self) -> None:
+        """Both phases run at once."""
 
     def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
         """Called on the thread that computes: a stream is current for a thread. The old stream's work ends first."""

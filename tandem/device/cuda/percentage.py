@@ -23,6 +23,15 @@ class PercentageBackend:
         """As in configuration and logs."""
         return "mps-percentage"
 
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Each needs a new process."""
+        return ()
+
+    @property
+    def pause(self) -> None:
+        """Both phases run at once."""
+
     def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
         """Never changes anything."""
         wanted = split.percent(phase)

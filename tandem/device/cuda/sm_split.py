@@ -77,6 +77,12 @@ def plan_share(phase: Phase, split: Split, device: SmGroups) -> SmShare:
     return _share(phase, _num_groups(phase, split, device.num_groups), device)
 
 
+def splits_of(device: SmGroups) -> tuple[Split, ...]:
+    """A split for each level of prefill's, the rest being decode's."""
+    percents = [round(100 * level / device.num_groups) for level in levels(device.num_groups)]
+    return tuple(Split(percent, 100 - percent) for percent in percents)
+
+
 def whole(device: SmGroups) -> SmShare:
     """Every SM, those in no group too."""
     return SmShare(range(device.num_groups), device.num_sms)

@@ -72,11 +72,11 @@ class TorchGraphs:
 
     def wait(self) -> None:
         """See `GraphBackend`."""
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         event.synchronize()
 
     def _capturing_stream(self) -> torch.cuda.Stream:
         """The current one, whose SMs the graph's kernels then keep to; the default stream cannot capture."""
         current = torch.cuda.current_stream(self._device)
-        return current if current.cuda_stream else torch.cuda.Stream(self._device)
+        return current if current.cuda_stream else torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]

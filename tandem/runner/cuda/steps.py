@@ -19,7 +19,7 @@ from tandem.runner.cuda.host_draws import host_draws, sample_on_host
 from tandem.runner.cuda.inputs import StaticInputs, StaticOutputs, make_inputs, make_outputs
 from tandem.runner.cuda.stage import DecodeRow, Stage, decode_row
 from tandem.runner.model_runner import ModelRunner
-from tandem.runner.sampler import Draw, SampledToken
+from tandem.runner.sampler import Draw, SampledToken, sample
 
 SampleRows = Callable[[torch.Tensor, SamplingRows], torch.Tensor]
 """`kernels.gpu.sample_tokens.sample_tokens`."""
@@ -67,7 +67,12 @@ class CudaSteps:
         outputs.token_ids_on_host.copy_(outputs.token_ids, non_blocking=True)
         place.foresee([row.next for row in staged])
         self._graphs.wait()
-        return _tokens(outputs.token_ids_on_host[: len(rows)].tolist(), outputs.logits, draws)
+        token_ids = outputs.token_ids_on_host[: len(rows)].tolist()
+        tokens = [
+            None if draw is None else SampledToken(token_id, None)
+            for token_id, draw in zip(token_ids, draws, strict=True)
+        ]
+        return _with_host_draws(tokens, outputs.logits, draws)
 
     def _launch(self, bucket: Bucket, inputs: StaticInputs, outputs: StaticOutputs) -> None:
         share = self._graphs.share()
@@ -85,20 +90,20 @@ class CudaSteps:
         self._replays[share, bucket] = self._graphs.capture(compute)
 
     def _run_rows(self, rows: Sequence[SequenceRows], draws: Sequence[Draw | None]) -> list[SampledToken | None]:
-        """Chunks of prompts, and whatever rows are beside them."""
+        """Chunks of prompts, and whatever rows are beside them.
+
+        Waits also when nothing is drawn: when a step has ended nothing writes to its sequences' blocks any more.
+        """
         logits = self._runner(self._graphs.share().num_sms).execute(rows)
-        drawn = [index for index, draw in enumerate(draws) if draw is not None and not host_draws(draw)]
-        token_ids = [0] * len(rows)
-        if drawn:
-            known = [draw for draw in draws if draw is not None and not host_draws(draw)]
-            chosen = self._model.draw_tokens(
-                logits[torch.tensor(drawn, device=logits.device)],
-                [draw.sampling for draw in known],
-                [draw.position for draw in known],
-            )
-            for index, token_id in zip(drawn, chosen, strict=True):
-                token_ids[index] = token_id
-        return _tokens(token_ids, logits, draws)
+        tokens: list[SampledToken | None] = [None] * len(rows)
+        asked = [(index, draw) for index, draw in enumerate(draws) if draw is not None and not host_draws(draw)]
+        if asked:
+            indices = torch.tensor([index for index, _ in asked], device=logits.device)
+            drawn = sample(logits[indices], [draw for _, draw in asked], self._model.draw_tokens)
+            for (index, _), token in zip(asked, drawn, strict=True):
+                tokens[index] = token
+        self._graphs.wait()
+        return _with_host_draws(tokens, logits, draws)
 
     def _runner(self, num_sms: int) -> ModelRunner:
         if num_sms not in self._runners:
@@ -138,14 +143,13 @@ class _Place:
         self._stages[1 - self._turn].foresee(rows)
 
 
-def _tokens(token_ids: Sequence[int], logits: torch.Tensor, draws: Sequence[Draw | None]) -> list[SampledToken | None]:
-    """What the device drew, but where the host must."""
-    tokens = [
-        None if draw is None else SampledToken(token_id, None) for token_id, draw in zip(token_ids, draws, strict=True)
-    ]
-    hosts = [(index, draw) for index, draw in enumerate(draws) if draw is not None and host_draws(draw)]
-    if hosts:
-        indices, asked = [index for index, _ in hosts], [draw for _, draw in hosts]
-        for index, token in zip(indices, sample_on_host(logits, indices, asked), strict=True):
+def _with_host_draws(
+    tokens: list[SampledToken | None], logits: torch.Tensor, draws: Sequence[Draw | None]
+) -> list[SampledToken | None]:
+    """`tokens`, and those that the host must draw from `logits`."""
+    asked = [(index, draw) for index, draw in enumerate(draws) if draw is not None and host_draws(draw)]
+    if asked:
+        drawn = sample_on_host(logits, [index for index, _ in asked], [draw for _, draw in asked])
+        for (index, _), token in zip(asked, drawn, strict=True):
             tokens[index] = token
     return tokens

@@ -26,6 +26,7 @@ class PhaseHello(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     PARTITION_BACKEND_FIELD_NUMBER: _builtins.int
     SPLITS_FIELD_NUMBER: _builtins.int
+    IN_FORCE_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
     """prefill | decode"""
     pid: _builtins.int
@@ -34,6 +35,10 @@ class PhaseHello(_message.Message):
     def splits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Split]:
         """that the backend can apply without a restart; empty: it does not say"""
 
+    @_builtins.property
+    def in_force(self) -> Global___Split:
+        """what this process has applied; unset: nothing yet"""
+
     def __init__(
         self,
         *,
@@ -41,10 +46,11 @@ class PhaseHello(_message.Message):
         pid: _builtins.int = ...,
         partition_backend: _builtins.str = ...,
         splits: _abc.Iterable[Global___Split] | None = ...,
+        in_force: Global___Split | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["in_force", b"in_force"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["partition_backend", b"partition_backend", "phase", b"phase", "pid", b"pid", "splits", b"splits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["in_force", b"in_force", "partition_backend", b"partition_backend", "phase", b"phase", "pid", b"pid", "splits", b"splits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,6 +347,7 @@ class GetStatusResponse(_message.Message):
     TTFT_P99_MS_FIELD_NUMBER: _builtins.int
     TPOT_P50_MS_FIELD_NUMBER: _builtins.int
     TPOT_P99_MS_FIELD_NUMBER: _builtins.int
+    IS_PAUSED_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.int
     planner: _builtins.str
     reason: _builtins.str
@@ -349,6 +356,8 @@ class GetStatusResponse(_message.Message):
     ttft_p99_ms: _builtins.float
     tpot_p50_ms: _builtins.float
     tpot_p99_ms: _builtins.float
+    is_paused: _builtins.bool
+    """by hand: SetSplit or SetPaused"""
     @_builtins.property
     def split(self) -> Global___Split: ...
     @_builtins.property
@@ -366,10 +375,11 @@ class GetStatusResponse(_message.Message):
         ttft_p99_ms: _builtins.float = ...,
         tpot_p50_ms: _builtins.float = ...,
         tpot_p99_ms: _builtins.float = ...,
+        is_paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "num_requests_observed", b"num_requests_observed", "phases", b"phases", "planner", b"planner", "reason", b"reason", "split", b"split", "tpot_p50_ms", b"tpot_p50_ms", "tpot_p99_ms", b"tpot_p99_ms", "ttft_p50_ms", b"ttft_p50_ms", "ttft_p99_ms", b"ttft_p99_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "is_paused", b"is_paused", "num_requests_observed", b"num_requests_observed", "phases", b"phases", "planner", b"planner", "reason", b"reason", "split", b"split", "tpot_p50_ms", b"tpot_p50_ms", "tpot_p99_ms", b"tpot_p99_ms", "ttft_p50_ms", b"ttft_p50_ms", "ttft_p99_ms", b"ttft_p99_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,3 +423,185 @@ class SetSplitResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetSplitResponse: _TypeAlias = SetSplitResponse  # noqa: Y015
+
+@_typing.final
+class Prediction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TTFT_P90_MS_FIELD_NUMBER: _builtins.int
+    TPOT_P90_MS_FIELD_NUMBER: _builtins.int
+    ATTAINMENT_FIELD_NUMBER: _builtins.int
+    ttft_p90_ms: _builtins.float
+    tpot_p90_ms: _builtins.float
+    attainment: _builtins.float
+    """of both SLOs"""
+    def __init__(
+        self,
+        *,
+        ttft_p90_ms: _builtins.float = ...,
+        tpot_p90_ms: _builtins.float = ...,
+        attainment: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attainment", b"attainment", "tpot_p90_ms", b"tpot_p90_ms", "ttft_p90_ms", b"ttft_p90_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
+
+@_typing.final
+class AppliedShare(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    RESTART_REQUIRED_FIELD_NUMBER: _builtins.int
+    APPLY_MS_FIELD_NUMBER: _builtins.int
+    AFTER_MS_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    detail: _builtins.str
+    restart_required: _builtins.bool
+    apply_ms: _builtins.float
+    after_ms: _builtins.float
+    """the answer came this long after the decision"""
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        restart_required: _builtins.bool = ...,
+        apply_ms: _builtins.float = ...,
+        after_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_ms", b"after_ms", "apply_ms", b"apply_ms", "detail", b"detail", "phase", b"phase", "restart_required", b"restart_required"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppliedShare: _TypeAlias = AppliedShare  # noqa: Y015
+
+@_typing.final
+class DecisionRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    UNIX_NS_FIELD_NUMBER: _builtins.int
+    NUM_REQUESTS_SEEN_FIELD_NUMBER: _builtins.int
+    TTFT_P50_MS_FIELD_NUMBER: _builtins.int
+    TTFT_P99_MS_FIELD_NUMBER: _builtins.int
+    TPOT_P50_MS_FIELD_NUMBER: _builtins.int
+    TPOT_P99_MS_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    decision_id: _builtins.int
+    reason: _builtins.str
+    unix_ns: _builtins.int
+    num_requests_seen: _builtins.int
+    ttft_p50_ms: _builtins.float
+    """as seen when it was decided"""
+    ttft_p99_ms: _builtins.float
+    tpot_p50_ms: _builtins.float
+    tpot_p99_ms: _builtins.float
+    @_builtins.property
+    def split(self) -> Global___Split: ...
+    @_builtins.property
+    def predicted(self) -> Global___Prediction:
+        """unset: the planner did not predict"""
+
+    @_builtins.property
+    def applied(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppliedShare]: ...
+    def __init__(
+        self,
+        *,
+        decision_id: _builtins.int = ...,
+        split: Global___Split | None = ...,
+        reason: _builtins.str = ...,
+        unix_ns: _builtins.int = ...,
+        num_requests_seen: _builtins.int = ...,
+        ttft_p50_ms: _builtins.float = ...,
+        ttft_p99_ms: _builtins.float = ...,
+        tpot_p50_ms: _builtins.float = ...,
+        tpot_p99_ms: _builtins.float = ...,
+        predicted: Global___Prediction | None = ...,
+        applied: _abc.Iterable[Global___AppliedShare] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["predicted", b"predicted", "split", b"split"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "decision_id", b"decision_id", "num_requests_seen", b"num_requests_seen", "predicted", b"predicted", "reason", b"reason", "split", b"split", "tpot_p50_ms", b"tpot_p50_ms", "tpot_p99_ms", b"tpot_p99_ms", "ttft_p50_ms", b"ttft_p50_ms", "ttft_p99_ms", b"ttft_p99_ms", "unix_ns", b"unix_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionRecord: _TypeAlias = DecisionRecord  # noqa: Y015
+
+@_typing.final
+class GetHistoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryRequest: _TypeAlias = GetHistoryRequest  # noqa: Y015
+
+@_typing.final
+class GetHistoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecisionRecord]: ...
+    def __init__(
+        self,
+        *,
+        decisions: _abc.Iterable[Global___DecisionRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015
+
+@_typing.final
+class SetPausedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_PAUSED_FIELD_NUMBER: _builtins.int
+    is_paused: _builtins.bool
+    def __init__(
+        self,
+        *,
+        is_paused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_paused", b"is_paused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPausedRequest: _TypeAlias = SetPausedRequest  # noqa: Y015
+
+@_typing.final
+class SetPausedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPausedResponse: _TypeAlias = SetPausedResponse  # noqa: Y015

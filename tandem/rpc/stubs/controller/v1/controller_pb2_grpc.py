@@ -56,6 +56,16 @@ class ControllerServiceStub:
                 request_serializer=tandem_dot_controller_dot_v1_dot_controller__pb2.SetSplitRequest.SerializeToString,
                 response_deserializer=tandem_dot_controller_dot_v1_dot_controller__pb2.SetSplitResponse.FromString,
                 _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/tandem.controller.v1.ControllerService/GetHistory',
+                request_serializer=tandem_dot_controller_dot_v1_dot_controller__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=tandem_dot_controller_dot_v1_dot_controller__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
+        self.SetPaused = channel.unary_unary(
+                '/tandem.controller.v1.ControllerService/SetPaused',
+                request_serializer=tandem_dot_controller_dot_v1_dot_controller__pb2.SetPausedRequest.SerializeToString,
+                response_deserializer=tandem_dot_controller_dot_v1_dot_controller__pb2.SetPausedResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer:
@@ -90,6 +100,20 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetHistory(self, request, context):
+        """The newest decisions, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPaused(self, request, context):
+        """A paused planner is not asked; the split in force stays. Resuming also ends what SetSplit fixed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +136,16 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.SetSplit,
                     request_deserializer=tandem_dot_controller_dot_v1_dot_controller__pb2.SetSplitRequest.FromString,
                     response_serializer=tandem_dot_controller_dot_v1_dot_controller__pb2.SetSplitResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=tandem_dot_controller_dot_v1_dot_controller__pb2.GetHistoryRequest.FromString,
+                    response_serializer=tandem_dot_controller_dot_v1_dot_controller__pb2.GetHistoryResponse.SerializeToString,
+            ),
+            'SetPaused': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPaused,
+                    request_deserializer=tandem_dot_controller_dot_v1_dot_controller__pb2.SetPausedRequest.FromString,
+                    response_serializer=tandem_dot_controller_dot_v1_dot_controller__pb2.SetPausedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +258,60 @@ class ControllerService:
             '/tandem.controller.v1.ControllerService/SetSplit',
             tandem_dot_controller_dot_v1_dot_controller__pb2.SetSplitRequest.SerializeToString,
             tandem_dot_controller_dot_v1_dot_controller__pb2.SetSplitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.controller.v1.ControllerService/GetHistory',
+            tandem_dot_controller_dot_v1_dot_controller__pb2.GetHistoryRequest.SerializeToString,
+            tandem_dot_controller_dot_v1_dot_controller__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPaused(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.controller.v1.ControllerService/SetPaused',
+            tandem_dot_controller_dot_v1_dot_controller__pb2.SetPausedRequest.SerializeToString,
+            tandem_dot_controller_dot_v1_dot_controller__pb2.SetPausedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class ControllerServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_controller_pb2.GetStatusRequest, _controller_pb2.GetStatusResponse]
     SetSplit: _grpc.UnaryUnaryMultiCallable[_controller_pb2.SetSplitRequest, _controller_pb2.SetSplitResponse]
     """Fixes the split by hand. INVALID_ARGUMENT outside (0, 100]."""
+    GetHistory: _grpc.UnaryUnaryMultiCallable[_controller_pb2.GetHistoryRequest, _controller_pb2.GetHistoryResponse]
+    """The newest decisions, oldest first."""
+    SetPaused: _grpc.UnaryUnaryMultiCallable[_controller_pb2.SetPausedRequest, _controller_pb2.SetPausedResponse]
+    """A paused planner is not asked; the split in force stays. Resuming also ends what SetSplit fixed."""
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
@@ -57,6 +61,10 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_controller_pb2.GetStatusRequest, _controller_pb2.GetStatusResponse]  # type: ignore[assignment]
     SetSplit: _aio.UnaryUnaryMultiCallable[_controller_pb2.SetSplitRequest, _controller_pb2.SetSplitResponse]  # type: ignore[assignment]
     """Fixes the split by hand. INVALID_ARGUMENT outside (0, 100]."""
+    GetHistory: _aio.UnaryUnaryMultiCallable[_controller_pb2.GetHistoryRequest, _controller_pb2.GetHistoryResponse]  # type: ignore[assignment]
+    """The newest decisions, oldest first."""
+    SetPaused: _aio.UnaryUnaryMultiCallable[_controller_pb2.SetPausedRequest, _controller_pb2.SetPausedResponse]  # type: ignore[assignment]
+    """A paused planner is not asked; the split in force stays. Resuming also ends what SetSplit fixed."""
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Watches the latencies and decides how the device is shared. Nobody waits for it: without it the last
@@ -93,5 +101,21 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.SetSplitResponse, _abc.Awaitable[_controller_pb2.SetSplitResponse]]:
         """Fixes the split by hand. INVALID_ARGUMENT outside (0, 100]."""
+
+    @_abc_1.abstractmethod
+    def GetHistory(
+        self,
+        request: _controller_pb2.GetHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.GetHistoryResponse, _abc.Awaitable[_controller_pb2.GetHistoryResponse]]:
+        """The newest decisions, oldest first."""
+
+    @_abc_1.abstractmethod
+    def SetPaused(
+        self,
+        request: _controller_pb2.SetPausedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.SetPausedResponse, _abc.Awaitable[_controller_pb2.SetPausedResponse]]:
+        """A paused planner is not asked; the split in force stays. Resuming also ends what SetSplit fixed."""
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
