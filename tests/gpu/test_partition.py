@@ -159,12 +159,14 @@ import sys, time
 from pathlib import Path
 import torch
 from tandem.clock import MonotonicClock
-from tandem.device.timeshare.backend import TimeshareBackend
+from tandem.device.timeshare.backend import Pauses, TimeshareBackend
 from tandem.device.timeshare.seat import Seat
+from tandem.device.whole import WholeDeviceBackend
 from tandem.types import Phase, Split
 phase, repeat = Phase(sys.argv[2]), int(sys.argv[3])
 clock = MonotonicClock()
-backend = TimeshareBackend(Seat(Path(sys.argv[1]), phase, clock), torch.cuda.synchronize, clock)
+seat = Seat(Path(sys.argv[1]), phase, clock)
+backend = TimeshareBackend(seat, torch.cuda.synchronize, clock, WholeDeviceBackend(), Pauses.BETWEEN_STEPS)
 backend.apply(phase, Split(50, 50))
 a = torch.ones(2048, 2048, device="cuda")
 torch.mm(a, a)

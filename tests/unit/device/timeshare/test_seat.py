@@ -14,8 +14,9 @@ import pytest
 
 from tandem.clock import MonotonicClock
 from tandem.device.partition import Applied
-from tandem.device.timeshare.backend import TimeshareBackend
+from tandem.device.timeshare.backend import Pauses, TimeshareBackend
 from tandem.device.timeshare.seat import Seat
+from tandem.device.whole import WholeDeviceBackend
 from tandem.errors import DeviceError
 from tandem.types import Phase, Split
 
@@ -35,12 +36,13 @@ WORKER = """
 import fcntl, os, sys
 from pathlib import Path
 from tandem.clock import MonotonicClock
-from tandem.device.timeshare.backend import TimeshareBackend
+from tandem.device.timeshare.backend import Pauses, TimeshareBackend
 from tandem.device.timeshare.seat import Seat
+from tandem.device.whole import WholeDeviceBackend
 from tandem.types import Phase, Split
 run_dir, phase, num_turns = Path(sys.argv[1]), Phase(sys.argv[2]), int(sys.argv[3])
 clock = MonotonicClock()
-backend = TimeshareBackend(Seat(run_dir, phase, clock), lambda: None, clock)
+backend = TimeshareBackend(Seat(run_dir, phase, clock), lambda: None, clock, WholeDeviceBackend(), Pauses.BETWEEN_STEPS)
 backend.apply(phase, Split(50, 50))
 device = os.open(run_dir / "device", os.O_RDWR | os.O_CREAT)
 for _ in range(num_turns):
@@ -82,6 +84,10 @@ def waiting_thread(seat: Seat) -> threading.Thread:
     thread = threading.Thread(target=seat.wait, daemon=True)
     thread.start()
     return thread
+
+
+def backend_of(seat: Seat, synchronise: Callable[[], None] = lambda: None) -> TimeshareBackend:
+    return TimeshareBackend(seat, synchronise, MonotonicClock(), WholeDeviceBackend(), Pauses.BETWEEN_STEPS)
 
 
 def test_one_that_is_alone_never_waits(seat):
@@ -153,7 +159,7 @@ class TestBackend:
             waiting[0].join(0.1)
             assert waiting[0].is_alive()
 
-        backend = TimeshareBackend(prefill, synchronise, MonotonicClock())
+        backend = backend_of(prefill, synchronise)
         with backend.turn():
             pass
         waiting[0].join(30)
@@ -161,13 +167,13 @@ class TestBackend:
 
     def test_a_step_that_fails_gives_the_turn_up(self, seat):
         prefill, decode = seat(Phase.PREFILL), seat(Phase.DECODE)
-        backend = TimeshareBackend(prefill, lambda: None, MonotonicClock())
+        backend = backend_of(prefill)
         with pytest.raises(RuntimeError, match="step"), backend.turn():
             raise RuntimeError("step")
         decode.wait()
 
     def test_a_split_is_a_ratio(self, seat):
-        backend = TimeshareBackend(seat(Phase.PREFILL), lambda: None, MonotonicClock())
+        backend = backend_of(seat(Phase.PREFILL))
         outcome = backend.apply(Phase.PREFILL, Split(60, 40))
         assert outcome == Applied("turns, prefill to decode as 60 to 40")
 
