@@ -7,6 +7,7 @@ next CUDA call's failure.
 
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +19,8 @@ STATE = "state.json"
 def install(folder: Path) -> Path:
     """Puts the program into a folder, for a PATH; the folder."""
     program = folder / PROGRAM
-    program.write_text(f"#!{sys.executable} -P\n{Path(__file__).read_text()}")
+    own = shlex.join([sys.executable, "-P", __file__])  # a shebang's path has no spaces
+    program.write_text(f'#!/bin/sh\nexec {own} "$@"\n')
     program.chmod(0o755)
     return folder
 

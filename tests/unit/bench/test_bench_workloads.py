@@ -78,7 +78,8 @@ def test_a_trace_that_is_too_short_is_refused(azure):
 
 def test_a_part_of_a_trace_begins_at_zero_when_it_is_sent(azure, monkeypatch):
     monkeypatch.setattr("bench.workloads.build.TRACE_STRIDE", 1)
-    spec = replace(SPEC, name="azure", num_requests=2, rate_per_s=0.5, arrival=parse_arrival("trace"), data=azure)
+    own_gaps = parse_arrival("trace")
+    spec = replace(SPEC, name="azure", num_requests=2, rate_per_s=0.5, arrival=own_gaps, data=azure, length_scale=0.1)
     first, second = (build_workload(replace(spec, seed=seed)).requests for seed in (0, 1))
     assert first[1].spans[0].num_tokens == second[0].spans[0].num_tokens  # the same request of the trace
     assert [request.at_s for request in second] == pytest.approx([0.0, 2.0])
