@@ -127,7 +127,7 @@ def test_a_daemon_that_does_not_start_is_no_failure(run_dir, environ, console, t
 def supervisor(run_dir):
     ours = render_conf(deployment(run_dir), {})
     (run_dir / "deaf.py").write_text(DEAF_UNTIL_ENDED)
-    program = f"\n[program:decode]\ncommand = {sys.executable} '%(here)s/deaf.py'\nstopwaitsecs = 60\n"
+    program = f"\n[program:decode]\ncommand = '{sys.executable}' '%(here)s/deaf.py'\nstopwaitsecs = 60\n"
     supervisor = Supervisor(run_dir)
     supervisor.start(ours[: ours.index("\n[program:")] + program)
     yield supervisor
