@@ -6,7 +6,6 @@ that raises has changed nothing. None of them reads a clock; none searches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,41 +15,12 @@ from tandem.kv.blocks import BlockState
 from tandem.kv.check import check
 from tandem.kv.contents import KEY_BYTES
 from tandem.kv.index import HolderEntry, LeaseEntry, LedgerIndex
+from tandem.kv.outcomes import EndedLease, Expiry, LedgerStatistics
 from tandem.kv.policy import LeaseFate, grant_size, lease_fate
 from tandem.kv.records import Buffer, LeaseState, LedgerRecords, Reference
 from tandem.kv.repair import Repairs, repair
 from tandem.kv.store import HolderStatistics, SequenceLease, SequenceUpdate
 from tandem.types import Block
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerStatistics:
-    """``num_blocks = free + spare + leased + cached``, always."""
-
-    epoch: int
-    num_blocks: int
-    num_free_blocks: int
-    num_spare_blocks: int
-    num_leased_blocks: int
-    num_cached_blocks: int
-    num_sequences: int
-    holders: tuple[HolderStatistics, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class EndedLease:
-    """A lease that was ended, and the blocks that became free by it."""
-
-    lease_id: int
-    num_freed_blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Expiry:
-    """What time has done."""
-
-    ended: tuple[EndedLease, ...]
-    revoked_lease_ids: tuple[int, ...]
 
 
 class Ledger:

@@ -141,7 +141,9 @@ def test_a_busy_client_is_ended_through_the_daemon_before_any_kill(run_dir, envi
     ours = replace(deployment(run_dir), drain_timeouts_s={"decode": 0.5})
     mps = find_mps(ours, environ, found)
     start_mps(mps, console)
-    while not (pid_file := run_dir / "deaf.pid").exists() or not pid_file.read_text():
+    pid_file, deadline_s = run_dir / "deaf.pid", time.monotonic() + 60
+    while not pid_file.exists() or not pid_file.read_text():
+        assert time.monotonic() < deadline_s, "the program did not start"
         time.sleep(0.02)
     pid = supervisor.processes()["decode"].pid
     fake_mps_control.connect(mps.directories.pipe, 700, pid)

@@ -1,7 +1,8 @@
 import pytest
 
 from tandem.errors import LeaseError, NotFoundError, StaleBlockError
-from tandem.kv.ledger import EndedLease, Expiry, Ledger
+from tandem.kv.ledger import Ledger
+from tandem.kv.outcomes import EndedLease, Expiry
 from tandem.kv.records import MAX_HOLDERS, ledger_bytes
 from tandem.kv.store import KeyedBlock, SequenceLease, SequenceUpdate
 from tandem.types import Block
