@@ -1,11 +1,12 @@
 """What tests of several packages share: fixtures, and how hypothesis runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import structlog
 
 from tandem.config.settings import default_cache_dir
 from tandem.model.default_model import fetch_default_model
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # an example may wait for a busy machine
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> Iterator[None]:
+    """No test inherits the log level of a command that another one ran in this process."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
