@@ -1,7 +1,8 @@
 """Attention over a paged KV cache: prefill chunks and decode rows alike.
 
-Sequence i's query rows are the last ``query_start[i + 1] - query_start[i]`` positions of its context; a row sees the
-keys at ``key_pos <= query_pos``, and with a sliding window only those at ``key_pos > query_pos - sliding_window``.
+Sequence i's query rows are the last ``query_start[i + 1] - query_start[i]`` positions of its context, or chosen ones of
+it; a row sees the keys at ``key_pos <= query_pos``, and with a sliding window only those at ``key_pos > query_pos -
+sliding_window``.
 
 `plan_attention` runs once a step, `paged_attention` once a layer. On CPU a plan gathers decode rows of like context
 into one padded matrix product and cuts a prefill chunk into tiles of rows, each with only the keys that it can see.
@@ -10,6 +11,7 @@ Padding repeats a key of the sequence itself, so what lies in unused slots never
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -49,17 +51,20 @@ class _Span:
 
     index: int  # in the batch
     first_row: int
-    num_rows: int
-    context_len: int
+    positions: Sequence[int]  # rising
     first_key: int
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.positions)
+
+    @property
+    def context_len(self) -> int:
+        return self.positions[-1] + 1
 
     @property
     def num_keys(self) -> int:
         return self.context_len - self.first_key
-
-    @property
-    def first_position(self) -> int:
-        return self.context_len - self.num_rows
 
 
 def plan_attention(
@@ -70,13 +75,16 @@ def plan_attention(
     block_size: int,
     num_kv_heads: int,
     sliding_window: int | None = None,
+    positions: torch.Tensor | None = None,
 ) -> AttentionPlan:
     """Prepares a step's gathers and masks.
 
     `block_tables`: ``[num_seqs, max_blocks]`` int64; `query_start`: ``[num_seqs + 1]`` int64; `context_lens`:
-    ``[num_seqs]`` int64, this step's rows included. Each sequence has at least one row.
+    ``[num_seqs]`` int64, this step's rows included. Each sequence has at least one row. `positions`: ``[num_tokens]``
+    int64, of rows chosen from their contexts: rising in each sequence, whose last row is at ``context_len - 1``.
     """
-    spans = _spans(query_start.tolist(), context_lens.tolist(), sliding_window)
+    row_positions = _row_positions(query_start.tolist(), context_lens.tolist(), positions)
+    spans = _spans(query_start.tolist(), row_positions, sliding_window)
     groups = []
     for members in _grouped(spans):
         slots = _key_slots(members, block_tables, block_size)
@@ -133,14 +141,24 @@ def _attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tile:
     return unfolded.transpose(1, 2).reshape(query.shape)
 
 
-def _spans(query_start: Sequence[int], context_lens: Sequence[int], sliding_window: int | None) -> list[_Span]:
-    spans = []
-    for index, context_len in enumerate(context_lens):
-        first_row = query_start[index]
-        num_rows = query_start[index + 1] - first_row
-        first_key = _first_key(context_len - num_rows, sliding_window)
-        spans.append(_Span(index, first_row, num_rows, context_len, first_key))
-    return spans
+def _row_positions(
+    query_start: Sequence[int], context_lens: Sequence[int], positions: torch.Tensor | None
+) -> list[Sequence[int]]:
+    """Of each sequence's rows; without `positions` the last ones of its context."""
+    bounds = list(pairwise(query_start))
+    if positions is not None:
+        chosen = positions.tolist()
+        return [chosen[first:end] for first, end in bounds]
+    return [range(length - (end - first), length) for (first, end), length in zip(bounds, context_lens, strict=True)]
+
+
+def _spans(
+    query_start: Sequence[int], row_positions: Sequence[Sequence[int]], sliding_window: int | None
+) -> list[_Span]:
+    return [
+        _Span(index, query_start[index], positions, _first_key(positions[0], sliding_window))
+        for index, positions in enumerate(row_positions)
+    ]
 
 
 def _first_key(position: int, sliding_window: int | None) -> int:
@@ -181,18 +199,18 @@ def _tile(members: Sequence[_Span], rows: range, num_keys: int, sliding_window: 
     first_rows = torch.tensor([[span.first_row] for span in members])
     first_key, end_key = 0, num_keys
     if len(members) == 1:
-        first_position = members[0].first_position
-        first_key = _first_key(first_position + rows.start, sliding_window) - members[0].first_key
-        end_key = first_position + rows.stop - members[0].first_key
+        positions = members[0].positions[rows.start : rows.stop]
+        first_key = _first_key(positions[0], sliding_window) - members[0].first_key
+        end_key = positions[-1] + 1 - members[0].first_key
     mask = _mask(members, rows, range(first_key, end_key), sliding_window)
     row_indices = (first_rows + torch.arange(rows.start, rows.stop)).flatten()
     return Tile(row_indices, len(rows), first_key, end_key, mask)
 
 
 def _mask(members: Sequence[_Span], rows: range, keys: range, sliding_window: int | None) -> torch.Tensor | None:
-    first_positions = torch.tensor([[[span.first_position]] for span in members])
     first_keys = torch.tensor([[[span.first_key]] for span in members])
-    query_positions = first_positions + torch.arange(rows.start, rows.stop)[:, None]  # [num_seqs, num_rows, 1]
+    chosen = [list(span.positions[rows.start : rows.stop]) for span in members]
+    query_positions = torch.tensor(chosen)[:, :, None]  # [num_seqs, num_rows, 1]
     key_positions = first_keys + torch.arange(keys.start, keys.stop)  # [num_seqs, 1, num_keys]
     seen = key_positions <= query_positions
     if sliding_window is not None:

@@ -9,6 +9,7 @@ import torch
 from kernels.draw_tokens import DrawTokens, draw_tokens
 from kernels.layer_stack import LayerStack, RunLayers
 from kernels.linear import linear, linear_float32
+from kernels.move_kv import move_kv
 from kernels.paged_attention import paged_attention, plan_attention
 from kernels.quantised import Weight
 from kernels.rms_norm import NormedResidual, add_rms_norm
@@ -29,6 +30,7 @@ class PlanAttention(Protocol):
         block_size: int,
         num_kv_heads: int,
         sliding_window: int | None = None,
+        positions: torch.Tensor | None = None,
     ) -> Any:
         """See there."""
         ...
@@ -84,6 +86,7 @@ class Kernels:
     fuse_layers: Callable[[LayerStack], RunLayers] | None  # all layers in one call, where the set has it
     rotary_table: Callable[[torch.Tensor, torch.Tensor], RotaryTable] = rotary_table
     draw_tokens: DrawTokens = draw_tokens
+    move_kv: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RotaryTable], None] = move_kv
     pause: Callable[[], None] | None = None  # for `StepInputs`; no operator
 
 

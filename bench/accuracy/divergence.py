@@ -33,10 +33,15 @@ def score_window(reference: torch.Tensor, logits: torch.Tensor, token_ids: Seque
     expected, found = reference[:-1].log_softmax(-1), logits[:-1].log_softmax(-1)
     following = torch.tensor(token_ids[1:])
     return WindowScore(
-        kl=(expected.exp() * (expected - found)).sum(-1).clamp(min=0.0),
+        kl=kl_divergence(expected, found),
         agrees=expected.argmax(-1) == found.argmax(-1),
         loss=-found.gather(1, following[:, None]).flatten(),
     )
+
+
+def kl_divergence(expected: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Of log probabilities ``[num_positions, vocab_size]``: ``[num_positions]``."""
+    return (expected.exp() * (expected - found)).sum(-1).clamp(min=0.0)
 
 
 def summarise(scores: Sequence[WindowScore]) -> Divergence:

@@ -18,6 +18,7 @@ class GpuPlan:
     context_lens: torch.Tensor
     block_size: int
     sliding_window: int  # 0: none
+    positions: torch.Tensor | None  # of chosen rows
 
     @property
     def num_seqs(self) -> int:
@@ -61,12 +62,13 @@ def plan_attention(
     block_size: int,
     num_kv_heads: int,
     sliding_window: int | None = None,
+    positions: torch.Tensor | None = None,
 ) -> GpuPlan:
     """See `kernels.paged_attention.plan_attention`. The tables may be int32 or int64; nothing is read or copied here.
 
     Sequences that pad a captured batch have one row and a context of 0; their rows come out as 0.
     """
-    return GpuPlan(block_tables, query_start, context_lens, block_size, sliding_window or 0)
+    return GpuPlan(block_tables, query_start, context_lens, block_size, sliding_window or 0, positions)
 
 
 def heads_of(query: torch.Tensor, key_cache: torch.Tensor, scale: float, kv_scale: float) -> Heads:

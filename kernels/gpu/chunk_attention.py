@@ -54,11 +54,13 @@ def chunk_attention(
         plan.block_tables,
         plan.query_start,
         plan.context_lens,
+        plan.context_lens if plan.positions is None else plan.positions,
         plan.num_seqs,
         plan.block_tables.stride(0),
         query.stride(0),
         heads.score_scale,
         heads.value_scale,
+        is_chosen=plan.positions is not None,
         sliding_window=plan.sliding_window,
         block_size=plan.block_size,
         num_kv_heads=heads.num_kv_heads,
@@ -107,11 +109,13 @@ def _attend_chunks(
     block_tables: tl.tensor,
     query_start: tl.tensor,
     context_lens: tl.tensor,
+    row_positions: tl.tensor,  # read where rows are chosen ones of their context
     num_seqs: tl.tensor,
     table_stride: tl.tensor,
     query_stride: tl.tensor,
     score_scale: tl.tensor,
     value_scale: tl.tensor,
+    is_chosen: tl.constexpr,
     sliding_window: tl.constexpr,
     block_size: tl.constexpr,
     num_kv_heads: tl.constexpr,
@@ -141,9 +145,16 @@ def _attend_chunks(
     tile_rows = query + (first_row + row)[:, None] * query_stride + head[:, None] * head_dim + dim[None, :]
     tile_query = tl.load(tile_rows, mask=is_element, other=0.0)
 
-    first = first_position + tile_start  # positions of the tile's first and last row
-    last = first_position + tl.minimum(tile_start + tile_positions, num_rows) - 1
-    positions = tl.minimum(first_position + row, last)
+    last_row = tl.minimum(tile_start + tile_positions, num_rows) - 1
+    if is_chosen:
+        of_sequence = row_positions + first_row
+        first = tl.load(of_sequence + tile_start).to(tl.int32)  # positions of the tile's first and last row
+        last = tl.load(of_sequence + last_row).to(tl.int32)
+        positions = tl.load(of_sequence + tl.minimum(row, last_row)).to(tl.int32)
+    else:
+        first = first_position + tile_start
+        last = first_position + last_row
+        positions = tl.minimum(first_position + row, last)
     start, all_from, all_until = _spans(first, last, sliding_window, key_tile)
 
     table = block_tables + sequence * table_stride

@@ -3,6 +3,7 @@
 from kernels.gpu.attention_plan import plan_attention
 from kernels.gpu.draw_tokens import draw_tokens
 from kernels.gpu.linear import linear_float32
+from kernels.gpu.move_kv import move_kv
 from kernels.gpu.paged_attention import GpuAttention
 from kernels.gpu.rms_norm import add_rms_norm
 from kernels.gpu.rotate_and_store import GpuRotateAndStore
@@ -29,4 +30,5 @@ def gpu_kernels(num_sms: int, kv_scale: float = 1.0) -> Kernels:
         linear_float32=linear_float32,
         fuse_layers=None,
         draw_tokens=draw_tokens,
+        move_kv=move_kv,
     )

@@ -167,10 +167,11 @@ AttentionWork::AttentionWork(const StepShape& step, const Heads& heads, int num_
 }
 
 AttentionItem AttentionWork::all_keys(int64_t sequence, int64_t row, int64_t num_rows) const {
-    const int64_t first = step_.query_start[sequence], past = step_.query_start[sequence + 1];
-    const int64_t position = step_.context_lens[sequence] - (past - first) + row;
-    const int64_t first_key = step_.window ? std::max<int64_t>(0, position + 1 - step_.window) : 0;
-    return {sequence, 0, heads_.num_kv_heads, first + row, num_rows, position, first_key, position + num_rows, -1};
+    const int64_t first_row = step_.query_start[sequence] + row;
+    const int64_t first_position = step_.position(sequence, first_row);
+    const int64_t first_key = step_.window ? std::max<int64_t>(0, first_position + 1 - step_.window) : 0;
+    const int64_t end_key = step_.position(sequence, first_row + num_rows - 1) + 1;
+    return {sequence, 0, heads_.num_kv_heads, first_row, num_rows, first_key, end_key, -1};
 }
 
 // The last rows first: they have the most keys.
@@ -276,7 +277,8 @@ void AttentionCall::attend_keys(const AttentionItem& item, int64_t head, int64_t
         const int64_t count = std::min<int64_t>(kTileRows, of_head - vector);
         uint64_t seen[kTileRows], any = 0;
         for (int64_t r = 0; r < count; r++) {
-            seen[r] = used & seen_keys(item.position + (vector + r) / group, first_key, work.step_.window);
+            const int64_t position = work.step_.position(item.sequence, item.first_row + (vector + r) / group);
+            seen[r] = used & seen_keys(position, first_key, work.step_.window);
             any |= seen[r];
         }
         if (any) kAttendTile[count - 1](scratch, head * of_head + vector, seen, work.heads_.head_dim, scale);

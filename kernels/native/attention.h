@@ -17,7 +17,8 @@ struct Heads {
     int64_t group() const { return num_heads / num_kv_heads; }
 };
 
-// What a step's layers have in common. Rows query_start[i] .. query_start[i + 1] are the last ones of sequence i.
+// What a step's layers have in common. Rows query_start[i] .. query_start[i + 1] are sequence i's: the last ones of its
+// context, or where `positions` says, rising.
 struct StepShape {
     const int64_t* block_tables;  // [num_seqs, table_stride]
     const int64_t* query_start;   // [num_seqs + 1]
@@ -25,7 +26,12 @@ struct StepShape {
     int64_t num_seqs;
     int64_t table_stride;
     int64_t block_size;
-    int64_t window;  // keys that a row sees, its own included; 0: all before it
+    int64_t window;            // keys that a row sees, its own included; 0: all before it
+    const int64_t* positions;  // [num_rows]; null: the last ones
+
+    int64_t position(int64_t sequence, int64_t row) const {
+        return positions ? positions[row] : context_lens[sequence] - query_start[sequence + 1] + row;
+    }
 };
 
 // An item's query rows times heads, in the order: key head, row, query head.
@@ -45,7 +51,6 @@ struct AttentionItem {
     int64_t num_heads;
     int64_t first_row;  // of the batch
     int64_t num_rows;
-    int64_t position;   // of the first row
     int64_t first_key;
     int64_t end_key;
     int64_t partial;    // where it leaves its part when the keys are split; -1: it has them all

@@ -32,7 +32,8 @@ void add_row(const bf16* x, bf16* residual, int64_t width) {
     }
 }
 
-// `from` and `to` may be the same head.
+}  // namespace
+
 void rotate(const bf16* from, const float* cos, const float* sin, int64_t head_dim, bf16* to) {
     const int64_t half = head_dim / 2;
     for (int64_t i = 0; i < half; i += kLanes) {
@@ -46,8 +47,6 @@ void rotate(const bf16* from, const float* cos, const float* sin, int64_t head_d
         turn(second, first, half + i);
     }
 }
-
-}  // namespace
 
 void add_rms_norm(
     const Team& team, const bf16* x, bf16* residual, const bf16* weight, float eps, int64_t num_rows, int64_t width,

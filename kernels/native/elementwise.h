@@ -18,6 +18,9 @@ struct Angles {
     const float* sin;
 };
 
+// Turns one head by a row's angles. `from` and `to` may be the same head.
+void rotate(const bf16* from, const float* cos, const float* sin, int64_t head_dim, bf16* to);
+
 // A layer's projected heads, rows of (query | key | value) heads one after another, and where keys and values go.
 struct ProjectedHeads {
     bf16* rows;

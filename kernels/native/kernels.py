@@ -29,4 +29,5 @@ def native_kernels(levels: Sequence[Level] = LEVELS) -> Kernels:
         fuse_layers=partial(NativeLayers, library),
         rotary_table=NativeRotary(library).rotary_table,
         draw_tokens=NativeSampling(library).draw_tokens,
+        move_kv=operators.move_kv,
     )

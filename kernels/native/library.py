@@ -20,6 +20,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "tandem_stack_scratch": (c_int64, [POINTER(Stack), c_int64]),
     "tandem_run_stack": (None, [POINTER(Stack), POINTER(StackStep)]),
     "tandem_rotary_table": (None, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p]),
+    "tandem_move_kv": (
+        None,
+        [c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p],
+    ),
     "tandem_draw_tokens": (None, [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]),
 }
 

@@ -21,7 +21,7 @@ class NativePlan:
     """A step's shape, and the tensors that it points to."""
 
     shape: StepShape
-    tensors: tuple[torch.Tensor, ...]
+    tensors: tuple[torch.Tensor | None, ...]
 
 
 def plan_attention(
@@ -32,12 +32,15 @@ def plan_attention(
     block_size: int,
     num_kv_heads: int,
     sliding_window: int | None = None,
+    positions: torch.Tensor | None = None,
 ) -> NativePlan:
     """See `kernels.paged_attention.plan_attention`."""
-    tensors = (block_tables.contiguous(), query_start, context_lens)
-    pointers = (checked(tensor, torch.int64).data_ptr() for tensor in tensors)
+    tables = block_tables.contiguous()
+    pointers = (checked(tensor, torch.int64).data_ptr() for tensor in (tables, query_start, context_lens))
+    chosen = None if positions is None else checked(positions, torch.int64).data_ptr()
     num_seqs, max_blocks = block_tables.shape
-    return NativePlan(StepShape(*pointers, num_seqs, max_blocks, block_size, sliding_window or 0), tensors)
+    shape = StepShape(*pointers, num_seqs, max_blocks, block_size, sliding_window or 0, chosen)
+    return NativePlan(shape, (tables, query_start, context_lens, positions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,24 @@ class NativeOperators:
         output = torch.empty(num_rows, both // 2, dtype=gate_up.dtype)
         self.library.tandem_silu_mul(checked(gate_up).data_ptr(), num_rows, both // 2, output.data_ptr())
         return output
+
+    def move_kv(
+        self, kv_cache: torch.Tensor, source_slots: torch.Tensor, target_slots: torch.Tensor, table: RotaryTable
+    ) -> None:
+        """All layers in one call."""
+        num_layers, _, num_blocks, block_size, num_kv_heads, head_dim = kv_cache.shape
+        self.library.tandem_move_kv(
+            checked(kv_cache).data_ptr(),
+            num_layers,
+            num_blocks * block_size,
+            num_kv_heads,
+            head_dim,
+            checked(source_slots, torch.int64).data_ptr(),
+            checked(target_slots, torch.int64).data_ptr(),
+            len(source_slots),
+            table.cos.data_ptr(),
+            table.sin.data_ptr(),
+        )
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Summed in float32, rounded once; with quantised weights, x is rounded to 8 bits in the same groups."""

@@ -39,6 +39,7 @@ class StepShape(Structure):
         ("table_stride", c_int64),
         ("block_size", c_int64),
         ("window", c_int64),
+        ("positions", c_void_p),
     ]
 
 

@@ -15,12 +15,19 @@ class SequenceRows:
     """One sequence's part of a step: `token_ids` at positions ``start .. start + len(token_ids)``.
 
     `block_ids` cover every position up to the last row's; a sequence brings the same list in each of its steps, which
-    grows at its end alone. KV of positions before `start` is in place.
+    grows at its end alone. KV of positions before `start` is in place. Rows may instead be at chosen `positions`, as
+    many as tokens, rising from `start` on: KV of those between them is in place as well.
     """
 
     token_ids: Sequence[int]
     start: int
     block_ids: Sequence[int]
+    positions: Sequence[int] | None = None
+
+    @property
+    def at(self) -> Sequence[int]:
+        """Every row's position."""
+        return range(self.start, self.start + len(self.token_ids)) if self.positions is None else self.positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,7 @@ class ForwardBatch:
     last_rows: torch.Tensor  # [num_seqs] int64: each sequence's last row
     max_query_len: int
     max_context_len: int
+    has_chosen_rows: bool = False  # some rows are not the last ones of their contexts
 
 
 def prepare_batch(rows: Sequence[SequenceRows], block_size: int, device: torch.device = _CPU) -> ForwardBatch:
@@ -43,14 +51,17 @@ def prepare_batch(rows: Sequence[SequenceRows], block_size: int, device: torch.d
 
     ValueError: no sequences, one without rows, or one whose blocks do not cover its last position.
     """
-    query_lens = [len(sequence.token_ids) for sequence in rows]
-    context_lens = [sequence.start + num for sequence, num in zip(rows, query_lens, strict=True)]
-    tables = _block_tables(rows, query_lens, context_lens, block_size)
+    positions = [sequence.at for sequence in rows]
+    query_lens = [*map(len, positions)]
+    if not all(query_lens) or not rows:
+        raise ValueError("a batch needs sequences, and each of them rows")
+    context_lens = [chosen[-1] + 1 for chosen in positions]
+    tables = _block_tables(rows, context_lens, block_size)
     query_start = [0, *accumulate(query_lens)]
     parts = (
         [token_id for sequence in rows for token_id in sequence.token_ids],
-        [position for sequence, end in zip(rows, context_lens, strict=True) for position in range(sequence.start, end)],
-        [slot for sequence, end in zip(rows, context_lens, strict=True) for slot in _slots(sequence, end, block_size)],
+        [*chain.from_iterable(positions)],
+        [slot for sequence in rows for slot in _slots(sequence, block_size)],
         query_start,
         context_lens,
         tables,
@@ -58,10 +69,10 @@ def prepare_batch(rows: Sequence[SequenceRows], block_size: int, device: torch.d
     )
     # One array for all: at a decode step's size each conversion costs more than what is converted.
     flat = _on(device, torch.from_numpy(np.array([*chain.from_iterable(parts)], dtype=np.int64)))
-    token_ids, positions, slots, starts, contexts, blocks, last_rows = torch.split(flat, [*map(len, parts)])
+    token_ids, row_positions, slots, starts, contexts, blocks, last_rows = torch.split(flat, [*map(len, parts)])
     return ForwardBatch(
         token_ids=token_ids,
-        positions=positions,
+        positions=row_positions,
         slot_mapping=slots,
         query_start=starts,
         context_lens=contexts,
@@ -69,6 +80,7 @@ def prepare_batch(rows: Sequence[SequenceRows], block_size: int, device: torch.d
         last_rows=last_rows,
         max_query_len=max(query_lens),
         max_context_len=max(context_lens),
+        has_chosen_rows=any(sequence.positions is not None for sequence in rows),
     )
 
 
@@ -77,20 +89,13 @@ def _on(device: torch.device, numbers: torch.Tensor) -> torch.Tensor:
     return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
 
 
-def _slots(sequence: SequenceRows, end: int, block_size: int) -> Iterator[int]:
-    """Of the sequence's rows, up to position `end`."""
-    return (
-        sequence.block_ids[position // block_size] * block_size + position % block_size
-        for position in range(sequence.start, end)
-    )
+def _slots(sequence: SequenceRows, block_size: int) -> Iterator[int]:
+    """Of the sequence's rows."""
+    return (sequence.block_ids[position // block_size] * block_size + position % block_size for position in sequence.at)
 
 
-def _block_tables(
-    rows: Sequence[SequenceRows], query_lens: Sequence[int], context_lens: Sequence[int], block_size: int
-) -> list[int]:
+def _block_tables(rows: Sequence[SequenceRows], context_lens: Sequence[int], block_size: int) -> list[int]:
     """One after another, checked and padded with 0: a row must never be stored into another sequence's block."""
-    if not all(query_lens) or not rows:
-        raise ValueError("a batch needs sequences, and each of them rows")
     most = -(-max(context_lens) // block_size)
     tables: list[int] = []
     for index, (sequence, context_len) in enumerate(zip(rows, context_lens, strict=True)):

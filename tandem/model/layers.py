@@ -103,7 +103,7 @@ class TransformerDecoder:
         self._embedding = weights[EMBEDDING]
         self._head_weight = weights[EMBEDDING if config.tie_word_embeddings else OUTPUT_HEAD]
         stack = _stack(config, traits, weights)
-        self._frequencies = _frequencies(config).to(stack.final_norm.device)
+        self._frequencies = rotary_frequencies(config).to(stack.final_norm.device)
         self._dtype = stack.final_norm.dtype
         self._run_layers = _run_layers(stack, kernels)
 
@@ -126,6 +126,7 @@ class TransformerDecoder:
             block_size=block_size,
             num_kv_heads=self._config.num_kv_heads,
             sliding_window=self._config.sliding_window,
+            positions=batch.positions if batch.has_chosen_rows else None,
         )
         rotary = self._kernels.rotary_table(self._frequencies, batch.positions)
         return StepInputs(rotary, plan, batch.slot_mapping, self._kernels.pause)
@@ -230,7 +231,8 @@ def _by_head(qk_norm_weight: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     return torch.cat((query_weight.expand(config.num_heads, -1), key_weight.expand(config.num_kv_heads, -1)))
 
 
-def _frequencies(config: ModelConfig) -> torch.Tensor:
+def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
+    """Radians a position for each pair of dimensions: ``[head_dim / 2]`` float32."""
     frequencies = inverse_frequencies(config.head_dim, config.rope_theta)
     if config.rope_scaling is None:
         return frequencies

@@ -46,6 +46,7 @@ class Tokenizer:
         self._backend = backend
         self._spelling = _spelling(origin, backend)
         self._added = backend.get_added_tokens_decoder()
+        self._bytes_of: dict[int, bytes] = {}  # of the tokens that were asked for so far
         self.bos_token = bos_token
         self.eos_token = eos_token
 
@@ -68,6 +69,12 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the token adds to the text; nothing for special tokens and for ids that no token has."""
+        known = self._bytes_of.get(token_id)
+        if known is None:
+            known = self._bytes_of[token_id] = self._spelled(token_id)
+        return known
+
+    def _spelled(self, token_id: int) -> bytes:
         added = self._added.get(token_id)
         if added is not None:
             return b"" if added.special else added.content.encode()

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from kernels.gpu.kernels import gpu_kernels
 from kernels.gpu.row_attention import MAX_PARTS, num_key_parts
 from kernels.paged_attention import TILE_ROWS
-from tests.support.attention_cases import BATCHES, HEAD_DIM, NUM_KV_HEADS, PagedStep, dense_attention, sequences_of
+from tests.support.attention_cases import (
+    BATCHES,
+    CHOSEN,
+    HEAD_DIM,
+    NUM_KV_HEADS,
+    PagedStep,
+    dense_attention,
+    sequences_of,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -43,6 +51,17 @@ def test_equals_dense_attention(
     actual = step(shapes, device).attention(sliding_window)
     assert actual.dtype == torch.bfloat16
     assert_near(actual, expected(shapes, sliding_window))
+
+
+@pytest.mark.parametrize("sliding_window", [None, 50])
+@pytest.mark.parametrize("case", CHOSEN.values(), ids=CHOSEN.keys())
+def test_chosen_rows_are_those_of_the_whole(
+    device: torch.device, case: list[tuple[int, list[int]]], sliding_window: int | None
+) -> None:
+    shapes = [(length, length) for length, _ in case]
+    chosen = step(shapes, device)
+    rows = chosen.choose([positions for _, positions in case])
+    assert_near(chosen.attention(sliding_window), expected(shapes, sliding_window)[rows])
 
 
 @pytest.mark.parametrize("sliding_window", [None, 13])

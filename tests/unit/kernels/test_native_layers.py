@@ -58,7 +58,7 @@ def decoder(config: ModelConfig, kernels: Kernels, dtype: torch.dtype) -> PagedD
 
 
 def run(subject: PagedDecoder, vocab_size: int) -> torch.Tensor:
-    """A prompt beside another, then decode rows of both beside a chunk of a third."""
+    """A prompt beside another, then decode rows of both beside a chunk of a third; then chosen rows of the first."""
 
     def ids(first: int, count: int) -> list[int]:
         return [(7 * i + first) % vocab_size for i in range(count)]
@@ -66,6 +66,8 @@ def run(subject: PagedDecoder, vocab_size: int) -> torch.Tensor:
     rows: Callable = subject.rows
     logits = subject.step([rows(0, ids(1, 70), 0), rows(1, ids(2, 5), 0)])
     logits += subject.step([rows(0, ids(3, 1), 70), rows(1, ids(4, 1), 5), rows(2, ids(5, 33), 0)])
+    positions = [*range(3, 40, 3), 44, 45, 69]
+    logits += subject.step([replace(rows(0, ids(6, len(positions)), 3), positions=positions), rows(1, ids(7, 1), 6)])
     return torch.cat(logits)
 
 

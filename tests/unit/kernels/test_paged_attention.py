@@ -11,6 +11,7 @@ from kernels.store_kv import store_kv
 from kernels.table import Kernels
 from tests.support.attention_cases import (
     BATCHES,
+    CHOSEN,
     HEAD_DIM,
     NUM_KV_HEADS,
     PagedStep,
@@ -136,6 +137,33 @@ def test_a_later_key_does_not_change_a_row_by_one_bit(subject: Subject, dtype: t
     after = step.attention()
     assert torch.equal(before[: row + 1], after[: row + 1])
     assert not torch.equal(before[row + 1], after[row + 1])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sliding_window", [None, 1, 50])
+@pytest.mark.parametrize("case", CHOSEN.values(), ids=CHOSEN.keys())
+def test_chosen_rows_are_those_of_the_whole(
+    subject: Subject, case: list[tuple[int, list[int]]], sliding_window: int | None, threads: int
+) -> None:
+    sequences = sequences_of([(length, length) for length, _ in case])
+    step = PagedStep(sequences, 5, subject.dtype, subject.kernels)
+    rows = step.choose([positions for _, positions in case])
+    expected = torch.cat([dense_attention(sequence, sliding_window) for sequence in sequences])[rows]
+    with num_threads(threads):
+        actual = step.attention(sliding_window)
+    torch.testing.assert_close(actual.double(), expected, atol=subject.tolerance, rtol=subject.tolerance)
+
+
+def test_a_later_key_does_not_change_a_chosen_row_by_one_bit(subject: Subject) -> None:
+    step = PagedStep(sequences_of([(200, 200)]), 16, subject.dtype, subject.kernels)
+    step.choose([[*range(3, 60, 4), 100, 150, 199]])
+    before = step.attention()
+    later = step.slots(step.block_tables[0], torch.arange(101, 200))
+    for cache in (step.key_cache, step.value_cache):
+        cache.view(-1, NUM_KV_HEADS, HEAD_DIM)[later] *= -3.0
+    after = step.attention()
+    assert torch.equal(before[:-2], after[:-2])
+    assert not torch.equal(before[-2], after[-2])
 
 
 def test_decode_padding_is_bounded() -> None:

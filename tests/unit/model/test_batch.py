@@ -46,6 +46,17 @@ def test_sequences_are_delimited(data: st.DataObject) -> None:
         assert table == [*sequence.block_ids[:needed], *[0] * (len(table) - needed)]
 
 
+def test_chosen_rows_are_where_they_say() -> None:
+    chosen = SequenceRows([7, 8, 9], 2, [5, 3, 4], [2, 5, 9])
+    batch = prepare_batch([SequenceRows([1, 2], 0, [6]), chosen], 4)
+    assert batch.positions.tolist() == [0, 1, 2, 5, 9]
+    assert batch.slot_mapping.tolist() == [24, 25, 22, 13, 17]
+    assert batch.context_lens.tolist() == [2, 10]
+    assert batch.block_tables.tolist() == [[6, 0, 0], [5, 3, 4]]
+    assert batch.has_chosen_rows
+    assert not prepare_batch([SequenceRows([1, 2], 0, [6])], 4).has_chosen_rows
+
+
 def test_all_tensors_are_int64() -> None:
     batch = prepare_batch([SequenceRows((5, 6), 0, (3,)), SequenceRows([7], 16, [1, 2])], 16)
     tensors = [value for name in batch.__slots__ if isinstance(value := getattr(batch, name), torch.Tensor)]

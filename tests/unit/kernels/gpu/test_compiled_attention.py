@@ -23,7 +23,11 @@ CASES = {
 
 
 def compiled(
-    heads: tuple[int, int, int], dtype: torch.dtype, cache_dtype: torch.dtype, sliding_window: int | None
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    sliding_window: int | None,
+    has_chosen_rows: bool = False,
 ) -> dict[str, Compiled]:
     """The kernels of a step that has chunks and decode rows."""
     num_heads, num_kv_heads, head_dim = heads
@@ -41,6 +45,7 @@ def compiled(
             block_size=16,
             num_kv_heads=num_kv_heads,
             sliding_window=sliding_window,
+            positions=tensor(4096) if has_chosen_rows else None,
         )
         query = tensor(4096, num_heads, head_dim, dtype=dtype)
         kernels.paged_attention(query, cache, cache, plan, scale=head_dim**-0.5)
@@ -60,3 +65,11 @@ def test_attention_uses_the_tensor_cores_and_spills_nothing(
     assert re.search(r"mma\.sync\.aligned\.m16n8k16", kernels["_attend_rows"].ptx)
     for name in ("_attend_chunks", "_attend_rows"):
         assert "cp.async" in kernels[name].ptx, name  # keys and values are fetched ahead
+
+
+@pytest.mark.parametrize("sliding_window", [None, 4096])
+def test_chosen_rows_spill_nothing(sliding_window: int | None) -> None:
+    kernel = compiled(LLAMA_8B, BF16, BF16, sliding_window, has_chosen_rows=True)["_attend_chunks"]
+    assert kernel.stack_bytes == 0
+    assert kernel.shared_bytes <= MAX_SHARED_BYTES
+    assert "wgmma.mma_async" in kernel.ptx
