@@ -7,6 +7,7 @@ from bench.load.records import RequestRecord
 from bench.simulate.control import Control, ControlOptions, Switch
 from bench.simulate.events import EventQueue
 from bench.simulate.gateway import SimGateway
+from bench.simulate.pace import CadencePace, Pace, SharedPace
 from bench.simulate.process import MS, SimProcess
 from bench.simulate.sequences import BlockPool, SimSequence
 from bench.simulate.step_times import Device, StepContent
@@ -58,7 +59,7 @@ class SimDeployment:
         self.gateway = SimGateway(self.events, self.pool, limits.max_running, self._start, self._ended)
         self._prefill = PrefillWork(limits, self.pool, self._step_budget, lambda: self.events.now_s, self._hand_over)
         self._decode = DecodeWork(limits, self.pool, self.gateway.complete, self.gateway.requeue)
-        self._device = Device(system.table, system.contention, setting.seed)
+        self.device = Device(system.table, system.contention, setting.seed)
         self._processes = _colocated(self) if setting.control is None else _separate(self)
         self._control = None if setting.control is None else self._controlled(setting.control)
 
@@ -72,9 +73,14 @@ class SimDeployment:
             num_steps=self._num_steps,
         )
 
-    def process(self, *works: PrefillWork | DecodeWork) -> SimProcess:
+    def process(self, pace: Pace, *works: PrefillWork | DecodeWork) -> SimProcess:
         """A process that does these works."""
-        return SimProcess(works, self.events, self._device, self._system.limits.between_steps_ms, self._stepped)
+        return SimProcess(works, self.events, pace, self._system.limits.between_steps_ms, self._stepped)
+
+    def pace(self, phase: Phase) -> Pace:
+        """Of a process that has one phase."""
+        cadence = self._system.cadence
+        return SharedPace(phase, self.device) if cadence is None else CadencePace(phase, self.device, cadence)
 
     @property
     def works(self) -> dict[Phase, PrefillWork | DecodeWork]:
@@ -82,13 +88,13 @@ class SimDeployment:
         return {Phase.DECODE: self._decode, Phase.PREFILL: self._prefill}
 
     def _controlled(self, options: ControlOptions) -> Control:
-        for phase, process in self._processes.items():
-            process.percent = options.initial.percent(phase)
+        for process in self._processes.values():
+            process.split = options.initial
         return Control(options, self._system.splits, self.events, self._assign, self._system.switch.delay_s)
 
     def _assign(self, split: Split) -> None:
-        for phase, process in self._processes.items():
-            process.assign(split.percent(phase), self._system.switch.stall_ms)
+        for process in self._processes.values():
+            process.assign(split, self._system.switch.stall_ms)
 
     def _step_budget(self) -> int:
         """In one process, decode's rows come first: what they leave of the budget."""
@@ -161,13 +167,15 @@ def observation(sequence: SimSequence, num_waiting: int) -> RequestObservation:
 
 def _separate(deployment: SimDeployment) -> dict[Phase, SimProcess]:
     """A process a phase, each beside the other."""
-    processes = {phase: deployment.process(work) for phase, work in deployment.works.items()}
+    works = deployment.works.items()
+    processes = {phase: deployment.process(deployment.pace(phase), work) for phase, work in works}
     prefill, decode = processes[Phase.PREFILL], processes[Phase.DECODE]
-    prefill.other, decode.other = decode, prefill
+    prefill.other, decode.other = (decode, Phase.DECODE), (prefill, Phase.PREFILL)
     return processes
 
 
 def _colocated(deployment: SimDeployment) -> dict[Phase, SimProcess]:
     """One process for both: decode prepares first."""
-    process = deployment.process(*deployment.works.values())
+    whole = SharedPace(Phase.PREFILL, deployment.device)
+    process = deployment.process(whole, *deployment.works.values())
     return dict.fromkeys(Phase, process)

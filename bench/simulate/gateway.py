@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from bench.simulate.events import EventQueue
 from bench.simulate.sequences import BlockPool, SimSequence
 from bench.workloads.request import PlannedRequest
-from tandem.scheduler.waiting import FirstComeFirstServed, WaitingEntry, WaitingQueue, num_dispatchable
+from tandem.scheduler.fcfs import first_come_first_served
+from tandem.scheduler.waiting import OrderingPolicy, WaitingEntry
 
 
 class SimGateway:
@@ -26,7 +27,7 @@ class SimGateway:
         self._max_running = max_running
         self._submit = submit
         self._ended = ended
-        self._queue: WaitingQueue[SimSequence] = WaitingQueue(FirstComeFirstServed())
+        self._queue: OrderingPolicy[SimSequence] = first_come_first_served()
         self._num_running = 0
 
     @property
@@ -58,6 +59,6 @@ class SimGateway:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        for _ in range(num_dispatchable(len(self._queue), self._num_running, self._max_running)):
+        while self._queue and self._num_running < self._max_running:
             self._num_running += 1
-            self._submit(self._queue.pop())
+            self._submit(self._queue.pop(int(self._events.now_s * 1e9)))

@@ -1,38 +1,48 @@
 """A simulated process: step after step over its works, as `tandem.phase.loop` and `tandem.phase.joint` do it."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from bench.simulate.events import EventQueue
-from bench.simulate.step_times import Device, StepContent
+from bench.simulate.pace import Activity, Pace, Surroundings
+from bench.simulate.step_times import StepContent
 from bench.simulate.works import SimWork
+from tandem.device.cpu.cadence_backend import RETURN_S
+from tandem.types import Phase, Split
 
 MS = 1e-3
+WHOLE = Split(100, 100)
+NEARLY_ONE = 1.0 - 1e-9  # parts are fractions
 Report = Callable[["SimProcess", StepContent, float], None]
 
 
 class SimProcess:
-    """`percent` is its share. `report` is called after each step with what it was and its milliseconds."""
+    """`report` is called after each step with what it was and its milliseconds, rests included."""
 
     def __init__(
         self,
         works: Sequence[SimWork],
         events: EventQueue,
-        device: Device,
+        pace: Pace,
         between_steps_ms: float,
         report: Report,
     ) -> None:
         """`works` in the order in which they prepare."""
-        self.percent = 100.0
-        self.other: SimProcess | None = None  # on the rest of the device
+        self.split = WHOLE  # as this process has applied it
+        self.other: tuple[SimProcess, Phase] | None = None  # on the rest of the device
         self.works = works
-        self.content: StepContent | None = None  # of the step under way
+        self._content: StepContent | None = None  # of the step under way
+        self._begun_s = 0.0
+        self._done = 0.0  # of the step
+        self._is_computing = False
+        self._ended_s = -math.inf  # the step before
         self._events = events
-        self._device = device
+        self._pace = pace
         self._between_s = between_steps_ms * MS
         self._report = report
         self._is_resting = True
         self._is_woken = False  # since the present turn began
-        self._new_share: tuple[float, float] | None = None  # percent, and how long the change takes
+        self._new_share: tuple[Split, float] | None = None  # and how long the change takes
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -41,25 +51,46 @@ class SimProcess:
             self._is_resting = False
             self._events.after(0.0, self._turn)
 
-    def assign(self, percent: float, stall_ms: float) -> None:
+    def assign(self, split: Split, stall_ms: float) -> None:
         """A new share, from the present step's end on."""
-        self._new_share = (percent, stall_ms)
+        self._new_share = (split, stall_ms)
         self.wake()
+
+    @property
+    def activity(self) -> Activity:
+        """As the other process sees it: between two steps it is still there."""
+        if self._content is not None:
+            return Activity.COMPUTING if self._is_computing else Activity.WAITING
+        return Activity.WAITING if self._events.now_s < self._ended_s + RETURN_S else Activity.ABSENT
 
     def _turn(self) -> None:
         self._is_woken = False
         if self._new_share is not None:
-            self.percent, stall_ms = self._new_share
+            self.split, stall_ms = self._new_share
             self._new_share = None
             self._events.after(stall_ms * MS, self._turn)
             return
-        self.content = _joined([content for work in self.works if (content := work.prepare()) is not None])
-        if self.content is None:
+        self._content = _joined([content for work in self.works if (content := work.prepare()) is not None])
+        if self._content is None:
             self._rest()
             return
-        other_percent = self.other.percent if self.other is not None and self.other.content is not None else 0.0
-        duration_ms = self._device.step_ms(self.content, self.percent, other_percent)
-        self._events.after(duration_ms * MS, lambda: self._end(duration_ms))
+        self._begun_s, self._done = self._events.now_s, 0.0
+        self._go_on(self._content)
+
+    def _go_on(self, content: StepContent) -> None:
+        if self._done >= NEARLY_ONE:
+            self._end(content)
+            return
+        stretch = self._pace.stretch(content, self._surroundings())
+        self._is_computing = stretch.part > 0
+        self._done += stretch.part
+        self._events.after(stretch.duration_ms * MS, lambda: self._go_on(content))
+
+    def _surroundings(self) -> Surroundings:
+        if self.other is None:
+            return Surroundings(self._events.now_s, self.split, Activity.ABSENT, 0.0)
+        peer, phase = self.other
+        return Surroundings(self._events.now_s, self.split, peer.activity, peer.split.percent(phase))
 
     def _rest(self) -> None:
         """Until woken; a turn that woke its own process is followed by another."""
@@ -67,13 +98,11 @@ class SimProcess:
         if self._is_woken:
             self._events.after(0.0, self._turn)
 
-    def _end(self, duration_ms: float) -> None:
-        content, self.content = self.content, None
-        if content is None:
-            raise RuntimeError("a step ends that did not begin")
+    def _end(self, content: StepContent) -> None:
+        self._content, self._ended_s = None, self._events.now_s
         for work in self.works:
-            work.finish(self._events.now_s)
-        self._report(self, content, duration_ms)
+            work.finish(self._ended_s)
+        self._report(self, content, (self._ended_s - self._begun_s) / MS)
         self._events.after(self._between_s, self._turn)
 
 

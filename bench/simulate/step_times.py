@@ -23,6 +23,11 @@ class StepContent:
     num_decode_rows: int = 0
     num_decode_keys: int = 0  # summed over the sequences
 
+    @property
+    def num_rows(self) -> int:
+        """Of the forward pass."""
+        return self.num_prompt_rows + self.num_decode_rows
+
 
 @dataclass(frozen=True, slots=True)
 class Contention:
@@ -65,8 +70,7 @@ class DeviceTable:
         """Alone on the device. A step of both phases reads the weights once: decode adds its rows and its keys."""
         if not content.num_prompt_rows:
             return self._decode_ms(content, percent)
-        rows = content.num_prompt_rows + content.num_decode_rows
-        prefill = _at_share(self.prefill, percent, rows, content.num_keys_before)
+        prefill = _at_share(self.prefill, percent, content.num_rows, content.num_keys_before)
         return prefill + self._keys_ms(content, percent)
 
     def _decode_ms(self, content: StepContent, percent: float) -> float:

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.micro.table import StepShape, StepTime, read_micro
+from bench.simulate.pace import CadenceSteps
 from bench.simulate.step_times import WHOLE_PERCENT, Contention, DeviceTable, table_of
+from tandem.device.cpu.cadence import SPLITS as CADENCE_SPLITS
 from tandem.errors import ConfigError
 from tandem.partition.step_times import CPU_LAWS, StepLaw, StepLaws
 from tandem.types import Phase, Split
@@ -43,6 +45,7 @@ class System:
     splits: tuple[Split, ...]
     laws: StepLaws  # the planner's prior
     length_scale: float  # of loads' prompts and answers: what suits so fast a machine
+    cadence: CadenceSteps | None = None  # None: each phase has its share whatever the other does
 
 
 # SmolLM2-135M in bfloat16 with the native kernels on two Zen 5 cores, as docs/benchmarks.md has it: milliseconds with
@@ -56,7 +59,10 @@ _CPU_KV_BYTES, _CPU_BLOCK_BYTES = 1 << 30, 16 * 23040
 
 
 def cpu_system(path: Path | None) -> System:
-    """The documented measurement, or a file of `tandem bench micro`. ConfigError."""
+    """The documented measurement, or a file of `tandem bench micro`; shares as `cpu-cadence` makes them. ConfigError.
+
+    The default model has 30 layers; a step of up to 64 rows does not wait between them (`kernels.native.layers`).
+    """
     return System(
         table=_documented_cpu() if path is None else _micro_table(path),
         contention=Contention(prefill_factor=1.07, decode_factor=1.03, noise=0.05),
@@ -71,9 +77,10 @@ def cpu_system(path: Path | None) -> System:
             handover_ms=3.0,
         ),
         switch=SwitchCost(delay_s=0.05, stall_ms=5.0),
-        splits=_splits(20, 35, 50, 65, 80),
+        splits=CADENCE_SPLITS,
         laws=CPU_LAWS,
         length_scale=0.25,
+        cadence=CadenceSteps(num_layers=30, short_rows=64),
     )
 
 

@@ -11,10 +11,11 @@ from enum import Enum
 
 import structlog
 
+from services.controller.distrust import Distrust
 from services.controller.history import History
 from tandem.clock import Clock
 from tandem.errors import InvalidRequestError
-from tandem.partition.planner import Plan
+from tandem.partition.planner import AdmissionAdvice, Plan
 from tandem.partition.status import (
     ControllerStatus,
     Decision,
@@ -91,7 +92,7 @@ class Controller:
         metrics: ControllerMetrics,
         unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`unix_ns` dates decisions for people; nothing is computed with it."""
+        """`unix_ns` dates decisions for people, and senders' times are held against it."""
         self._steering = steering
         self._monitor = steering.monitor
         self._clock = clock
@@ -99,8 +100,11 @@ class Controller:
         self._phases = {phase: _PhaseRecord(PhaseStatus(phase)) for phase in Phase}
         self._unix_ns = unix_ns
         self._history = History()
+        self._distrust = Distrust(clock, unix_ns, metrics.reports_refused)
+        self._admission: AdmissionAdvice | None = None
         self._control = Control.PLANNER
         self._decision = Decision(NOTHING_DECIDED, initial, "nothing decided")
+        metrics.admit_share.set(1.0)
         self._decide(Plan(initial, "as configured"))
 
     @property
@@ -141,6 +145,8 @@ class Controller:
 
     def report_step(self, phase: Phase, step: StepStatistics) -> None:
         """Takes one step of a phase in, and asks the planner when it is time."""
+        if not self._distrust.believes_step(phase, step):
+            return
         self._monitor.add_step(phase, step, self._clock.now())
         self._ask()
 
@@ -161,8 +167,10 @@ class Controller:
 
     def observe(self, observation: RequestObservation) -> None:
         """Takes one request in, and asks the planner when it is time."""
-        self._monitor.add_request(observation, self._clock.now())
         self._metrics.requests_observed.inc()
+        if not self._distrust.believes_observation(observation):
+            return
+        self._monitor.add_request(observation, self._clock.now())
         self._ask()
 
     def fix_split(self, split: Split) -> Decision:
@@ -175,6 +183,8 @@ class Controller:
     def set_paused(self, is_paused: bool) -> None:
         """A paused planner is not asked; the split in force stays."""
         self._control = Control.HAND if is_paused else Control.PLANNER
+        if is_paused:
+            self._advise(None)
         _log.info("planner.paused" if is_paused else "planner.resumed", planner=self._steering.name)
 
     def history(self) -> tuple[DecisionRecord, ...]:
@@ -194,6 +204,8 @@ class Controller:
             tuple(phases),
             self._monitor.request_statistics(),
             is_paused=self._control is Control.HAND,
+            slo=self._monitor.slos.deployment,
+            admission=self._admission,
         )
 
     def _read_back(self, hello: PhaseHello) -> None:
@@ -220,10 +232,20 @@ class Controller:
             plan = self._steering.plan(self._clock.now(), self._decision.split, self._offered())
             if plan is not None:
                 _check_split(plan.split)
+                self._advise(plan.admission)
                 self._decide(plan)
         except Exception as error:
             self._metrics.planner_failures.inc()
             _log.error("planner.failed", planner=self._steering.name, exc_info=error)
+
+    def _advise(self, advice: AdmissionAdvice | None) -> None:
+        """The newest plan's advice counts; it is told of when it comes and when it ends."""
+        self._metrics.admit_share.set(1.0 if advice is None else advice.admit_share)
+        if advice is not None and self._admission is None:
+            _log.warning("admission.advised", admit_share=advice.admit_share, reason=advice.reason)
+        elif advice is None and self._admission is not None:
+            _log.info("admission.open")
+        self._admission = advice
 
     def _look_for_silence(self) -> None:
         """A phase that does not answer a decision is told of; whatever it has stays in force."""
@@ -232,9 +254,9 @@ class Controller:
             _log.warning("split.unanswered", phase=phase, decision_id=self._decision.decision_id)
 
     def _offered(self) -> tuple[Split, ...]:
-        """What both phases can have."""
+        """What both phases can have; what is no split at all is not among it."""
         prefill, decode = (self._phases[phase].splits for phase in (Phase.PREFILL, Phase.DECODE))
-        return tuple(split for split in prefill if split in decode)
+        return tuple(split for split in prefill if split in decode and _is_split(split))
 
     def _decide(self, plan: Plan) -> None:
         is_first = self._decision.decision_id == NOTHING_DECIDED
@@ -243,7 +265,7 @@ class Controller:
         self._decision = Decision(self._decision.decision_id + 1, plan.split, plan.reason)
         now_s = self._clock.now()
         seen = self._monitor.request_statistics()
-        record = DecisionRecord(self._decision, self._unix_ns(), seen, plan.predicted)
+        record = DecisionRecord(self._decision, self._unix_ns(), seen, plan.predicted, admission=plan.admission)
         linked = {phase for phase, each in self._phases.items() if each.link is not None}
         self._history.add(record, now_s, linked)
         self._monitor.switched(plan.split, now_s)
@@ -268,6 +290,10 @@ class Controller:
             tpot_p99_ms=round(record.seen.tpot.p99_ms, 1),
             predicted_attainment=round(record.predicted.attainment, 3) if record.predicted else None,
         )
+
+
+def _is_split(split: Split) -> bool:
+    return 0 < split.prefill_percent <= 100 and 0 < split.decode_percent <= 100
 
 
 def _check_split(split: Split) -> None:

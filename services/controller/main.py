@@ -23,8 +23,9 @@ STOP_GRACE_S = 0.2  # the controller holds nothing that a peer would miss
 def make_controller(config: ControllerConfig, registry: CollectorRegistry) -> Controller:
     """The controller as configured."""
     initial = Split(config.prefill_percent, config.decode_percent)
-    planner = make_planner(config.planner, PlannerOptions(initial, _slos(config), config.slo_margin))
-    monitor = Monitor(WindowLimits(config.window_s, config.window_requests), initial)
+    slos = _slos(config)
+    planner = make_planner(config.planner, PlannerOptions(initial, slos, config.slo_margin))
+    monitor = Monitor(WindowLimits(config.window_s, config.window_requests), initial, slos)
     steering = Steering(planner, monitor, config.decision_interval_s)
     return Controller(steering, initial, MonotonicClock(), ControllerMetrics.create(registry))
 

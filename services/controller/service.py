@@ -94,10 +94,13 @@ class ControllerService(pb_grpc.ControllerServiceServicer):
         match report.WhichOneof("report"):
             case "step":
                 self._controller.report_step(link.hello.phase, step_from_proto(report.step))
+            case "steps":
+                for step in report.steps.steps:
+                    self._controller.report_step(link.hello.phase, step_from_proto(step))
             case "applied":
                 self._controller.report_applied(link.hello.phase, applied_from_proto(report.applied))
             case _:
-                raise InvalidRequestError("report", "expected step or applied after the first report")
+                raise InvalidRequestError("report", "expected step, steps or applied after the first report")
 
 
 def add_to_server(controller: Controller, server: grpc.aio.Server) -> None:

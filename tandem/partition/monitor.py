@@ -16,6 +16,7 @@ from tandem.partition.observations import (
     latency_statistics,
 )
 from tandem.partition.samples import RequestSample, StepSample, request_sample, step_sample
+from tandem.partition.slo import NOTHING_PROMISED, SloPolicy
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
 SAMPLES_PER_SHARE = 32
@@ -76,9 +77,11 @@ class PhaseMonitor:
 class Monitor:
     """All phases, all requests, and the windows that have closed."""
 
-    def __init__(self, limits: WindowLimits, initial: Split) -> None:
+    def __init__(self, limits: WindowLimits, initial: Split, slos: SloPolicy = NOTHING_PROMISED) -> None:
+        """`slos`: by which it counts who attained them."""
+        self.slos = slos
         self._limits = limits
-        self._requests = RequestWindow(limits.num_requests)
+        self._requests = RequestWindow(limits.num_requests, slos)
         self._served: deque[RequestSample] = deque(maxlen=limits.num_requests)
         self._phases = {phase: PhaseMonitor() for phase in Phase}
         self._history: deque[WindowSummary] = deque(maxlen=HISTORY_WINDOWS)

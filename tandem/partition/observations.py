@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tandem.partition.samples import RequestSample, StepSample
+from tandem.partition.slo import NOTHING_PROMISED, SloPolicy
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
 RATE_HORIZON_S = 10.0
@@ -34,6 +35,8 @@ class RequestStatistics:
     num_failed: int = 0  # in the window
     ttft: LatencyStatistics = LatencyStatistics()
     tpot: LatencyStatistics = LatencyStatistics()  # of requests with two tokens or more
+    num_in_window: int = 0
+    num_attained: int = 0  # of them, those that met both SLOs
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ class Observations:
 class RequestWindow:
     """The newest `size` requests."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, slos: SloPolicy = NOTHING_PROMISED) -> None:
+        self._slos = slos
         self._requests: deque[RequestObservation] = deque(maxlen=size)
         self._num_observed_total = 0
 
@@ -105,6 +109,8 @@ class RequestWindow:
             num_failed=len(self._requests) - len(served),
             ttft=latency_statistics(request.ttft_ms for request in served),
             tpot=latency_statistics(request.tpot_ms for request in served if request.num_output_tokens > 1),
+            num_in_window=len(self._requests),
+            num_attained=sum(self._slos.of(request.request_class).is_met_by(request) for request in served),
         )
 
 

@@ -1,9 +1,10 @@
 """What latencies are promised, to the deployment and to a class of requests."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tandem.types import RequestClass
+from tandem.types import RequestClass, RequestObservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +13,11 @@ class Slo:
 
     ttft_ms: float
     tpot_ms: float
+
+    def is_met_by(self, request: RequestObservation) -> bool:
+        """A failed request meets nothing; one token alone has no time between tokens."""
+        has_tpot = request.num_output_tokens <= 1 or request.tpot_ms <= self.tpot_ms
+        return request.ok and request.ttft_ms <= self.ttft_ms and has_tpot
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +30,6 @@ class SloPolicy:
     def of(self, request_class: RequestClass) -> Slo:
         """What a request of that class is promised."""
         return self.by_class.get(request_class, self.deployment)
+
+
+NOTHING_PROMISED = SloPolicy(Slo(math.inf, math.inf))

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from tandem.partition.observations import PhaseStatistics, RequestStatistics
-from tandem.partition.planner import Prediction
+from tandem.partition.planner import AdmissionAdvice, Prediction
+from tandem.partition.slo import NOTHING_PROMISED, Slo
 from tandem.types import Phase, Split
 
 
@@ -59,6 +60,8 @@ class ControllerStatus:
     phases: tuple[PhaseStatus, ...]
     requests: RequestStatistics
     is_paused: bool = False  # the planner, by hand
+    slo: Slo = NOTHING_PROMISED.deployment  # of requests of no class of their own
+    admission: AdmissionAdvice | None = None  # of the newest plan; None: all that comes can be served
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +82,4 @@ class DecisionRecord:
     seen: RequestStatistics
     predicted: Prediction | None = None
     applied: tuple[AppliedShare, ...] = ()
+    admission: AdmissionAdvice | None = None

@@ -79,7 +79,7 @@ def test_a_lone_request_takes_what_the_table_says():
         for rows in (1.0, 512.0)
         for keys in (0.0, 8192.0)
     ]
-    quiet = replace(CPU, table=table_of("flat", entries), contention=Contention(1.0, 1.0, 0.0))
+    quiet = replace(CPU, table=table_of("flat", entries), contention=Contention(1.0, 1.0, 0.0), cadence=None)
     setting = Setting(quiet, control_of(contest(quiet), "static:50,50"), 0, 60.0)
     (record,) = simulate(setting, planned([0.0], [RequestLength(100, 5)])).records
     assert record.ttft_ms == pytest.approx(200.0 + quiet.limits.handover_ms)

@@ -1,15 +1,17 @@
 """Decisions by hand and on record, and what is made of phases, planners and predecessors that misbehave."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from services.controller.controller import APPLY_PATIENCE_S, Controller
+from services.controller.distrust import LOG_INTERVAL_S
 from tandem.clock import ManualClock
 from tandem.partition.monitor import Monitor, WindowLimits
-from tandem.partition.planner import Plan, Prediction
+from tandem.partition.planner import AdmissionAdvice, Plan, Prediction
 from tandem.partition.static import StaticPlanner
 from tandem.partition.status import PhaseHello, ShareApplied
 from tandem.partition.steering import Steering
@@ -30,9 +32,11 @@ class Wish:
         self.plan_ = Plan(INITIAL, "as it is")
         self.error: Exception | None = None
         self.num_asked = 0
+        self.offered = ()
 
     def plan(self, observations, current):
         self.num_asked += 1
+        self.offered = observations.splits
         if self.error:
             raise self.error
         return self.plan_
@@ -155,11 +159,71 @@ def test_what_cannot_be_in_force_or_is_so_anyway_changes_nothing(controller, in_
     assert controller.decision.decision_id == 1
 
 
-@pytest.mark.parametrize("lie", [math.nan, math.inf, -5.0, 1e300])
-def test_telemetry_that_lies_ends_nothing(controller, wish, clock, lie):
-    wish.plan_ = Plan(Split(20, 80), "more for decode")
+STEP_LIES = [
+    *(replace(STEP, duration_ms=lie) for lie in (math.nan, math.inf, -5.0, 1e300)),
+    replace(STEP, unix_ns=1 << 62),
+    replace(STEP, num_tokens=1 << 31),
+    replace(STEP, num_backlog_tokens=-1),
+]
+REQUEST_LIES = [
+    *(replace(REQUEST, ttft_ms=lie) for lie in (math.nan, math.inf, -5.0, 1e300)),
+    replace(REQUEST, tpot_ms=math.nan),
+    replace(REQUEST, unix_ns=1 << 62),
+    replace(REQUEST, num_prompt_tokens=1 << 31),
+]
+
+
+@pytest.mark.parametrize("lie", [*STEP_LIES, *REQUEST_LIES], ids=str)
+def test_telemetry_that_lies_is_counted_and_nothing_else(controller, wish, clock, registry, lie):
+    before = replace(controller.status(), phases=())
     clock.advance(2.0)
-    controller.observe(RequestObservation("r", lie, lie, lie, lie, 10, 5, 0, True, 1 << 62, 0))
-    controller.report_step(Phase.DECODE, StepStatistics(lie, 1, 1, 10, 0, 1 << 62))
+    source = "decode" if isinstance(lie, StepStatistics) else "gateway"
+    controller.report_step(Phase.DECODE, lie) if source == "decode" else controller.observe(lie)
+    assert replace(controller.status(), phases=()) == before
+    assert controller.status().phases[1].statistics.step.num_samples == 0
+    assert wish.num_asked == 0
+    assert registry.get_sample_value("tandem:reports_refused_total", {"source": source}) == 1
+    wish.plan_ = Plan(Split(20, 80), "more for decode")
+    step(controller, clock)
     assert controller.decision.split == Split(20, 80)
-    assert len(controller.status().phases) == 2
+
+
+def test_many_lies_are_told_of_now_and_then(controller, clock):
+    with capture_logs() as logs:
+        for _ in range(10):
+            clock.advance(LOG_INTERVAL_S / 8)
+            controller.report_step(Phase.PREFILL, STEP_LIES[0])
+    told = [(entry["event"], entry["source"], entry["fault"], entry["num_refused"]) for entry in logs]
+    fault = ("report.refused", "prefill", "duration_ms is nan")
+    assert told == [(*fault, 1), (*fault, 8)]
+
+
+def test_advice_on_admission_is_shown_recorded_and_told_of_when_it_comes_and_ends(controller, wish, clock, registry):
+    advice = AdmissionAdvice(0.6, "no split meets the SLOs")
+    with capture_logs() as logs:
+        wish.plan_ = Plan(Split(20, 80), "more for decode", admission=advice)
+        step(controller, clock)
+        step(controller, clock)
+        assert controller.status().admission == controller.history()[-1].admission == advice
+        assert registry.get_sample_value("tandem:admit_share") == 0.6
+        wish.plan_ = Plan(Split(20, 80), "fine again")
+        step(controller, clock)
+    events = [entry["event"] for entry in logs if entry["event"].startswith("admission")]
+    assert events == ["admission.advised", "admission.open"]
+    assert controller.status().admission is None
+    assert registry.get_sample_value("tandem:admit_share") == 1.0
+
+
+def test_a_planner_that_is_paused_advises_nothing(controller, wish, clock):
+    wish.plan_ = Plan(INITIAL, "too much", admission=AdmissionAdvice(0.0, "no split meets the SLOs"))
+    step(controller, clock)
+    controller.set_paused(True)
+    assert controller.status().admission is None
+
+
+def test_what_is_no_split_is_not_on_offer(controller, wish, clock):
+    offered = (Split(0, 100), Split(30, 70), Split(50, 1000))
+    for phase in Phase:
+        controller.open_link(PhaseHello(phase, 42, "fake", offered))
+    step(controller, clock)
+    assert wish.offered == (Split(30, 70),)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from tandem.partition.observations import (
     latency_statistics,
     percentile,
 )
-from tandem.types import RequestObservation, StepStatistics
+from tandem.partition.slo import Slo, SloPolicy
+from tandem.types import RequestClass, RequestObservation, StepStatistics
 
 latencies = st.floats(0, 1e6)
 
@@ -50,6 +52,18 @@ def test_only_the_newest_requests_count():
     statistics = window.statistics()
     assert (statistics.ttft.num_samples, statistics.ttft.p50_ms) == (3, 2.0)
     assert statistics.num_observed_total == 4
+
+
+def test_a_request_attains_what_its_class_is_promised():
+    slos = SloPolicy(Slo(100.0, 10.0), {RequestClass.BATCH: Slo(1000.0, 10.0)})
+    window = RequestWindow(10, slos)
+    kept = [request(100.0, 10.0), request(50.0, 99.0, num_output_tokens=1), request(900.0)]
+    kept[2] = replace(kept[2], request_class=RequestClass.BATCH)
+    broken = [request(101.0), request(50.0, 10.5), request(ok=False), request(math.nan)]
+    for each in (*kept, *broken):
+        window.add(each)
+    statistics = window.statistics()
+    assert (statistics.num_in_window, statistics.num_attained) == (7, 3)
 
 
 def test_failed_requests_have_no_latency():
