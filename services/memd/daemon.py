@@ -1,4 +1,4 @@
-"""memd from an empty start to storage that phases attach to."""
+"""memd's storage, and how it comes to be from an empty start; `services.memd.resuming` goes on with an earlier one."""
 
 import asyncio
 import mmap
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from services.memd.description import Description, identity_of, write_description
 from services.memd.loader_protocol import LoadPlan
 from services.memd.loading import Loader
 from services.memd.store import LocalStore, StorageFacts
@@ -16,8 +17,8 @@ from tandem import __version__
 from tandem.clock import Clock
 from tandem.config.settings import MemdConfig
 from tandem.device.cpu.memory import MemfdExporter
-from tandem.device.memory import ExportedSegment, MemoryExporter, SegmentKind
-from tandem.errors import ConfigError, NotReadyError
+from tandem.device.memory import ExportedSegment, MemoryExporter, SegmentHandle, SegmentKind
+from tandem.errors import ConfigError, NotReadyError, StorageLostError
 from tandem.kv.layout import LAYOUT, KvLayout
 from tandem.kv.ledger import Ledger
 from tandem.kv.records import ledger_bytes
@@ -34,11 +35,17 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """What memd owns. Phases get the weights and the KV; the ledger stays here."""
+    """What memd owns. Phases get the weights and the KV; the ledger stays here, and what describes them all."""
 
-    weights: ExportedSegment
-    kv: ExportedSegment
-    ledger: ExportedSegment
+    weights: SegmentHandle
+    kv: SegmentHandle
+    ledger: SegmentHandle
+    description: SegmentHandle
+
+    @property
+    def all(self) -> tuple[SegmentHandle, ...]:
+        """What a keeper gets."""
+        return (self.weights, self.kv, self.ledger, self.description)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +60,11 @@ class Storage:
 
 
 class Daemon:
-    """Has storage once the model is loaded."""
+    """Has storage once the model is loaded, or the storage of the memd before is taken up."""
 
     def __init__(self) -> None:
         self._storage: Storage | None = None
+        self._begun_anew = False
 
     @property
     def storage(self) -> Storage:
@@ -64,6 +72,20 @@ class Daemon:
         if self._storage is None:
             raise NotReadyError("memd is loading the model")
         return self._storage
+
+    def storage_of(self, epoch: int) -> Storage:
+        """For a holder from then. StorageLostError when it is not that storage; NotReadyError: it may be, soon."""
+        if self._begun_anew and self._storage is None:
+            raise StorageLostError("memd has begun anew: it is loading the model")
+        storage = self.storage
+        actual = storage.store.current_statistics().epoch
+        if epoch != actual:
+            raise StorageLostError(f"memd has begun anew: its storage is of epoch {actual}, not {epoch}")
+        return storage
+
+    def begin_anew(self) -> None:
+        """There will be other storage than any memd before had."""
+        self._begun_anew = True
 
     def ready(self, storage: Storage) -> None:
         """Phases may attach from now on."""
@@ -81,20 +103,24 @@ async def load_storage(
     ModelError, ConfigError (``memd.kv_bytes``), DeviceError.
     """
     started_s = clock.now()
+    identity = identity_of(config)
     async with loader(config, exporter.kind) as child:
         plan = await child.plan()
         layout = plan_kv(config, plan, exporter.kind)
-        segments = await asyncio.to_thread(_make_segments, exporter, plan, layout)
-        await child.fill(segments.weights, segments.kv)
-    segments.weights.seal()
-    store = LocalStore(_new_ledger(segments.ledger, layout), _facts(config, plan, layout, segments), clock)
+        description = Description(identity, plan, layout)
+        weights, kv = await asyncio.to_thread(_make_segments, exporter, plan, layout)
+        await child.fill(weights, kv)
+    weights.seal()
+    ledger = MemfdExporter().create("ledger", ledger_bytes(layout.num_blocks))
+    segments = Segments(weights, kv, ledger, write_description(description))
+    store = LocalStore(_new_ledger(ledger, layout), facts_of(config, description, segments), clock)
     _log.info(
         "model.loaded",
         model=plan.model_name,
         digest=plan.digest,
         dtype=plan.dtype,
-        weight_bytes=segments.weights.size_bytes,
-        kv_bytes=segments.kv.size_bytes,
+        weight_bytes=weights.size_bytes,
+        kv_bytes=kv.size_bytes,
         memory=exporter.kind.value,
         num_blocks=layout.num_blocks,
         load_s=round(clock.now() - started_s, 3),
@@ -122,11 +148,16 @@ def plan_kv(config: MemdConfig, plan: LoadPlan, kind: SegmentKind) -> KvLayout:
     if num_blocks < MIN_BLOCKS:
         need = f"{MIN_BLOCKS} blocks of {block_bytes} bytes need {MIN_BLOCKS * block_bytes}"
         raise ConfigError("memd.kv_bytes", f"{kv_bytes} bytes hold {num_blocks} KV blocks; {need}")
-    if config.reserve_blocks >= num_blocks:
-        raise ConfigError(
-            "memd.reserve_blocks", f"{config.reserve_blocks} of {num_blocks} blocks leave none to prompts"
-        )
+    check_reserve(config, layout(num_blocks))
     return layout(num_blocks)
+
+
+def check_reserve(config: MemdConfig, layout: KvLayout) -> None:
+    """ConfigError when ``memd.reserve_blocks`` is all that there is."""
+    if config.reserve_blocks >= layout.num_blocks:
+        raise ConfigError(
+            "memd.reserve_blocks", f"{config.reserve_blocks} of {layout.num_blocks} blocks leave none to prompts"
+        )
 
 
 def default_kv_bytes(plan: LoadPlan, kind: SegmentKind) -> int:
@@ -140,12 +171,11 @@ def default_kv_bytes(plan: LoadPlan, kind: SegmentKind) -> int:
     return max(0, int(plan.free_bytes * DEVICE_SHARE) - weight_bytes)
 
 
-def _make_segments(exporter: MemoryExporter, plan: LoadPlan, layout: KvLayout) -> Segments:
-    return Segments(
-        weights=exporter.create("weights", WeightManifest.from_json(plan.manifest_json).total_bytes),
-        kv=exporter.create("kv", layout.total_bytes),
-        ledger=MemfdExporter().create("ledger", ledger_bytes(layout.num_blocks)),
-    )
+def _make_segments(
+    exporter: MemoryExporter, plan: LoadPlan, layout: KvLayout
+) -> tuple[ExportedSegment, ExportedSegment]:
+    weights = exporter.create("weights", WeightManifest.from_json(plan.manifest_json).total_bytes)
+    return weights, exporter.create("kv", layout.total_bytes)
 
 
 def _new_ledger(segment: ExportedSegment, layout: KvLayout) -> Ledger:
@@ -153,7 +183,9 @@ def _new_ledger(segment: ExportedSegment, layout: KvLayout) -> Ledger:
     return Ledger.create(buffer, num_blocks=layout.num_blocks, block_size=layout.block_size, epoch=secrets.randbits(63))
 
 
-def _facts(config: MemdConfig, plan: LoadPlan, layout: KvLayout, segments: Segments) -> StorageFacts:
+def facts_of(config: MemdConfig, description: Description, segments: Segments) -> StorageFacts:
+    """What `description` says of the storage, and `config` of how it is shared out."""
+    plan, layout = description.plan, description.kv_layout
     fingerprint = Fingerprint(
         model_digest=plan.digest,
         dtype=plan.dtype,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from tandem.device.memory import ExportedSegment
+from tandem.device.memory import SegmentHandle
 from tandem.rpc.segments import describe_segments
 from tandem.rpc.sockets import SocketClaim, claim_socket
 
@@ -34,7 +34,7 @@ class RefusedError(Exception):
 class HandleServer:
     """Listens between `start` and `close`."""
 
-    def __init__(self, path: Path, segments: Sequence[ExportedSegment], is_attached: Callable[[int], bool]) -> None:
+    def __init__(self, path: Path, segments: Sequence[SegmentHandle], is_attached: Callable[[int], bool]) -> None:
         self._path = path
         self._segments = tuple(segments)
         self._is_attached = is_attached

@@ -38,6 +38,7 @@ class Verb(StrEnum):
     """What can be asked of a keeper."""
 
     DEPOSIT = "deposit"  # an epoch's segments, their descriptors beside the line, in place of whatever was held
+    LOOK = "look"  # nothing but the answer
     WITHDRAW = "withdraw"  # duplicates of the descriptors come beside the answer; the keeper holds on to its own
     FORGET = "forget"  # an epoch's segments; those of another epoch stay
 

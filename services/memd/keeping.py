@@ -10,7 +10,7 @@ from typing import Any
 
 from services.memd.keeper import MAX_REQUEST_BYTES, NO_EPOCH, Verb
 from tandem.device.memory import SegmentHandle
-from tandem.errors import DeviceError, NotReadyError
+from tandem.errors import DeviceError, NotFoundError, NotReadyError
 from tandem.rpc.segments import ReceivedSegment, describe_segments, read_segments, receive
 
 TIMEOUT_S = 5.0
@@ -27,14 +27,20 @@ class Deposit:
 def deposit(path: Path, epoch: int, segments: Sequence[SegmentHandle]) -> None:
     """Leaves duplicates with the keeper in place of what it held; the caller keeps its own.
 
-    NotReadyError when no keeper answers.
+    NotFoundError: there is no keeper. NotReadyError: it does not answer, this time.
     """
     message = {"do": Verb.DEPOSIT, "epoch": epoch, **describe_segments(segments)}
     _ask(path, message, [segment.fd for segment in segments])
 
 
+def held_epoch(path: Path) -> int:
+    """Whose segments the keeper holds; 0: nobody's. NotFoundError, NotReadyError, DeviceError as of `withdraw`."""
+    line, _ = _ask(path, {"do": Verb.LOOK, "epoch": NO_EPOCH}, [])
+    return _epoch(line)
+
+
 def withdraw(path: Path) -> Deposit:
-    """Duplicates of what is held. NotReadyError when no keeper answers; DeviceError when it makes no sense."""
+    """Duplicates of what is held. As `deposit`; DeviceError: the answer makes no sense."""
     line, fds = _ask(path, {"do": Verb.WITHDRAW, "epoch": NO_EPOCH}, [])
     try:
         return Deposit(_epoch(line), read_segments(line, fds))
@@ -45,7 +51,7 @@ def withdraw(path: Path) -> Deposit:
 
 
 def forget(path: Path, epoch: int) -> None:
-    """Has the keeper let an epoch's segments go, if those are what it holds. NotReadyError when no keeper answers."""
+    """Has the keeper let an epoch's segments go, if those are what it holds. NotFoundError, NotReadyError."""
     _ask(path, {"do": Verb.FORGET, "epoch": epoch}, [])
 
 
@@ -65,6 +71,8 @@ def _ask(path: Path, message: Mapping[str, Any], fds: Sequence[int]) -> tuple[by
     except OSError as error:
         for fd in received_fds:
             os.close(fd)
+        if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+            raise NotFoundError(f"{path}: there is no keeper") from error
         raise NotReadyError(f"{path}: the keeper does not answer: {error}") from error
     return bytes(received), received_fds
 

@@ -3,16 +3,19 @@
 import asyncio
 import os
 import sys
+from pathlib import Path
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from services.memd.daemon import Daemon, Storage, load_storage
+from services.memd.depositing import Depositor
 from services.memd.handles import HandleServer
+from services.memd.resuming import resume_storage
 from services.memd.service import SERVICE_NAME, add_to_server
 from services.memd.upkeep import keep_up
 from tandem.clock import MonotonicClock
-from tandem.config.settings import MemdConfig
+from tandem.config.settings import KEEPER_SOCKET, MemdConfig
 from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
 from tandem.device.memory import MemoryExporter
 from tandem.device.memory_backends import choose_exporter
@@ -36,14 +39,23 @@ async def serve(config: MemdConfig, stop: asyncio.Event) -> int:
     add_to_server(daemon, host.server)
     try:
         await host.start()
-        storage = await load_unless_stopped(config, stop)
+        storage = await open_storage(config, daemon, stop)
         if storage is not None:
             daemon.ready(storage)
-            await serve_storage(storage, host, metrics, stop)
+            await serve_storage(storage, config.run_dir / KEEPER_SOCKET, host, metrics, stop)
     finally:
         await host.stop(STOP_GRACE_S)
         metrics_server.close()
     return 0
+
+
+async def open_storage(config: MemdConfig, daemon: Daemon, stop: asyncio.Event) -> Storage | None:
+    """The storage of the memd before, or a new one; None when `stop` came first."""
+    storage = await resume_storage(config, MonotonicClock())
+    if storage is not None:
+        return storage
+    daemon.begin_anew()
+    return await load_unless_stopped(config, stop)
 
 
 def make_exporter(config: MemdConfig, stop: asyncio.Event) -> MemoryExporter:
@@ -76,11 +88,15 @@ async def load_unless_stopped(config: MemdConfig, stop: asyncio.Event) -> Storag
         await asyncio.gather(loading, return_exceptions=True)
 
 
-async def serve_storage(storage: Storage, host: ServiceHost, metrics: MemdMetrics, stop: asyncio.Event) -> None:
-    """Hands out, keeps up and serves until `stop`; then every attachment ends."""
-    exported = (storage.segments.weights, storage.segments.kv)
-    handles = HandleServer(storage.handle_socket, exported, storage.store.is_attached)
-    upkeep = asyncio.create_task(keep_up(storage.store, metrics))
+async def serve_storage(
+    storage: Storage, keeper: Path, host: ServiceHost, metrics: MemdMetrics, stop: asyncio.Event
+) -> None:
+    """Hands out, keeps up and serves until `stop`; then every attachment ends. `keeper`: the keeper's socket."""
+    store, segments = storage.store, storage.segments
+    handles = HandleServer(storage.handle_socket, (segments.weights, segments.kv), store.is_attached)
+    depositor = Depositor(keeper, store.current_statistics().epoch, segments.all)
+    depositing = asyncio.create_task(depositor.run())
+    upkeep = asyncio.create_task(keep_up(store, metrics))
     try:
         handles.start()
         host.set_serving(True)
@@ -90,8 +106,9 @@ async def serve_storage(storage: Storage, host: ServiceHost, metrics: MemdMetric
             upkeep.result()
     finally:
         host.set_serving(False)
-        storage.store.close()
-        upkeep.cancel()
+        store.close()
+        for task in (upkeep, depositing):
+            task.cancel()
         await handles.close()
 
 

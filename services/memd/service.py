@@ -3,12 +3,14 @@
 from __future__ import annotations  # grpc's generic types are so in its stub files only
 
 from collections.abc import AsyncIterator
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import grpc
 
 from services.memd.daemon import Daemon, Storage
-from services.memd.store import LocalAttachment, LocalStore
+from services.memd.holders import LocalAttachment
+from services.memd.store import LocalStore
 from tandem.errors import NotReadyError
 from tandem.rpc.memd_codecs import (
     blocks_from_proto,
@@ -39,15 +41,13 @@ class MemoryService(pb_grpc.MemoryServiceServicer):
 
     async def Attach(self, request: pb.AttachRequest, context: Context) -> AsyncIterator[pb.AttachResponse]:  # noqa: N802
         """The stream is the attachment."""
-        storage = self._daemon.storage
-        claim = fingerprint_from_proto(request.fingerprint)
-        attachment = storage.store.attach(request.service, request.pid, claim)
+        storage, attachment = self._attach_again(request) if request.holder_id else self._attach(request)
         try:
             yield pb.AttachResponse(attached=_attached(storage, attachment))
             async for num_blocks in _reclaims(attachment):
                 yield pb.AttachResponse(reclaim=pb.Reclaim(num_blocks=num_blocks))
         finally:
-            storage.store.detach(attachment.holder_id)
+            storage.store.detach(attachment)
 
     async def LeaseBlocks(self, request: pb.LeaseBlocksRequest, context: Context) -> pb.LeaseBlocksResponse:  # noqa: N802
         """Spare blocks."""
@@ -109,6 +109,15 @@ class MemoryService(pb_grpc.MemoryServiceServicer):
         """The pool as it is now."""
         return statistics_to_proto(await self._store.statistics())
 
+    def _attach(self, request: pb.AttachRequest) -> tuple[Storage, LocalAttachment]:
+        storage = self._daemon.storage
+        claim = fingerprint_from_proto(request.fingerprint)
+        return storage, storage.store.attach(request.service, request.pid, claim)
+
+    def _attach_again(self, request: pb.AttachRequest) -> tuple[Storage, LocalAttachment]:
+        storage = self._daemon.storage_of(request.epoch)
+        return storage, storage.store.attach_again(request.holder_id)
+
 
 def add_to_server(daemon: Daemon, server: grpc.aio.Server) -> None:
     """Serves memd's methods."""
@@ -116,6 +125,7 @@ def add_to_server(daemon: Daemon, server: grpc.aio.Server) -> None:
 
 
 def _attached(storage: Storage, attachment: LocalAttachment) -> pb.Attached:
+    holding = storage.store.holding(attachment.holder_id)
     return pb.Attached(
         holder_id=attachment.holder_id,
         epoch=storage.store.current_statistics().epoch,
@@ -124,6 +134,8 @@ def _attached(storage: Storage, attachment: LocalAttachment) -> pb.Attached:
         model_config_json=storage.plan.model_config_json,
         weight_manifest_json=storage.plan.manifest_json,
         kv_layout_json=storage.kv_layout.to_json(),
+        spare_blocks=blocks_to_proto(sorted(holding.spare, key=attrgetter("block_id"))),
+        lease_ids=sorted(holding.lease_ids),
     )
 
 

@@ -1,16 +1,16 @@
-"""`MemoryStore` over the ledger: who is attached, who is asked to give blocks back, and what time ends."""
+"""`MemoryStore` over the ledger: who is asked to give blocks back, and what time ends."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import structlog
 
+from services.memd.holders import Holders, LocalAttachment
 from tandem.clock import Clock
-from tandem.errors import FingerprintMismatchError, NotReadyError
+from tandem.errors import FingerprintMismatchError
 from tandem.kv.ledger import Ledger
 from tandem.kv.policy import reclaim_shares
-from tandem.kv.store import SequenceLease, SequenceUpdate, StorageStatistics
+from tandem.kv.store import Holding, SequenceLease, SequenceUpdate, StorageStatistics
 from tandem.types import Block, Fingerprint
 
 _log = structlog.get_logger()
@@ -27,35 +27,6 @@ class StorageFacts:
     lease_ttl_s: float
 
 
-class LocalAttachment:
-    """One holder. What is asked back of it adds up to the largest request until the holder hears of it."""
-
-    def __init__(self, holder_id: int) -> None:
-        self.holder_id = holder_id
-        self._num_asked = 0
-        self._ended = False
-        self._news = asyncio.Event()
-
-    def ask(self, num_blocks: int) -> None:
-        """Other holders lack `num_blocks`."""
-        self._num_asked = max(self._num_asked, num_blocks)
-        self._news.set()
-
-    def end(self) -> None:
-        """memd is about to end."""
-        self._ended = True
-        self._news.set()
-
-    async def next_reclaim(self) -> int:
-        """Blocks asked back. NotReadyError when the attachment has ended."""
-        await self._news.wait()
-        if self._ended:
-            raise NotReadyError("memd is about to end")
-        self._news.clear()
-        num_asked, self._num_asked = self._num_asked, 0
-        return num_asked
-
-
 class LocalStore:
     """The pool as memd itself has it. Every method runs to its end without awaiting, so each is atomic."""
 
@@ -63,35 +34,41 @@ class LocalStore:
         self.facts = facts
         self._ledger = ledger
         self._clock = clock
-        self._attachments: dict[int, LocalAttachment] = {}
+        self._holders = Holders(ledger, clock)
         self._num_asked_blocks = 0
         self._num_claimed_blocks = 0
 
     def attach(self, service: str, pid: int, claim: Fingerprint) -> LocalAttachment:
-        """A new holder. FingerprintMismatchError; LeaseError when too many are attached."""
+        """A new holder. FingerprintMismatchError; LeaseError when too many are attached; NotReadyError."""
         refuse_mismatch(service, claim, self.facts.fingerprint)
-        attachment = LocalAttachment(self._ledger.add_holder(service, pid))
-        self._attachments[attachment.holder_id] = attachment
-        _log.info("holder.attached", holder_id=attachment.holder_id, holder=service, pid=pid)
-        return attachment
+        return self._holders.attach(service, pid)
 
-    def detach(self, holder_id: int) -> None:
-        """The holder is gone, by whatever cause. NotFoundError: no such holder."""
-        num_freed = self._ledger.drop_holder(holder_id)
-        self._attachments.pop(holder_id, None)
-        _log.info("holder.gone", holder_id=holder_id, num_freed_blocks=num_freed)
+    def attach_again(self, holder_id: int) -> LocalAttachment:
+        """A holder of this ledger. StorageLostError when it was given up; NotReadyError."""
+        return self._holders.attach_again(holder_id)
+
+    def holding(self, holder_id: int) -> Holding:
+        """What the ledger says that an attached holder has."""
+        return self._holders.holding(holder_id)
+
+    def detach(self, attachment: LocalAttachment) -> None:
+        """The attachment has ended, by whatever cause."""
+        self._holders.detach(attachment)
 
     def is_attached(self, holder_id: int) -> bool:
         """Whether the holder may have the segments."""
-        return holder_id in self._attachments
+        return self._holders.is_attached(holder_id)
 
     def close(self) -> None:
-        """Ends every attachment."""
-        for attachment in self._attachments.values():
-            attachment.end()
+        """Ends every attachment; what the holders have is the next memd's to give them."""
+        self._holders.close()
 
     def expire(self) -> int:
-        """Ends and revokes the leases that nobody renewed in time; returns how many ended."""
+        """Ends and revokes the leases that nobody renewed in time, gives up who did not come back.
+
+        Returns how many leases ended.
+        """
+        self._holders.give_up_absent()
         expiry = self._ledger.expire(self._clock.now(), self.facts.lease_ttl_s)
         for lease_id in expiry.revoked_lease_ids:
             _log.warning("lease.revoked", lease_id=lease_id)
@@ -101,6 +78,7 @@ class LocalStore:
 
     async def lease_blocks(self, holder_id: int, num_blocks: int) -> tuple[Block, ...]:
         """See `MemoryStore`. What is missing is asked back from the other holders."""
+        self._holders.check(holder_id)
         blocks = self._ledger.lease_blocks(holder_id, num_blocks, self.facts.num_reserve_blocks)
         if len(blocks) < num_blocks:
             self._reclaim(holder_id, num_blocks - len(blocks))
@@ -108,16 +86,19 @@ class LocalStore:
 
     async def return_blocks(self, holder_id: int, blocks: Sequence[Block]) -> None:
         """See `MemoryStore`."""
+        self._holders.check(holder_id)
         self._ledger.return_blocks(holder_id, blocks)
 
     async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
         """See `MemoryStore`."""
+        self._holders.check(holder_id)
         lease = self._ledger.acquire_sequence(holder_id, lease_id, request_id, create, self._clock.now())
         _log.debug("lease.acquired", lease_id=lease_id, request_id=request_id, holder_id=holder_id, create=create)
         return lease
 
     async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
         """See `MemoryStore`."""
+        self._holders.check(holder_id)
         lease = self._ledger.claim_prefix(holder_id, lease_id, keys, self.facts.num_reserve_blocks)
         self._num_asked_blocks += len(keys)
         self._num_claimed_blocks += min(len(lease.blocks), len(keys))
@@ -126,6 +107,7 @@ class LocalStore:
 
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `MemoryStore`."""
+        self._holders.check(holder_id)
         lost = self._ledger.update_sequences(holder_id, updates)
         if lost:
             _log.info("lease.refused", holder_id=holder_id, lease_ids=sorted(lost))
@@ -181,9 +163,10 @@ class LocalStore:
         )
 
     def _reclaim(self, holder_id: int, num_missing: int) -> None:
-        others = {other: num for other, num in self._ledger.num_spare_by_holder().items() if other != holder_id}
+        spare = self._ledger.num_spare_by_holder()
+        others = {other: num for other, num in spare.items() if other != holder_id and self.is_attached(other)}
         for other, num_blocks in reclaim_shares(num_missing, others).items():
-            self._attachments[other].ask(num_blocks)
+            self._holders.ask(other, num_blocks)
 
 
 def refuse_mismatch(service: str, claim: Fingerprint, actual: Fingerprint) -> None:

@@ -19,6 +19,11 @@ class SegmentKind(StrEnum):
     CUDA_VMM = "cuda-vmm"  # device memory exported by cuMemExportToShareableHandle
     CUDA_IPC = "cuda-ipc"  # a memfd that holds the handle of cuIpcGetMemHandle
 
+    @property
+    def ends_with_its_maker(self) -> bool:
+        """Whether a descriptor, wherever it is kept, does not keep the memory itself."""
+        return self is SegmentKind.CUDA_IPC
+
 
 class SegmentHandle(Protocol):
     """What must be known of a segment to map it."""

@@ -1,6 +1,6 @@
 """Shares of a device. A phase applies its side of a `Split` at its own iteration's end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,9 +17,10 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class RestartRequired:
-    """Only a new process can have this share."""
+    """Only a process that was started with `environment` can have this share."""
 
     detail: str
+    environment: Mapping[str, str]
 
 
 class PartitionBackend(Protocol):

@@ -5,6 +5,7 @@ keys mean equal keys and values. Another namespace makes every key another one: 
 """
 
 import hashlib
+import hmac
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,21 @@ def namespace(*parts: bytes) -> bytes:
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.digest()
+
+
+def domain_salt(secret: bytes, domain: str) -> bytes:
+    """What keeps a sharing domain's contents apart from all others'; nobody without the server's secret can name it."""
+    return hmac.digest(secret, domain.encode(), hashlib.sha256)
+
+
+def shared_namespace(contents: Sequence[str], client_salt: str, salt: bytes = b"") -> bytes:
+    """Of whoever may share KV, whole blocks and segments alike.
+
+    `contents` is what KV depends on beside the tokens; `salt` is the sharing domain's (see `domain_salt`), empty where
+    there are no domains; the client's own only divides its domain further.
+    """
+    parts = [part.encode() for part in (*contents, client_salt)]
+    return namespace(*parts, salt) if salt else namespace(*parts)
 
 
 def block_keys(start: bytes, token_ids: Sequence[int], block_size: int) -> tuple[bytes, ...]:

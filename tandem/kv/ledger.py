@@ -19,7 +19,7 @@ from tandem.kv.outcomes import EndedLease, Expiry, LedgerStatistics
 from tandem.kv.policy import LeaseFate, grant_size, lease_fate
 from tandem.kv.records import Buffer, LeaseState, LedgerRecords, Reference
 from tandem.kv.repair import Repairs, repair
-from tandem.kv.store import HolderStatistics, SequenceLease, SequenceUpdate
+from tandem.kv.store import HolderStatistics, Holding, SequenceLease, SequenceUpdate
 from tandem.types import Block
 
 
@@ -161,6 +161,17 @@ class Ledger:
         for lease_id in self._index.leases.keys() & set(lease_ids):
             self._records.set_lease(self._index.leases[lease_id].slot, "renewed_at_s", now_s)
         return frozenset(lease_ids) - self._index.leases.keys()
+
+    def renew_all(self, now_s: float) -> None:
+        """Starts every lease's time to live anew: nobody could renew them while memd was away."""
+        self.renew_sequences(tuple(self._index.leases), now_s)
+
+    def holding(self, holder_id: int) -> Holding:
+        """What the holder has. NotFoundError."""
+        entry = self._index.holder(holder_id)
+        spare = sorted(entry.spare)
+        generations = self._records.generations(spare)
+        return Holding(frozenset(map(Block, spare, generations)), frozenset(entry.lease_ids))
 
     def release_sequences(self, lease_ids: Sequence[int]) -> tuple[EndedLease, ...]:
         """Ends the leases, whoever works on them; those that do not exist are passed over."""

@@ -10,9 +10,9 @@ extend    reference (lease last); block: one reference, owner 0, SPARE with a re
           then LEASED; the lease's sealed tokens after all
 publish   block: its key, then that it is published              not published: the key means nothing
 claim     reference; block: the count, then LEASED; the          CACHED with a reference: it becomes LEASED;
-          lease's sealed tokens after all                        the lease is shorter, and expires
-unclaim   the lease's sealed tokens 0; from its end each block   the lease is shorter; a block that is in no
-          as release                                             lease is as after a release
+          lease's sealed tokens after all                        what the lease has is sealed, and no more
+unclaim   the lease's sealed tokens 0; from its end each block   what the lease still has is sealed; a block
+          as release                                             that is in no lease is as after a release
 fork      lease OPEN; for each block its reference, then the     more references than counted: counted anew;
           count; the sealed tokens after all                     the child is shorter, and expires
 release   lease ENDING; for each block the count, then FREE or   the ENDING lease is ended, its blocks counted
@@ -25,7 +25,8 @@ drop      each spare block as return; each lease: holder 0;      some of it is d
 revoke    the lease: renewed, then holder 0                      it is renewed: it is revoked one TTL later
 ========  =====================================================  ==============================================
 
-References are the truth of who holds a LEASED block. What no kill can leave is not touched here and refused by
+References are the truth of who holds a LEASED block, and a published block is sealed, so that a holder which asks again
+after a kill is told what its lease has. What no kill can leave is not touched here and refused by
 `check`: a LEASED block without reference that was in no ENDING lease, a reference to a FREE block, and so on.
 """
 
@@ -45,6 +46,7 @@ class Repairs:
     num_freed_blocks: int = 0
     num_joined_blocks: int = 0  # SPARE or CACHED with a reference: they went into their lease
     num_recounted_blocks: int = 0
+    num_sealed_leases: int = 0  # that had published blocks beyond their sealed tokens
 
 
 def repair(records: LedgerRecords) -> Repairs:
@@ -58,6 +60,7 @@ def repair(records: LedgerRecords) -> Repairs:
         num_joined_blocks=_join(records, counts),
         num_recounted_blocks=_recount(records, counts),
         num_freed_blocks=_free(records, counts, left=_per_block(records, ended) > 0),
+        num_sealed_leases=_seal(records, kept),
     )
     records.references["lease_id"][ended] = 0
     records.leases["state"][ending] = LeaseState.UNUSED
@@ -106,3 +109,26 @@ def _free(records: LedgerRecords, counts: Array, left: Array) -> int:
     owner[unowned] = 0
     records.blocks["num_references"][unowned] = 0
     return int(freed.sum())
+
+
+def _seal(records: LedgerRecords, kept: Array) -> int:
+    """The tokens of each lease's first blocks, as far as these are published."""
+    num_shared = _num_published_first(records, kept)
+    num_sealed = 0
+    for slot in np.flatnonzero(records.leases["state"] != LeaseState.UNUSED).tolist():
+        num_tokens = num_shared.get(int(records.lease_field(slot, "lease_id")), 0) * records.block_size
+        if records.lease_field(slot, "num_sealed_tokens") < num_tokens:
+            records.set_lease(slot, "num_sealed_tokens", num_tokens)
+            num_sealed += 1
+    return num_sealed
+
+
+def _num_published_first(records: LedgerRecords, kept: Array) -> dict[int, int]:
+    """By lease, how many blocks from its start on are published."""
+    published = records.blocks["published"] != 0
+    own = np.sort(records.references[kept], order=["lease_id", "ordinal"])
+    num_first: dict[int, int] = {}
+    for lease_id, block_id, _, ordinal in own.tolist():
+        if num_first.get(lease_id, 0) == ordinal and block_id < records.num_blocks and published[block_id]:
+            num_first[lease_id] = ordinal + 1
+    return num_first

@@ -50,6 +50,14 @@ class SequenceUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What the ledger says a holder has: its spare blocks, and the leases that it works on."""
+
+    spare: frozenset[Block]
+    lease_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class HolderStatistics:
     """One attached phase."""
 
@@ -81,8 +89,12 @@ class StorageStatistics:
     lease_ttl_s: float = 30.0  # of a sequence lease that nobody renews
 
 
-class MemoryStore(Protocol):
-    """Blocks and leases. Every call is atomic."""
+class HolderStore(Protocol):
+    """What a holder does with its blocks and leases. Every call is atomic.
+
+    NotReadyError of any of them: memd is away, and may or may not have done it. What the holder has (`Holding`), once
+    it has attached again, says so.
+    """
 
     async def lease_blocks(self, holder_id: int, num_blocks: int) -> tuple[Block, ...]:
         """Spare blocks; fewer than asked for, down to none, when the pool is low. NotFoundError: no such holder."""
@@ -111,6 +123,10 @@ class MemoryStore(Protocol):
         The spare blocks named in a refused update stay the holder's. StaleBlockError when a block is not.
         """
         ...
+
+
+class MemoryStore(HolderStore, Protocol):
+    """Everything that can be asked of memd's pool."""
 
     async def fork_sequence(self, parent_lease_id: int, child_lease_id: int, request_id: str, num_tokens: int) -> int:
         """Opens a lease that shares the parent's full, sealed blocks of the first `num_tokens` tokens.

@@ -35,7 +35,7 @@ def local(memd: LocalMemd) -> Subject:
         attachment = memd.store.attach(service, 1, claim)
 
         async def detach() -> None:
-            memd.store.detach(attachment.holder_id)
+            memd.store.detach(attachment)
 
         return Holder(attachment.holder_id, attachment.next_reclaim, detach)
 

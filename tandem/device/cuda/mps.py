@@ -4,6 +4,7 @@ A client that is killed in the middle of its work takes every other client of th
 the daemon first does not.
 """
 
+import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tandem.errors import DeviceError
 CONTROL_PROGRAM = "nvidia-cuda-mps-control"
 ENV_PIPE_DIRECTORY = "CUDA_MPS_PIPE_DIRECTORY"
 ENV_LOG_DIRECTORY = "CUDA_MPS_LOG_DIRECTORY"
+DEFAULT_LOG_DIRECTORY = "/var/log/nvidia-mps"
 CALL_TIMEOUT_S = 30.0
 QUIT_TIMEOUT_S = 10  # of servers whose clients do not end
 
@@ -91,6 +93,15 @@ class MpsControl:
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             raise DeviceError(f"MPS: {error}") from error
+
+
+def client_control(environ: Mapping[str, str]) -> MpsControl | None:
+    """The daemon that a process with this environment is a client of; None where it names none, or has no program."""
+    program = shutil.which(CONTROL_PROGRAM, path=environ.get("PATH"))
+    if program is None or ENV_PIPE_DIRECTORY not in environ:
+        return None
+    log = Path(environ.get(ENV_LOG_DIRECTORY, DEFAULT_LOG_DIRECTORY))
+    return MpsControl(MpsDirectories(Path(environ[ENV_PIPE_DIRECTORY]), log), environ, program)
 
 
 def _pids(answer: str) -> tuple[int, ...]:

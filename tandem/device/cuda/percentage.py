@@ -37,7 +37,8 @@ class PercentageBackend:
         wanted = split.percent(phase)
         if self._percent == wanted:
             return Applied(f"{ENV_PERCENTAGE}={wanted}")
-        return RestartRequired(f"started with {self._percent:g} %; a new process needs {ENV_PERCENTAGE}={wanted}")
+        detail = f"started with {self._percent:g} %; a new process needs {ENV_PERCENTAGE}={wanted}"
+        return RestartRequired(detail, {ENV_PERCENTAGE: str(wanted)})
 
     def turn(self) -> AbstractContextManager[None]:
         """Both phases run at once."""

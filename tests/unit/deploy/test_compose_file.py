@@ -9,7 +9,8 @@ import yaml
 
 from tandem.config.environment import SERVICE_ENVIRONMENT
 from tandem.config.load import load_config
-from tandem.config.settings import MODES, SERVICES, CommonConfig
+from tandem.config.settings import KEEPER_SOCKET, MODES, SERVICES, CommonConfig
+from tandem.rpc.health_probe import DEADLINE_S
 from tandem.rpc.names import SERVICE_NAMES
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,8 +37,17 @@ def seconds(duration: str) -> float:
     return float(duration.removesuffix("s"))
 
 
-def test_it_starts_the_five_services_and_no_other():
-    assert set(COMPOSE["services"]) == set(MODES["semi-pd"])
+def test_it_starts_the_five_services_and_memds_keeper():
+    assert set(COMPOSE["services"]) == {*MODES["semi-pd"], "keeper"}
+
+
+def test_the_keeper_listens_where_memd_looks_and_is_there_first():
+    keeper, memd = COMPOSE["services"]["keeper"], in_container("memd")
+    assert keeper["command"] == [
+        "python", "-m", "services.memd.keeper", "--socket", str(memd.run_dir / KEEPER_SOCKET)
+    ]  # fmt: skip
+    assert keeper["volumes"] == COMPOSE["services"]["memd"]["volumes"]
+    assert COMPOSE["services"]["memd"]["depends_on"] == {"keeper": {"condition": "service_started"}}
 
 
 @each_service
@@ -51,7 +61,14 @@ def test_each_runs_its_own_module(service):
 def test_each_health_check_asks_the_services_own_socket_for_its_own_name(service):
     test = COMPOSE["services"][service]["healthcheck"]["test"]
     assert test[:4] == ["CMD", "python", "-m", "tandem.rpc.health_probe"]
-    assert test[4:] == [in_container(service).socket(service), SERVICE_NAMES[service]]
+    assert test[4:6] == [in_container(service).socket(service), SERVICE_NAMES[service]]
+
+
+@each_service
+def test_each_health_check_ends_what_hangs_after_the_usual_time(service):
+    check = COMPOSE["services"][service]["healthcheck"]
+    assert [float(test) for test in check["test"][6:]] == [in_container(service).hang_timeout_s]
+    assert seconds(check["timeout"]) > DEADLINE_S
 
 
 @each_service
@@ -75,7 +92,7 @@ def test_the_drain_ends_before_the_engine_kills(service):
     assert grace_s > in_container(service).drain_timeout_s
 
 
-@each_service
+@pytest.mark.parametrize("service", [*MODES["semi-pd"], "keeper"])
 def test_each_is_confined(service):
     definition = COMPOSE["services"][service]
     assert definition["read_only"] and definition["cap_drop"] == ["ALL"]

@@ -31,8 +31,8 @@ def targets(service: dict) -> list[str]:
     return [volume.split(":")[1] if isinstance(volume, str) else volume["target"] for volume in service["volumes"]]
 
 
-def test_the_daemon_joins_the_five_services(merged):
-    assert set(merged["services"]) == {*MODES["semi-pd"], "mps"}
+def test_the_daemon_joins_the_five_services_and_the_keeper(merged):
+    assert set(merged["services"]) == {*MODES["semi-pd"], "keeper", "mps"}
 
 
 def test_all_are_of_one_image_with_a_cuda_build_of_torch(merged):
@@ -73,7 +73,7 @@ def test_triton_has_a_place_that_libraries_can_be_loaded_from(merged, phase):
     assert "/tmp:size=64m" in service["tmpfs"]
 
 
-@pytest.mark.parametrize("service", [*MODES["semi-pd"], "mps"])
+@pytest.mark.parametrize("service", [*MODES["semi-pd"], "keeper", "mps"])
 def test_each_is_as_confined_as_without_a_gpu(merged, service):
     definition = merged["services"][service]
     assert definition["read_only"] and definition["cap_drop"] == ["ALL"]

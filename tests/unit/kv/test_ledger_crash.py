@@ -159,6 +159,25 @@ def test_the_repair_itself_may_be_killed(name):
         line += 5
 
 
+@pytest.mark.parametrize("name", ["claim", "unclaim"])
+def test_a_claim_that_was_cut_off_can_be_made_again(name):
+    """Whoever asked has no answer, and asks the next memd: what the lease shares is sealed, whole and in order."""
+    line = 0
+    while True:
+        buffer, before, operations = scene()
+        if not run_killed_at(line, operations[name]):
+            break
+        again = Ledger.open(buffer)
+        decode = next(each.holder_id for each in again.statistics().holders if each.service == "decode")
+        lease = again.claim_prefix(decode, 500, [key(0), key(1)], 0)
+        assert [block.block_id for block in lease.blocks] == before._index.contents.run([key(0), key(1)])
+        assert lease.num_sealed_tokens == 8
+        assert again.claim_prefix(decode, 500, [], 0).blocks == ()
+        again.check()
+        line += 1
+    assert line > 10
+
+
 def repair_killed_at(line: int, buffer: bytearray) -> bytearray | None:
     copy = bytearray(buffer)
     return copy if run_killed_at(line, lambda: repair(LedgerRecords.map(copy))) else None

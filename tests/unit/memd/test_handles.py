@@ -142,7 +142,7 @@ def test_whatever_comes_is_a_request_or_refused(line):
 
 async def test_a_holder_that_is_gone_gets_nothing(memd):
     attachment = memd.store.attach("decode", 1, FINGERPRINT)
-    memd.store.detach(attachment.holder_id)
+    memd.store.detach(attachment)
     with pytest.raises(NotReadyError, match="without an answer"):
         await receive_segments(str(memd.storage.handle_socket), attachment.holder_id)
 

@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +19,10 @@ import pytest
 from services.memd import keeper, keeping
 from services.memd.handles import RefusedError
 from services.memd.keeper import parse_request
-from services.memd.keeping import Deposit, deposit, forget, withdraw
+from services.memd.keeping import Deposit, deposit, forget, held_epoch, withdraw
 from tandem.device.cpu.memory import MemfdExporter, MemfdSegment
 from tandem.device.memory import SegmentKind
-from tandem.errors import DeviceError, NotReadyError
+from tandem.errors import DeviceError, NotFoundError, NotReadyError
 from tandem.rpc.segments import close_segments
 from tests.support.depositor import EPOCH
 from tests.support.fake_cuda.host import fake_driver, importers_over
@@ -45,14 +47,21 @@ def start(path: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, env=ENVIRONMENT)
 
 
+def wait_until_it_answers(path: Path, process: "subprocess.Popen[bytes]") -> None:
+    while True:
+        assert process.poll() is None
+        with suppress(NotFoundError):
+            held_epoch(path)
+            return
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="tdm") as folder:
         path = Path(folder) / "keeper.sock"
         process = start(path)
-        while not path.exists():
-            assert process.poll() is None
-            time.sleep(0.02)
+        wait_until_it_answers(path, process)
         yield Running(path, process)
         process.terminate()
         assert process.wait() == 0
@@ -209,10 +218,32 @@ def test_a_second_keeper_of_the_same_socket_is_refused(running):
     assert withdraw(running.path) == Deposit(0, {})
 
 
-def test_no_keeper_is_not_ready(tmp_path, segments):
-    for call in (withdraw, lambda path: forget(path, 1), lambda path: deposit(path, 1, segments)):
-        with pytest.raises(NotReadyError, match="the keeper does not answer"):
+def test_no_keeper_is_not_found(tmp_path, segments):
+    for call in (withdraw, held_epoch, lambda path: forget(path, 1), lambda path: deposit(path, 1, segments)):
+        with pytest.raises(NotFoundError, match="there is no keeper"):
             call(tmp_path / "keeper.sock")
+
+
+def test_a_keeper_that_ends_the_connection_is_not_ready(tmp_path):
+    path = tmp_path / "keeper.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def hang_up() -> None:
+            listener.accept()[0].close()
+
+        rude = threading.Thread(target=hang_up)
+        rude.start()
+        with pytest.raises(NotReadyError, match="the keeper does not answer"):
+            withdraw(path)
+        rude.join()
+
+
+def test_looking_takes_no_descriptors(running, segments):
+    assert held_epoch(running.path) == 0
+    deposit(running.path, 7, segments)
+    assert held_epoch(running.path) == 7
 
 
 @pytest.mark.parametrize("answer", [b"\n", b"{}\n", b'{"epoch": 3}\n', b'{"epoch": "x", "segments": []}\n'])

@@ -6,8 +6,10 @@ import os
 import pytest
 import torch
 
+from services.memd.daemon import Daemon
 from tandem.device.cpu.memory import MemfdImporter
-from tandem.errors import DeviceError, NotReadyError
+from tandem.errors import DeviceError, NotReadyError, StorageLostError
+from tandem.kv.store import Holding
 from tandem.rpc.memd_client import MemdClient
 from tandem.types import Fingerprint
 from tests.support.memd import CONFIG, FINGERPRINT, LAYOUT, MANIFEST, local_memd
@@ -90,3 +92,38 @@ async def test_closing_the_client_ends_its_attachments(memd, client):
         await asyncio.sleep(0.001)
     assert memd.store.current_statistics().num_free_blocks == 16
     await attachment.detach()
+
+
+async def test_a_holder_attaches_again_to_the_next_memd_over_the_same_ledger(memd, client):
+    attachment = await client.attach("decode", 1, Fingerprint())
+    assert attachment.holding == Holding(frozenset(), frozenset())
+    blocks = await client.lease_blocks(attachment.holder_id, 3)
+    await client.acquire_sequence(attachment.holder_id, 7, "r", create=True)
+    memd.restart()
+    await attachment.ended.wait()
+    with pytest.raises(NotReadyError, match="not attached again"):
+        await client.lease_blocks(attachment.holder_id, 1)
+    again = await attachment.attach_again()
+    assert (again.holder_id, again.epoch, again.segments) == (attachment.holder_id, 5, {})
+    assert again.holding == Holding(frozenset(blocks), frozenset({7}))
+    assert len(await client.lease_blocks(attachment.holder_id, 1)) == 1
+    await attachment.detach()
+    assert memd.store.is_attached(again.holder_id)
+    await again.detach()
+
+
+async def test_a_holder_of_other_storage_is_told_so(memd, client):
+    attachment = await client.attach("decode", 1, Fingerprint())
+    attachment.epoch = 4
+    memd.restart()
+    with pytest.raises(StorageLostError, match="its storage is of epoch 5, not 4"):
+        await attachment.attach_again()
+
+
+def test_a_memd_that_looks_for_its_storage_is_waited_for_and_one_that_loads_is_not():
+    daemon = Daemon()
+    with pytest.raises(NotReadyError, match="loading the model"):
+        daemon.storage_of(5)
+    daemon.begin_anew()
+    with pytest.raises(StorageLostError, match="has begun anew"):
+        daemon.storage_of(5)

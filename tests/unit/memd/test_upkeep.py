@@ -12,7 +12,8 @@ from tests.support.memd import FINGERPRINT, TTL_S, local_memd
 async def test_time_ends_leases_and_metrics_tell():
     registry = CollectorRegistry()
     async with local_memd() as memd:
-        holder = memd.store.attach("decode", 1, FINGERPRINT).holder_id
+        attachment = memd.store.attach("decode", 1, FINGERPRINT)
+        holder = attachment.holder_id
         blocks = await memd.store.lease_blocks(holder, 8)
         await memd.store.acquire_sequence(holder, 1, "r", create=True)
         await memd.store.update_sequences(holder, [SequenceUpdate(1, blocks[:4], 16)])
@@ -25,7 +26,7 @@ async def test_time_ends_leases_and_metrics_tell():
         }
         assert (value(registry, "num_sequences"), value(registry, "num_holders")) == (1, 1)
         assert value(registry, "cache_config_info", block_size="4", num_gpu_blocks="16") == 1
-        memd.store.detach(holder)
+        memd.store.detach(attachment)
         memd.clock.advance(TTL_S + 1)
         fresh = CollectorRegistry()
         await run_once(memd.store, MemdMetrics.create(fresh))

@@ -56,6 +56,8 @@ def test_another_share_needs_a_process_with_that_percentage(mps_cuda):
     outcome = backend.apply(Phase.DECODE, Split(40, 60))
     assert isinstance(outcome, RestartRequired)
     assert outcome.detail == f"started with 40 %; a new process needs {ENV_PERCENTAGE}=60"
+    successor = percentage_backend(mps_cuda, **outcome.environment)
+    assert isinstance(successor.apply(Phase.DECODE, Split(40, 60)), Applied)
 
 
 def test_a_percentage_means_nothing_without_mps(mps_cuda):
