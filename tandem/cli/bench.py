@@ -6,6 +6,7 @@ import click
 
 NAMES = (
     "accuracy",
+    "approx",
     "compare",
     "engines",
     "export",
@@ -13,6 +14,7 @@ NAMES = (
     "hits",
     "micro",
     "plot",
+    "policies",
     "reuse",
     "run",
     "simulate",

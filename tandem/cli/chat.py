@@ -9,9 +9,11 @@ from typing import Any, Protocol
 
 import click
 
+from tandem.cli.access import access_options
 from tandem.cli.deployment import Overrides, address_option, connected, deployment_options, resolve
 from tandem.cli.sampling import sampling_options
 from tandem.cli.stdin import text_stdin
+from tandem.client import Access
 from tandem.errors import TandemError
 
 RESET = "/reset"
@@ -21,14 +23,20 @@ QUIT = "/quit"
 @click.command()
 @click.option("--system", help="What the model is told before the conversation.")
 @address_option
+@access_options
 @deployment_options
 @sampling_options
 def chat(
-    system: str | None, address: str | None, config_file: Path | None, run_dir: Path | None, **sampling: Any
+    system: str | None,
+    address: str | None,
+    access: Access,
+    config_file: Path | None,
+    run_dir: Path | None,
+    **sampling: Any,
 ) -> None:
     """Talk to the model. /reset forgets, /quit or Ctrl-D leaves, Ctrl-C ends the current answer."""
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
-    with connected(deployment, address) as client:
+    with connected(deployment, address, access) as client:
         conversation = Conversation(client, _write, sampling, system)
         if sys.stdin.isatty():
             _interactive(conversation)

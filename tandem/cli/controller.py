@@ -10,6 +10,7 @@ from rich.table import Table
 from tandem.cli.deployment import Overrides, deployment_options, resolve
 from tandem.cli.output import new_console
 from tandem.errors import InvalidRequestError
+from tandem.partition.planner import AdmissionAdvice
 from tandem.partition.status import ControllerStatus, DecisionRecord
 from tandem.rpc.controller_client import ControllerClient
 from tandem.types import Split
@@ -82,6 +83,8 @@ def status_table(status: ControllerStatus) -> Table:
     decision = status.decision
     table = Table("phase", "share", "process", "backend", "in force", title=f"planner {status.planner} {state}")
     table.caption = f"decision {decision.decision_id}: {decision.reason}"
+    if status.admission is not None:
+        table.caption += f"\nadmit {_admitted(status.admission)}: {status.admission.reason}"
     for phase in status.phases:
         share = f"{decision.split.percent(phase.phase)} %"
         process = str(phase.pid) if phase.connected else "gone"
@@ -92,17 +95,21 @@ def status_table(status: ControllerStatus) -> Table:
 
 def history_table(records: tuple[DecisionRecord, ...]) -> Table:
     """A row a decision, oldest first; latencies are those of the requests seen last."""
-    table = Table("id", "UTC", "split", "TTFT p99", "TPOT p99", "predicted", "applied", "reason")
+    table = Table("id", "UTC", "split", "TTFT p99", "TPOT p99", "predicted", "admit", "applied", "reason")
     for record in records:
         split = f"{record.decision.split.prefill_percent},{record.decision.split.decode_percent}"
         when = datetime.fromtimestamp(record.unix_ns / NANO, UTC).strftime("%H:%M:%S")
         latencies = (f"{record.seen.ttft.p99_ms:.0f} ms", f"{record.seen.tpot.p99_ms:.1f} ms")
         predicted = f"{100 * record.predicted.attainment:.0f} %" if record.predicted else "-"
         applied = ", ".join(_applied(record)) or "-"
-        table.add_row(
-            str(record.decision.decision_id), when, split, *latencies, predicted, applied, record.decision.reason
-        )
+        admitted = _admitted(record.admission) if record.admission else "-"
+        decision = record.decision
+        table.add_row(str(decision.decision_id), when, split, *latencies, predicted, admitted, applied, decision.reason)
     return table
+
+
+def _admitted(advice: AdmissionAdvice) -> str:
+    return f"{100 * advice.admit_share:.0f} %"
 
 
 def _applied(record: DecisionRecord) -> list[str]:

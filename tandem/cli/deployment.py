@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import click
 
-from tandem.client import Client
+from tandem.client import Access, Client
 from tandem.config.load import ENV_CONFIG_FILE, MAX_SOCKET_PATH_BYTES, load_config
 from tandem.config.settings import MODES, SERVICES, GatewayConfig, PhaseConfig
 from tandem.errors import ConfigError, NotReadyError
@@ -93,9 +93,9 @@ def gateway_address(deployment: Deployment, address: str | None) -> str:
 
 
 @contextlib.contextmanager
-def connected(deployment: Deployment, address: str | None) -> Iterator[Client]:
+def connected(deployment: Deployment, address: str | None, access: Access | None = None) -> Iterator[Client]:
     """A client at `gateway_address`. NotReadyError, for the user's own deployment with what to do."""
-    with Client(gateway_address(deployment, address)) as client:
+    with Client(gateway_address(deployment, address), access=access) as client:
         try:
             yield client
         except NotReadyError as error:

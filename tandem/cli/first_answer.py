@@ -93,9 +93,11 @@ def _command(name: str) -> tuple[str] | None:
 
 
 def public_address(deployment: Deployment) -> str:
-    """Where clients elsewhere reach the gateway; its unix socket when it was to take any free port."""
+    """Where clients elsewhere reach the gateway; its unix socket when it was to take any free port, or when the port
+    asks for more than an address."""
     gateway = deployment.gateway
-    return f"{gateway.host}:{gateway.port}" if gateway.port else deployment.address("gateway")
+    is_open = gateway.port and not gateway.tls_cert and not gateway.api_keys
+    return f"{gateway.host}:{gateway.port}" if is_open else deployment.address("gateway")
 
 
 def _ask(client: Client, prompt: str, as_chat: bool) -> Generator[Piece, None, None]:

@@ -1,35 +1,19 @@
 """Services whose supervisord was killed: they live on, hold the sockets, and must end before new ones start."""
 
-import os
-import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-from tandem.config.settings import MODES, sockets_of
-
-_PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-
-
-def listener_pid(path: Path) -> int | None:
-    """The process that listens on a unix socket, as the kernel remembers it; None when nobody does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(os.fspath(path))
-        except OSError:
-            return None
-        raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-    pid: int = _PEER_CREDENTIALS.unpack(raw)[0]
-    return pid
+from tandem.config.settings import KEEPER_SOCKET, MODES, sockets_of
+from tandem.rpc.guard import listener_pid
 
 
 def find(run_dir: Path) -> list[psutil.Process]:
-    """The services that listen in the run directory, in the order in which they should stop."""
+    """The services that listen in the run directory, in the order in which they should stop; after memd its keeper."""
     names = dict.fromkeys(name for services in MODES.values() for each in services for name in sockets_of(each))
-    pids = dict.fromkeys(listener_pid(run_dir / f"{name}.sock") for name in names)
+    paths = [*(f"{name}.sock" for name in names), KEEPER_SOCKET]
+    pids = dict.fromkeys(listener_pid(run_dir / name) for name in paths)
     return [psutil.Process(pid) for pid in pids if pid is not None and psutil.pid_exists(pid)]
 
 

@@ -19,6 +19,7 @@ from tandem.cli.first_answer import show_first_answer
 from tandem.cli.mps import end_client, environments, find_mps, start_mps, stop_clients, stop_mps, stop_service
 from tandem.cli.output import new_console
 from tandem.cli.readiness import last_words, look, shown_on, wait_until_serving
+from tandem.cli.spares import forget_shares
 from tandem.cli.supervision import KILL_MARGIN_S, DaemonState, Supervisor, render_conf
 from tandem.clock import MonotonicClock
 from tandem.config.settings import MODES, SERVICES
@@ -115,6 +116,7 @@ def _ensure_started(deployment: Deployment, supervisor: Supervisor, console: Con
         with console.status("waiting for the last one to end"):
             supervisor.wait_ended(_end_timeout_s(deployment))
     _end_leftovers(deployment, console)
+    forget_shares(deployment.run_dir)
     console.print(f"starting {len(deployment.services)} services in {deployment.run_dir}")
     if mps is not None:
         start_mps(mps, console)

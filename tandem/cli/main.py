@@ -9,10 +9,12 @@ from tandem.cli.controller import controller
 from tandem.cli.doctor import doctor
 from tandem.cli.failures import ReportingGroup
 from tandem.cli.generate import generate
+from tandem.cli.keys import keys
 from tandem.cli.lifecycle import down, restart, up
 from tandem.cli.logs import logs
 from tandem.cli.model import model
 from tandem.cli.status import status
+from tandem.cli.top import top
 
 
 @click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,7 +23,7 @@ def main() -> None:
     """Serve a large language model: five services over one memory."""
 
 
-for command in (up, down, status, controller, doctor, generate, chat, restart, logs, model, bench):
+for command in (up, down, status, top, controller, doctor, generate, chat, restart, logs, model, keys, bench):
     main.add_command(command)
 
 if __name__ == "__main__":

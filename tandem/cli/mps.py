@@ -10,14 +10,21 @@ from pathlib import Path
 from rich.console import Console
 
 from tandem.cli.deployment import Deployment
+from tandem.cli.spares import worker_pids
 from tandem.cli.supervision import KILL_MARGIN_S, Supervisor
 from tandem.device.cuda.gpu import ENV_PERCENTAGE, GpuSearch, find_gpu
-from tandem.device.cuda.mps import CONTROL_PROGRAM, ENV_LOG_DIRECTORY, ENV_PIPE_DIRECTORY, MpsControl, MpsDirectories
+from tandem.device.cuda.mps import (
+    CONTROL_PROGRAM,
+    DEFAULT_LOG_DIRECTORY,
+    ENV_LOG_DIRECTORY,
+    ENV_PIPE_DIRECTORY,
+    MpsControl,
+    MpsDirectories,
+)
 from tandem.errors import DeviceError, NotReadyError
 from tandem.types import Phase
 
 FOLDER = "mps"
-DEFAULT_LOG_DIRECTORY = "/var/log/nvidia-mps"
 WITH_MPS = frozenset({"auto", "mps-green", "mps-percentage"})  # partition backends
 PATIENCE_S = KILL_MARGIN_S / 2  # beyond the drain, before a client is ended through the daemon
 
@@ -74,7 +81,8 @@ def stop_service(
     pid = supervisor.processes()[service].pid
     supervisor.request_stop(service)
     if not supervisor.has_ended(service, deployment.drain_timeouts_s[service] + PATIENCE_S):
-        end_client(mps, pid, console)
+        for client_pid in (pid, *worker_pids(pid)):
+            end_client(mps, client_pid, console)
         if not supervisor.has_ended(service, KILL_MARGIN_S):
             raise NotReadyError(f"{service} does not end; see {deployment.run_dir}/logs/supervisord.log")
 

@@ -1,6 +1,5 @@
 """`tandem status`: what is asked of whom, and how it is drawn."""
 
-import asyncio
 import contextlib
 import os
 import time
@@ -15,17 +14,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tandem.cli.asking import ask_controller, ask_gateway, ask_memd
 from tandem.cli.deployment import Deployment, Overrides, deployment_options, resolve
 from tandem.cli.health import Health
 from tandem.cli.output import new_console
 from tandem.cli.readiness import ServiceView, look
 from tandem.cli.supervision import Supervisor
-from tandem.client import Client, ServerStatus
-from tandem.errors import NotReadyError, TandemError
+from tandem.errors import DeadlineError, NotReadyError, TandemError
 from tandem.kv.store import StorageStatistics
 from tandem.partition.status import ControllerStatus, PhaseStatus
-from tandem.rpc.controller_client import ControllerClient
-from tandem.rpc.memd_client import MemdClient
+from tandem.rpc.gateway_values import ServerStatus
 
 REFRESH_S = 1.0
 MIB = 1 << 20
@@ -66,9 +64,9 @@ def gather(deployment: Deployment) -> Report:
     """Asks everyone. NotReadyError when the deployment does not run."""
     return Report(
         services=look(deployment, Supervisor(deployment.run_dir)),
-        gateway=_unless_away(lambda: _ask_gateway(deployment.address("gateway"))),
-        controller=_unless_away(lambda: _ask_controller(deployment.address("controller"))),
-        storage=_unless_away(lambda: asyncio.run(_ask_memd(deployment.address("memd")))),
+        gateway=_unless_away(lambda: ask_gateway(deployment.address("gateway"))),
+        controller=_unless_away(lambda: ask_controller(deployment.address("controller"))),
+        storage=_unless_away(lambda: ask_memd(deployment.address("memd"))),
     )
 
 
@@ -80,28 +78,10 @@ def draw(report: Report) -> RenderableType:
 def _unless_away(ask: Callable[[], _T]) -> _T | None:
     try:
         return ask()
-    except NotReadyError:
+    except (NotReadyError, DeadlineError):
         return None
     except TandemError as error:
         raise NotReadyError(f"status: {error}") from error
-
-
-def _ask_gateway(address: str) -> ServerStatus:
-    with Client(address) as client:
-        return client.status()
-
-
-def _ask_controller(address: str) -> ControllerStatus:
-    with ControllerClient(address) as client:
-        return client.status()
-
-
-async def _ask_memd(address: str) -> StorageStatistics:
-    client = MemdClient(address)
-    try:
-        return await client.statistics()
-    finally:
-        await client.close()
 
 
 def _draw_services(services: dict[str, ServiceView]) -> Table:

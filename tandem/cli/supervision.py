@@ -1,7 +1,9 @@
 """The services under supervisord: its configuration, its daemon, and its XML-RPC over a unix socket.
 
-supervisord restarts what dies, rotates the logs and, when it ends, stops the services by falling priority, each
-when the one before has drained: the gateway first, so that the phases finish what was accepted, memd last.
+supervisord restarts what dies, and the watchdog under it ends what hangs. supervisord rotates the logs and, when it
+ends, stops the services by falling priority, each when the one before has drained: the gateway first, so that the
+phases finish what was accepted, memd after them and last of all the keeper, which holds memd's segments whenever memd
+is not there.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from http.client import HTTPException
@@ -24,11 +26,18 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 
 import tandem
 from tandem.cli.deployment import Deployment
+from tandem.cli.spares import STEWARD, needs_steward
 from tandem.config.environment import SERVICE_ENVIRONMENT
+from tandem.config.settings import KEEPER_SOCKET
+from tandem.device.cuda.mps import ENV_LOG_DIRECTORY, ENV_PIPE_DIRECTORY
 from tandem.errors import ConfigError, NotReadyError
 
 CONF_NAME = "supervisord.conf"
 SOCKET_NAME = "supervisor.sock"
+KEEPER = "keeper"
+WATCHDOG = "watchdog"
+HELPERS = (KEEPER, WATCHDOG)  # programs that are no services
+MPS_DIRECTORIES = (ENV_PIPE_DIRECTORY, ENV_LOG_DIRECTORY)
 START_SECS = 5  # a service that dies sooner is restarted with growing delays, later ones at once
 START_RETRIES = 1000
 KILL_MARGIN_S = 10  # beyond the drain, before SIGKILL
@@ -64,8 +73,8 @@ startsecs = {startsecs}
 startretries = {startretries}
 stopsignal = TERM
 stopwaitsecs = {stopwaitsecs}
-stopasgroup = {as_group}
-killasgroup = {as_group}
+stopasgroup = {stop_as_group}
+killasgroup = {kill_as_group}
 redirect_stderr = true
 stdout_logfile = %(here)s/logs/{service}.log
 stdout_logfile_maxbytes = 20MB
@@ -80,7 +89,8 @@ def render_conf(deployment: Deployment, environments: Mapping[str, Mapping[str, 
     """
     services = deployment.services
     programs = (_program(deployment, service, environments.get(service, {})) for service in services)
-    return _MAIN_SECTIONS + "".join(programs)
+    watchdog = _watchdog(deployment, environments) if deployment.gateway.hang_timeout_s else ""
+    return _MAIN_SECTIONS + _keeper(deployment) + "".join(programs) + watchdog
 
 
 def log_path(run_dir: Path, service: str) -> Path:
@@ -89,7 +99,9 @@ def log_path(run_dir: Path, service: str) -> Path:
 
 
 def _program(deployment: Deployment, service: str, environment: Mapping[str, str]) -> str:
-    argv = [sys.executable, "-P", "-m", f"services.{service}.main", *deployment.flags(service)]
+    has_steward = needs_steward(deployment, service)
+    entry = [STEWARD, service] if has_steward else [f"services.{service}.main"]
+    argv = [sys.executable, "-P", "-m", *entry, *deployment.flags(service)]
     return _PROGRAM_SECTION.format(
         service=service,
         command=" ".join(_quoted(part) for part in argv),
@@ -98,8 +110,40 @@ def _program(deployment: Deployment, service: str, environment: Mapping[str, str
         startsecs=START_SECS,
         startretries=START_RETRIES,
         stopwaitsecs=ceil(deployment.drain_timeouts_s[service]) + KILL_MARGIN_S,
-        as_group="true" if service == "memd" else "false",  # its loader must not outlive it
+        stop_as_group=_flag(service == "memd"),  # its loader must not outlive it
+        kill_as_group=_flag(service == "memd" or has_steward),  # nor a steward's workers; it stops them itself
     )
+
+
+def _keeper(deployment: Deployment) -> str:
+    """The first to start and the last to end: it has what memd left, as long as this deployment lives."""
+    keeper = ["--socket", str(deployment.run_dir / KEEPER_SOCKET), "--log-level", deployment.gateway.log_level]
+    return _helper(KEEPER, ["services.memd.keeper", *keeper], SERVICE_ENVIRONMENT, priority=1)
+
+
+def _watchdog(deployment: Deployment, environments: Mapping[str, Mapping[str, str]]) -> str:
+    """The last to start and the first to end. It speaks to the MPS whose clients the phases are."""
+    flags = deployment.flags("gateway")
+    mps = {key: value for given in environments.values() for key, value in given.items() if key in MPS_DIRECTORIES}
+    return _helper(WATCHDOG, ["tandem.cli.watchdog", *flags], {**SERVICE_ENVIRONMENT, **mps}, priority=999)
+
+
+def _helper(name: str, module_and_flags: Sequence[str], environment: Mapping[str, str], *, priority: int) -> str:
+    return _PROGRAM_SECTION.format(
+        service=name,
+        command=" ".join(_quoted(part) for part in (sys.executable, "-P", "-m", *module_and_flags)),
+        environment=",".join(_assigned(*each) for each in environment.items()),
+        priority=priority,
+        startsecs=START_SECS,
+        startretries=START_RETRIES,
+        stopwaitsecs=KILL_MARGIN_S,
+        stop_as_group=_flag(False),
+        kill_as_group=_flag(False),
+    )
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _assigned(key: str, value: str) -> str:
@@ -169,9 +213,9 @@ class Supervisor:
         self._wait(lambda: self.state() is DaemonState.RUNNING, BOOT_TIMEOUT_S, "supervisord does not answer")
 
     def processes(self) -> dict[str, ProcessView]:
-        """Every service's process, by service. NotReadyError when nothing runs."""
+        """Every service's process, by service; helpers are none. NotReadyError when nothing runs."""
         views = [_view(info) for info in self._call("getAllProcessInfo")]
-        return {view.service: view for view in views}
+        return {view.service: view for view in views if view.service not in HELPERS}
 
     def stop_service(self, service: str) -> None:
         """SIGTERM, and SIGKILL after the drain's time; returns when it has ended."""

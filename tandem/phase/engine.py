@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol
 
+from tandem.kv.store import Holding
 from tandem.phase.leases import Leases
 from tandem.phase.loop import Load
 from tandem.phase.outfit import Outfit
@@ -96,6 +97,10 @@ class PhaseEngine(ABC, Generic[ItemT, ResultT]):
             await self._roster.emptied()
         self._outbox.deliver()
         self._roster.close_sessions()
+
+    def resume(self, holding: Holding) -> None:
+        """memd is back, and says what this phase has."""
+        self._leases.resume(holding)
 
     async def reclaim(self, num_blocks: int) -> None:
         """memd asks for spare blocks."""

@@ -1,16 +1,20 @@
 """The leases and blocks of this phase's sequences: what it holds of memd, in one place."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import structlog
 
 from tandem.errors import LeaseError, NotFoundError, NotReadyError, TandemError
-from tandem.kv.store import KeyedBlock, MemoryStore, SequenceLease, SequenceUpdate
+from tandem.kv.store import HolderStore, Holding, KeyedBlock, SequenceLease, SequenceUpdate
 from tandem.phase.supply import BlockSupply, SupplyPolicy
 from tandem.phase.updates import LostLease, UpdateSender
 from tandem.types import Block, DropReason, SequenceDropped, SequenceSpec
 
 _log = structlog.get_logger()
+
+RETRY_S = 0.05
 
 
 class Leases:
@@ -20,29 +24,37 @@ class Leases:
     is under way may be writing to it.
     """
 
-    def __init__(self, store: MemoryStore, holder_id: int, policy: SupplyPolicy, on_change: Callable[[], None]) -> None:
+    def __init__(self, store: HolderStore, holder_id: int, policy: SupplyPolicy, on_change: Callable[[], None]) -> None:
         """`on_change` is called when blocks have come, were refused, or a lease was lost."""
         self.supply = BlockSupply(store, holder_id, policy, on_change)
         self.updates = UpdateSender(store, holder_id, self._note_lost)
         self._store = store
         self._holder_id = holder_id
         self._on_change = on_change
+        self._held: set[int] = set()
         self._lost: list[LostLease] = []
+        self._regained: list[Block] = []
 
     async def acquire(self, spec: SequenceSpec, *, create: bool) -> SequenceLease | SequenceDropped:
-        """The lease as the ledger has it, or why the sequence cannot be worked on."""
+        """The lease as the ledger has it, or why the sequence cannot be worked on. Waits for a memd that is away."""
+        call = partial(self._store.acquire_sequence, self._holder_id, spec.lease_id, spec.request_id, create)
         try:
-            return await self._store.acquire_sequence(self._holder_id, spec.lease_id, spec.request_id, create)
-        except (NotFoundError, NotReadyError) as error:
+            lease = await _until_answered(call)
+        except NotFoundError as error:
             return SequenceDropped(spec.lease_id, DropReason.LEASE_LOST, str(error))
         except TandemError as error:
             _log.error("lease.refused", lease_id=spec.lease_id, request_id=spec.request_id, error=str(error))
             return SequenceDropped(spec.lease_id, DropReason.FAILED, str(error))
+        self._held.add(spec.lease_id)
+        return lease
 
     async def claim(self, lease_id: int, keys: Sequence[bytes]) -> SequenceLease | None:
-        """Blocks that hold what `keys` name; with none, those that it claimed are given up. None: it cannot be done."""
+        """Blocks that hold what `keys` name; with none, those that it claimed are given up. None: it cannot be done.
+
+        Waits for a memd that is away: it may have done it, and then the lease is longer than the phase knows.
+        """
         try:
-            return await self._store.claim_prefix(self._holder_id, lease_id, keys)
+            return await _until_answered(partial(self._store.claim_prefix, self._holder_id, lease_id, keys))
         except TandemError as error:
             _log.info("prefix.not_claimed", lease_id=lease_id, error=str(error))
             return None
@@ -63,11 +75,14 @@ class Leases:
 
     def let_go(self, lease_id: int) -> None:
         """Between steps: the sequence is not worked on any more; its lease stays, to be released by its owner."""
+        self._held.discard(lease_id)
         self.supply.give_back(self.updates.discard(lease_id))
         self.updates.push(SequenceUpdate(lease_id, (), 0, let_go=True))
 
     def collect_lost(self) -> tuple[int, ...]:
         """Between steps: the leases lost since the last call; blocks memd refused to add to them are spare again."""
+        self.supply.give_back(self._regained)
+        self._regained = []
         lost, self._lost = self._lost, []
         for lease in lost:
             self.supply.give_back(lease.blocks)
@@ -77,6 +92,27 @@ class Leases:
         """Whether `collect_lost` is about to name it."""
         return any(lost.lease_id == lease_id for lost in self._lost)
 
+    def resume(self, holding: Holding) -> None:
+        """memd is back, and no call is under way: what it says that this phase has is what it has.
+
+        A grant whose answer was cut off is taken in; a block that was returned, or has joined its lease, is spare no
+        more; a lease that memd has given to somebody else is lost.
+        """
+        known = self.supply.resume(holding.spare) | self.updates.resume(holding.spare)
+        known = known.union(*(lost.blocks for lost in self._lost))
+        self._regained = sorted(holding.spare - known, key=lambda block: block.block_id)
+        for lease_id in sorted(self._held - holding.lease_ids):
+            self._note_lost(LostLease(lease_id, ()))
+        self._on_change()
+
     def _note_lost(self, lost: LostLease) -> None:
         self._lost.append(lost)
         self._on_change()
+
+
+async def _until_answered(call: Callable[[], Awaitable[SequenceLease]]) -> SequenceLease:
+    while True:
+        try:
+            return await call()
+        except NotReadyError:
+            await asyncio.sleep(RETRY_S)

@@ -1,7 +1,7 @@
 """A phase's life: wait for memd, serve, drain; the same for prefill and decode.
 
-When memd is gone the process ends with a status that asks the supervisor for a new one: nothing of what this one has
-mapped or leased may be trusted any more.
+While memd is away the phase serves on. When its storage is gone the process ends with a status that asks the supervisor
+for a new one: nothing of what this one has mapped or leased may be trusted any more.
 """
 
 import asyncio
@@ -11,17 +11,20 @@ from typing import Any, Generic, Protocol
 
 import structlog
 
-from tandem.errors import DeviceFaultError, LeaseError, NotReadyError
+from tandem.errors import DeviceFaultError, LeaseError, StorageLostError
+from tandem.kv.store import Holding
 from tandem.phase.crew import Crew
 from tandem.phase.door import Door
 from tandem.phase.engine import StreamEnd
+from tandem.phase.hold import Hold
+from tandem.phase.retirement import Retirement
 from tandem.phase.session import ResultT
-from tandem.phase.storage import AttachmentLike
 
 _log = structlog.get_logger()
 
 EXIT_OK = 0
-EXIT_START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: memd is gone, or the device cannot be used any more
+EXIT_START_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the storage is gone, or the device cannot be used any more
+HAND_BACK_S = 5.0  # beyond the time to drain: what memd must be told is told within it, or not at all
 
 
 class PhaseState(Enum):
@@ -56,6 +59,10 @@ class Engine(StreamEnd[ResultT], Protocol[ResultT]):
         """memd asks for spare blocks."""
         ...
 
+    def resume(self, holding: Holding) -> None:
+        """memd was away and is back, and says what this phase has."""
+        ...
+
 
 class PhaseLife(Generic[ResultT]):
     """Runs once."""
@@ -64,50 +71,59 @@ class PhaseLife(Generic[ResultT]):
         self,
         door: Door[ResultT],
         *,
-        attach: Callable[[], Coroutine[object, object, AttachmentLike]],
-        build: Callable[[AttachmentLike, Crew], Awaitable[Engine[ResultT]]],
+        attach: Callable[[], Coroutine[object, object, Hold]],
+        build: Callable[[Hold, Crew], Awaitable[Engine[ResultT]]],
+        take_place: Callable[[], Awaitable[None]],
         set_serving: Callable[[bool], None],
         drain_timeout_s: float,
+        retirement: Retirement,
     ) -> None:
-        """`attach` tries until memd answers; `build` makes the engine over what was attached."""
+        """`attach` tries until memd answers; `build` makes the engine over what was attached.
+
+        `take_place` comes between the two and serving. Who retires waits for no sequence to finish.
+        """
         self._door = door
         self._attach = attach
         self._build = build
+        self._take_place = take_place
         self._set_serving = set_serving
         self._drain_timeout_s = drain_timeout_s
+        self._retirement = retirement
         self._state = PhaseState.WAITING
 
     async def run(self, stop: asyncio.Event) -> int:
         """The process's exit status. Raises what ended the phase otherwise, FingerprintMismatchError first of all."""
         attaching = asyncio.get_running_loop().create_task(self._attach())
-        await _first_of(attaching, stop.wait())
+        await _first_of(attaching, stop.wait(), self._retirement.due())
         if not attaching.done():
             attaching.cancel()
             await asyncio.gather(attaching, return_exceptions=True)
             self._enter(PhaseState.ENDED)
-            return EXIT_OK
-        attachment = attaching.result()
-        crew = Crew()
+            return self._retirement.exit_status
+        hold, crew = attaching.result(), Crew()
         try:
-            return await self._serve(attachment, crew, stop)
+            return await self._serve(hold, crew, stop)
+        except StorageLostError as error:
+            _log.error("memd.lost", reason=str(error), exit_status=EXIT_START_AGAIN)
+            return EXIT_OK if stop.is_set() else EXIT_START_AGAIN
         finally:
             self._enter(PhaseState.ENDED)
             await crew.cancel()
-            await attachment.detach()
+            await hold.detach()
 
-    async def _serve(self, attachment: AttachmentLike, crew: Crew, stop: asyncio.Event) -> int:
-        engine = await self._build(attachment, crew)
+    async def _serve(self, hold: Hold, crew: Crew, stop: asyncio.Event) -> int:
+        engine = await self._build(hold, crew)
         engine.start()
-        crew.spawn(_pass_on_reclaims(attachment, engine))
+        crew.spawn(hold.run(engine.resume))
+        crew.spawn(_pass_on_reclaims(hold, engine))
+        await self._take_place()
         self._door.open(engine)
         self._enter(PhaseState.SERVING)
-        await _first_of(crew.failure(), attachment.ended.wait(), stop.wait())
-        if attachment.ended.is_set() and not stop.is_set():
-            _log.error("memd.lost", exit_status=EXIT_START_AGAIN)
-            return EXIT_START_AGAIN
+        await _first_of(crew.failure(), stop.wait(), self._retirement.due())
         self._enter(PhaseState.DRAINING)
-        await _first_of(crew.failure(), attachment.ended.wait(), engine.drain(self._drain_timeout_s))
-        return EXIT_OK
+        patience_s = 0.0 if self._retirement.is_due else self._drain_timeout_s
+        await _first_of(crew.failure(), _drain(engine, patience_s))
+        return self._retirement.exit_status
 
     def _enter(self, state: PhaseState) -> None:
         if state not in _TRANSITIONS[self._state]:
@@ -175,10 +191,15 @@ async def _first_of(*works: Awaitable[object]) -> None:
                 task.cancel()
 
 
-async def _pass_on_reclaims(attachment: AttachmentLike, engine: Engine[ResultT]) -> None:
+async def _drain(engine: Engine[ResultT], patience_s: float) -> None:
+    """While memd is away, what needs it would wait for it."""
+    try:
+        async with asyncio.timeout(patience_s + HAND_BACK_S):
+            await engine.drain(patience_s)
+    except TimeoutError:
+        _log.warning("drain.cut_short", patience_s=patience_s + HAND_BACK_S)
+
+
+async def _pass_on_reclaims(hold: Hold, engine: Engine[ResultT]) -> None:
     while True:
-        try:
-            num_blocks = await attachment.next_reclaim()
-        except NotReadyError:
-            return  # the attachment has ended, which the lifecycle sees itself
-        await engine.reclaim(num_blocks)
+        await engine.reclaim(await hold.next_reclaim())

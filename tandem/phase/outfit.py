@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tandem.clock import Clock
-from tandem.kv.store import MemoryStore
+from tandem.kv.store import HolderStore
 from tandem.phase.crew import Crew
 from tandem.phase.joint import JointWork
 from tandem.phase.limits import PhaseLimits
@@ -15,7 +15,7 @@ from tandem.telemetry.metrics import PhaseMetrics
 class Outfit:
     """Everything around an engine's own decisions; one for each attachment."""
 
-    store: MemoryStore
+    store: HolderStore
     holder_id: int
     limits: PhaseLimits
     supply_policy: SupplyPolicy

@@ -1,5 +1,6 @@
 """This phase's share of the device, as the controller assigns it."""
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -50,8 +51,15 @@ class WholeDevice:
         self._controller.report_step(step)
 
 
+def _nobody_follows(environment: Mapping[str, str]) -> None:
+    """Of a process whose backend can have any share."""
+
+
 class ShareKeeper:
-    """Applies the latest assignment, in the step's thread: a thread count holds for the thread that set it."""
+    """Applies the latest assignment, in the step's thread: a thread count holds for the thread that set it.
+
+    A share that only another process can have is left to that one.
+    """
 
     def __init__(
         self,
@@ -62,13 +70,16 @@ class ShareKeeper:
         *,
         metrics: PhaseMetrics,
         clock: Clock,
+        want_successor: Callable[[Mapping[str, str]], None] = _nobody_follows,
     ) -> None:
+        """`want_successor` is told what another process must be started with."""
         self._phase = phase
         self._controller = controller
         self._backend = backend
         self._stepper = stepper
         self._metrics = metrics
         self._clock = clock
+        self._want_successor = want_successor
 
     async def apply_pending(self) -> None:
         """Between two steps. A share that cannot be had is logged, and the one in force stays. DeviceFaultError."""
@@ -87,4 +98,8 @@ class ShareKeeper:
         apply_s = self._clock.now() - started_s
         self._metrics.partition_apply_seconds.observe(apply_s)
         self._controller.report_applied(decision_id, outcome, apply_s * 1000)
-        _log.info("share.applied", decision_id=decision_id, detail=outcome.detail, apply_ms=apply_s * 1000)
+        if isinstance(outcome, RestartRequired):
+            _log.info("share.needs_new_process", decision_id=decision_id, detail=outcome.detail)
+            self._want_successor(outcome.environment)
+        else:
+            _log.info("share.applied", decision_id=decision_id, detail=outcome.detail, apply_ms=apply_s * 1000)

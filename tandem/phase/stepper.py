@@ -31,14 +31,16 @@ class Stepper:
         runner: StepRunner,
         turn: Callable[[], AbstractContextManager[None]] = nullcontext,
         check_device: Callable[[], None] = lambda: None,
+        work: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`turn` is entered for each step: where phases share time it waits for this one's.
+        """`turn` is entered for each step: where phases share time it waits for this one's; `work` when it has come.
 
         `check_device` is called when a step has failed. DeviceFaultError: no other step will succeed.
         """
         self._runner = runner
         self._turn = turn
         self._check_device = check_device
+        self._work = work
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step")
 
     async def step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
@@ -58,7 +60,7 @@ class Stepper:
 
     def _step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
         try:
-            with self._turn():
+            with self._turn(), self._work():
                 return self._runner.execute([part.rows for part in parts], [part.draw for part in parts])
         except Exception:
             self._check_device()

@@ -1,10 +1,10 @@
 """Attaching to memd: from its segments to a model that runs."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 import torch
@@ -16,6 +16,7 @@ from tandem.config.settings import PhaseConfig
 from tandem.device.memory import MappedSegment, SegmentHandle, SegmentMapper
 from tandem.errors import NotReadyError
 from tandem.kv.layout import LAYOUT, KvLayout
+from tandem.kv.store import Holding
 from tandem.model.config import ModelConfig, WeightManifest
 from tandem.model.family import Decoder
 from tandem.model.registry import get_family
@@ -29,8 +30,10 @@ from tandem.types import Fingerprint
 
 _log = structlog.get_logger()
 
-RETRY_S = 0.2
+RETRY_S = 0.1
 WEIGHTS, KV = "weights", "kv"
+
+AnswerT = TypeVar("AnswerT")
 
 
 class AttachmentLike(Protocol):
@@ -63,7 +66,12 @@ class AttachmentLike(Protocol):
 
     @property
     def segments(self) -> Mapping[str, SegmentHandle]:
-        """``weights`` and ``kv``."""
+        """``weights`` and ``kv``; of a holder's first attachment alone."""
+        ...
+
+    @property
+    def holding(self) -> Holding:
+        """What memd said, when it attached, that the holder has."""
         ...
 
     @property
@@ -73,6 +81,10 @@ class AttachmentLike(Protocol):
 
     async def next_reclaim(self) -> int:
         """Blocks that memd asks back. NotReadyError when the attachment has ended."""
+        ...
+
+    async def attach_again(self) -> "AttachmentLike":
+        """The holder's next, when this one has ended. NotReadyError: memd is away. StorageLostError: gone for good."""
         ...
 
     async def detach(self) -> None:
@@ -103,18 +115,22 @@ class Attacher(Protocol):
 
 async def attach(client: Attacher, service: str, pid: int, fingerprint: Fingerprint) -> AttachmentLike:
     """Tries until memd answers, and says so. FingerprintMismatchError: another try would not help."""
+    attachment = await until_memd_answers(partial(client.attach, service, pid, fingerprint))
+    _log.info("memd.attached", holder_id=attachment.holder_id, fingerprint=attachment.fingerprint)
+    return attachment
+
+
+async def until_memd_answers(attempt: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
+    """Tries until there is no NotReadyError, each new one of which is one event. gRPC's channel backs off beneath."""
     told = ""
     while True:
         try:
-            attachment = await client.attach(service, pid, fingerprint)
+            return await attempt()
         except NotReadyError as error:
             if str(error) != told:
                 told = str(error)
                 _log.warning("memd.waiting", error=told)
             await asyncio.sleep(RETRY_S)
-        else:
-            _log.info("memd.attached", holder_id=attachment.holder_id, fingerprint=attachment.fingerprint)
-            return attachment
 
 
 def map_model(

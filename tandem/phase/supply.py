@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -10,7 +10,7 @@ from enum import Enum
 import structlog
 
 from tandem.errors import NotReadyError, StorageError, TandemError
-from tandem.kv.store import MemoryStore
+from tandem.kv.store import HolderStore
 from tandem.scheduler.demand import NO_DEMAND, BlockDemand
 from tandem.types import Block
 
@@ -44,17 +44,19 @@ class BlockSupply:
 
     def __init__(
         self,
-        store: MemoryStore,
+        store: HolderStore,
         holder_id: int,
         policy: SupplyPolicy,
         on_change: Callable[[], None],
     ) -> None:
         self.num_refusals = 0  # refills in a row that brought nothing, since the last `forgive`
+        self.memd_away = False  # at the last refill: then nobody has refused anything
         self._store = store
         self._holder_id = holder_id
         self._policy = policy
         self._on_change = on_change
         self._spare: deque[Block] = deque()
+        self._doubtful: list[Block] = []  # returned to a memd that went away: they may be another's by now
         self._demand = NO_DEMAND
         self._state = SupplyState.RESTING
         self._kick = asyncio.Event()
@@ -87,6 +89,14 @@ class BlockSupply:
             self._kick.set()
         self._kick_when_low()
 
+    def resume(self, spare: Set[Block]) -> frozenset[Block]:
+        """memd is back, and `spare` is what it has as this holder's: keeps of its own what is. Returns that."""
+        kept = [block for block in (*self._spare, *self._doubtful) if block in spare]
+        self._spare, self._doubtful = deque(kept), []
+        self._retry_s = self._policy.first_retry_s
+        self._kick.set()
+        return frozenset(kept)
+
     def forgive(self) -> None:
         """Blocks are about to come free (somebody was preempted): ask again soon, count refusals anew."""
         self.num_refusals = 0
@@ -110,7 +120,7 @@ class BlockSupply:
         try:
             await self._store.return_blocks(self._holder_id, blocks)
         except NotReadyError:
-            self._spare.extend(blocks)
+            self._doubtful.extend(blocks)
         except StorageError as error:
             _log.error("supply.return_refused", num_blocks=len(blocks), error=str(error))
         else:
@@ -133,9 +143,13 @@ class BlockSupply:
         """A memd that is away has refused nothing: only its own word counts as a refusal."""
         try:
             blocks = await self._store.lease_blocks(self._holder_id, num_blocks)
+        except NotReadyError:
+            self.memd_away, self.num_refusals = True, 0
+            return ()
         except TandemError as error:
             _log.warning("supply.refill_failed", num_blocks=num_blocks, error=str(error))
             return ()
+        self.memd_away = False
         if not blocks:
             self.num_refusals += 1
             self._on_change()

@@ -1,13 +1,13 @@
 """What the phase did to its leases, told to memd in the background and in order."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from tandem.errors import NotReadyError, TandemError
-from tandem.kv.store import MemoryStore, SequenceUpdate
+from tandem.kv.store import HolderStore, SequenceUpdate
 from tandem.types import Block
 
 _log = structlog.get_logger()
@@ -25,6 +25,8 @@ class LostLease:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
+    """The updates that memd has not answered yet, by lease."""
+
     updates: dict[int, SequenceUpdate] = field(default_factory=dict)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -35,7 +37,7 @@ class UpdateSender:
     `on_lost` is called on the loop, possibly while a step is under way. A batch is sent until memd has answered it.
     """
 
-    def __init__(self, store: MemoryStore, holder_id: int, on_lost: Callable[[LostLease], None]) -> None:
+    def __init__(self, store: HolderStore, holder_id: int, on_lost: Callable[[LostLease], None]) -> None:
         self._store = store
         self._holder_id = holder_id
         self._on_lost = on_lost
@@ -60,6 +62,19 @@ class UpdateSender:
         if batch is not None:
             await batch.answered.wait()
 
+    def resume(self, spare: Set[Block]) -> frozenset[Block]:
+        """memd is back, and `spare` is what it has as this holder's: whatever is not has joined its lease already.
+
+        Returns the blocks that updates still name. What is sealed and published is said once more in any case.
+        """
+        named: set[Block] = set()
+        for batch in (self._pending,) if self._sending is None else (self._sending, self._pending):
+            for lease_id, update in batch.updates.items():
+                left = tuple(block for block in update.add_blocks if block in spare)
+                batch.updates[lease_id] = replace(update, add_blocks=left)
+                named.update(left)
+        return frozenset(named)
+
     async def run(self) -> None:
         """Sends until cancelled."""
         while True:
@@ -67,34 +82,38 @@ class UpdateSender:
             self._kick.clear()
             batch, self._pending = self._pending, _Batch()
             self._sending = batch
-            await self._send(tuple(batch.updates.values()))
+            await self._send(batch, tuple(batch.updates))
             self._sending = None
             batch.answered.set()
 
-    async def _send(self, updates: Sequence[SequenceUpdate]) -> None:
-        if not updates:
+    async def _send(self, batch: _Batch, lease_ids: tuple[int, ...]) -> None:
+        if not lease_ids:
             return
         try:
-            lost = await self._until_answered(updates)
+            lost = await self._until_answered(batch, lease_ids)
         except TandemError as error:
-            await self._isolate(updates, error)
+            await self._isolate(batch, lease_ids, error)
             return
-        for update in updates:
-            if update.lease_id in lost and not update.let_go:
-                self._on_lost(LostLease(update.lease_id, update.add_blocks))
+        for lease_id in lease_ids:
+            update = batch.updates.pop(lease_id)
+            if lease_id in lost and not update.let_go:
+                self._on_lost(LostLease(lease_id, update.add_blocks))
 
-    async def _isolate(self, updates: Sequence[SequenceUpdate], error: TandemError) -> None:
+    async def _isolate(self, batch: _Batch, lease_ids: tuple[int, ...], error: TandemError) -> None:
         """One bad update spoils its whole batch: the others are sent alone. Its blocks are nobody's to keep."""
-        if len(updates) > 1:
-            for update in updates:
-                await self._send((update,))
+        if len(lease_ids) > 1:
+            for lease_id in lease_ids:
+                await self._send(batch, (lease_id,))
             return
-        _log.error("updates.refused", lease_id=updates[0].lease_id, error=str(error))
-        self._on_lost(LostLease(updates[0].lease_id, ()))
+        _log.error("updates.refused", lease_id=lease_ids[0], error=str(error))
+        del batch.updates[lease_ids[0]]
+        self._on_lost(LostLease(lease_ids[0], ()))
 
-    async def _until_answered(self, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
+    async def _until_answered(self, batch: _Batch, lease_ids: tuple[int, ...]) -> frozenset[int]:
+        """A memd that comes back may have changed what there is to say."""
         while True:
             try:
+                updates = [batch.updates[lease_id] for lease_id in lease_ids]
                 return await self._store.update_sequences(self._holder_id, updates)
             except NotReadyError:
                 await asyncio.sleep(RETRY_S)

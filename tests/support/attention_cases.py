@@ -82,7 +82,19 @@ class PagedStep:
         self.query_start = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
         self.context_lens = torch.tensor([len(sequence.key) for sequence in sequences])
         self.query = torch.cat([sequence.query for sequence in sequences]).to(dtype)
+        self.positions: torch.Tensor | None = None
         self._move(device or torch.device("cpu"))
+
+    def choose(self, chosen: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The step has these positions' rows alone, of sequences that brought all; which of the rows these are."""
+        starts = self.query_start.tolist()
+        rows = torch.tensor([start + at for start, positions in zip(starts, chosen, strict=False) for at in positions])
+        lengths = torch.tensor([0, *map(len, chosen)]).cumsum(0)
+        places = torch.tensor([at for positions in chosen for at in positions])
+        self.context_lens = torch.tensor([positions[-1] + 1 for positions in chosen]).to(self.context_lens)
+        self.query_start, self.positions = lengths.to(self.query_start), places.to(self.query_start)
+        self.query = self.query[rows.to(self.query.device)]
+        return rows
 
     def _move(self, device: torch.device) -> None:
         for name in ("key_cache", "value_cache", "block_tables", "query_start", "context_lens", "query"):
@@ -103,6 +115,7 @@ class PagedStep:
             block_size=self.block_size,
             num_kv_heads=self.key_cache.shape[2],
             sliding_window=sliding_window,
+            positions=self.positions,
         )
 
     def attention(self, sliding_window: int | None = None) -> torch.Tensor:
@@ -115,6 +128,14 @@ def sequences_of(shapes: Sequence[tuple[int, int]], seed: int = 0) -> list[Seque
     generator = torch.Generator().manual_seed(seed)
     return [make_sequence(context_len, num_rows, generator) for context_len, num_rows in shapes]
 
+
+CHOSEN = {
+    "one sequence": [(200, [0, 3, 4, 5, 90, 91, 130, 199])],
+    "more rows than a tile": [(400, [*range(7, 330, 2), 399])],
+    "beside decode": [(70, [69]), (300, [*range(20, 60), *range(200, 300)]), (90, [17, 89]), (40, [39])],
+    "not to the end": [(150, [5, 80]), (150, [*range(0, 120, 3)])],
+}
+"""Whole sequences' lengths, and the positions whose rows are the step's."""
 
 BATCHES = {
     "one token": [(1, 1)],

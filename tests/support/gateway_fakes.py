@@ -13,6 +13,8 @@ from services.gateway.assembly import Gateway, World, assemble
 from services.gateway.frontend import Call, Draws
 from services.gateway.output import Piece
 from services.gateway.requests import Request
+from services.gateway.resumption import Resume
+from services.gateway.tenants import OpenDirectory, TenantDirectory
 from services.gateway.validation import SamplingFields
 from tandem.clock import ManualClock
 from tandem.config.settings import GatewayConfig
@@ -209,9 +211,10 @@ class Observations:
 class Rig:
     """A gateway in a fake world. Phases act through its methods, which tell the orchestrator as the links would."""
 
-    config: GatewayConfig = field(default_factory=GatewayConfig)
+    config: GatewayConfig = field(default_factory=lambda: GatewayConfig(queue_policy="fcfs"))
     model: ModelMetadata = field(default_factory=byte_model)
     store: FakeStore = field(default_factory=FakeStore)
+    tenants: Callable[[ManualClock], TenantDirectory] = lambda _clock: OpenDirectory()
 
     def __post_init__(self) -> None:
         self.clock = ManualClock(1000.0)
@@ -232,6 +235,7 @@ class Rig:
             timers=self.timers,
             draw_lease_id=lambda: next(lease_ids),
             draws=Draws(seed=lambda: 4242, request_id=lambda: f"drawn-{next(unix_ns)}"),
+            tenants=self.tenants(self.clock),
         )
         self.gateway: Gateway = assemble(self.config, self.model, world, self.readiness.append)
 
@@ -267,18 +271,28 @@ class Rig:
         request_id: str = "",
         priority: int = 0,
         remaining_s: float | None = None,
+        resume: Resume | None = None,
+        cache_salt: str = "",
+        tenant: str = "",
         **sampling: Any,
     ) -> Request:
-        call = Call(request_id, SamplingFields(**sampling), priority, remaining_s=remaining_s)
+        fields = SamplingFields(**sampling)
+        call = Call(request_id, fields, priority, cache_salt, tenant, remaining_s, resume)
         return await self.gateway.frontend.generate_text(call, text)
 
     def prefilled(
-        self, token: int, finish: FinishReason = FinishReason.NONE, *, lease_id: int | None = None, cached: int = 0
+        self,
+        token: int,
+        finish: FinishReason = FinishReason.NONE,
+        *,
+        lease_id: int | None = None,
+        cached: int = 0,
+        compute_ms: float = 2.0,
     ) -> SequenceSpec:
         """Prefill is done with a sequence: the one named, or the oldest that it has."""
         spec = _take(self.prefill, lease_id)
         output = SequenceOutput(spec.lease_id, token, None, finish)
-        self.orchestrator.phase_result(PrefillResult(prefilled=(Prefilled(output, 1.0, 2.0, cached),)))
+        self.orchestrator.phase_result(PrefillResult(prefilled=(Prefilled(output, 1.0, compute_ms, cached),)))
         return spec
 
     def token(self, token: int, finish: FinishReason = FinishReason.NONE, *, lease_id: int | None = None) -> None:
@@ -313,6 +327,26 @@ class Rig:
         load = self.orchestrator.load
         assert (load.num_waiting, load.num_prefilling, load.num_decoding) == (0, 0, 0)
         assert self.timers.num_pending == 0
+
+
+async def rig_with(**settings: Any) -> Rig:
+    """A gateway with these settings, everything connected; first come, first served, unless they say otherwise."""
+    return await Rig(config=GatewayConfig(**{"queue_policy": "fcfs", **settings})).up()
+
+
+async def running(rig: Rig, state: str, **kwargs: Any) -> Request:
+    """A request whose only sequence is in the state named, with the text of what it has: "", "a" or "ab"."""
+    if state == "queued":
+        rig.prefill.connected = False
+    request = await rig.request(max_tokens=8, **kwargs)
+    if state == "prefilled":
+        rig.lose(Phase.DECODE)
+    if state in ("prefilled", "decoding"):
+        rig.prefilled(ord("a"))
+    if state == "decoding":
+        rig.token(ord("b"))
+    assert request.sequences[0].state.name.lower() == state
+    return request
 
 
 def _take(fake: FakePhase, lease_id: int | None) -> SequenceSpec:

@@ -1,12 +1,15 @@
 """memd without a model: its store, and its servers in this process, over small segments."""
 
+import mmap
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.memd.daemon import HANDLE_SOCKET, Daemon, Segments, Storage
+from services.memd.description import Description, write_description
 from services.memd.handles import HandleServer
 from services.memd.loader_protocol import LoadPlan
 from services.memd.service import SERVICE_NAME, add_to_server
@@ -58,19 +61,35 @@ class LocalMemd:
         """memd's own."""
         return self.storage.store
 
+    def restart(self) -> None:
+        """Ends every attachment, as memd's end does, and goes on over the same ledger."""
+        self.store.close()
+        store = LocalStore(Ledger.open(map_ledger(self.storage.segments)), make_facts(), self.clock)
+        self.storage = replace(self.storage, store=store)
+        self.daemon.ready(self.storage)
+
+
+def make_facts() -> StorageFacts:
+    """Of the storage that `make_storage` makes."""
+    return StorageFacts(FINGERPRINT, MANIFEST.total_bytes, LAYOUT.total_bytes, NUM_RESERVE_BLOCKS, TTL_S)
+
 
 def make_storage(run_dir: Path, clock: ManualClock) -> tuple[Storage, Ledger]:
     """Segments of a model that nobody computes with, and an empty pool."""
-    buffer = bytearray(ledger_bytes(NUM_BLOCKS))
-    ledger = Ledger.create(buffer, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, epoch=5)
     exporter = MemfdExporter()
     weights = exporter.create("weights", MANIFEST.total_bytes)
     weights.seal()
     kv = exporter.create("kv", LAYOUT.total_bytes)
-    segments = Segments(weights, kv, exporter.create("ledger", len(buffer)))
-    facts = StorageFacts(FINGERPRINT, weights.size_bytes, kv.size_bytes, NUM_RESERVE_BLOCKS, TTL_S)
-    store = LocalStore(ledger, facts, clock)
+    description = write_description(Description({}, PLAN, LAYOUT))
+    segments = Segments(weights, kv, exporter.create("ledger", ledger_bytes(NUM_BLOCKS)), description)
+    ledger = Ledger.create(map_ledger(segments), num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, epoch=5)
+    store = LocalStore(ledger, make_facts(), clock)
     return Storage(segments, store, PLAN, LAYOUT, run_dir / HANDLE_SOCKET), ledger
+
+
+def map_ledger(segments: Segments) -> mmap.mmap:
+    """The ledger's segment, writable."""
+    return mmap.mmap(segments.ledger.fd, segments.ledger.size_bytes)
 
 
 @asynccontextmanager
@@ -90,11 +109,12 @@ async def local_memd(*, loaded: bool = True) -> AsyncIterator[LocalMemd]:
         )
         await host.start()
         handles.start()
+        memd = LocalMemd(storage, ledger, clock, daemon, address)
         try:
-            yield LocalMemd(storage, ledger, clock, daemon, address)
+            yield memd
         finally:
-            storage.store.close()
+            memd.store.close()
             await handles.close()
             await host.stop(0)
-            for segment in (storage.segments.weights, storage.segments.kv, storage.segments.ledger):
-                segment.close()
+            for segment in storage.segments.all:
+                os.close(segment.fd)

@@ -14,7 +14,7 @@ from services.decode.engine import DecodeEngine
 from services.prefill.engine import PrefillEngine
 from tandem.clock import Clock, MonotonicClock
 from tandem.device.partition import Applied, RestartRequired
-from tandem.errors import LeaseError, NotFoundError, StaleBlockError, TandemError
+from tandem.errors import LeaseError, NotFoundError, NotReadyError, StaleBlockError, TandemError
 from tandem.kv.store import SequenceLease, SequenceUpdate, StorageStatistics
 from tandem.model.batch import SequenceRows
 from tandem.phase.crew import Crew
@@ -158,6 +158,7 @@ class FakeStore:
         self.acquire_error: TandemError | None = None
         self.update_errors: list[TandemError] = []
         self.refusing = False
+        self.away = False
         self.num_lease_calls = 0
         self.lease_calls_under_way = 0
         self.most_lease_calls_under_way = 0
@@ -166,6 +167,8 @@ class FakeStore:
 
     async def lease_blocks(self, holder_id: int, num_blocks: int) -> tuple[Block, ...]:
         self.num_lease_calls += 1
+        if self.away:
+            raise NotReadyError("away")
         self.lease_calls_under_way += 1
         self.most_lease_calls_under_way = max(self.most_lease_calls_under_way, self.lease_calls_under_way)
         await asyncio.sleep(0)

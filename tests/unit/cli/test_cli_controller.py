@@ -10,6 +10,7 @@ from tandem.cli.controller import history_table, status_table
 from tandem.cli.main import main
 from tandem.config.settings import ControllerConfig
 from tandem.partition.observations import RequestStatistics
+from tandem.partition.planner import AdmissionAdvice
 from tandem.partition.status import AppliedShare, ControllerStatus, Decision, DecisionRecord, PhaseStatus, ShareApplied
 from tandem.types import Phase, Split
 from tests.support.controller import HostedController
@@ -70,13 +71,16 @@ def test_nobody_to_ask(tmp_path):
 def test_tables_of_what_has_gone_and_what_was_answered():
     decision = Decision(3, Split(20, 80), "why")
     gone = PhaseStatus(Phase.PREFILL, False, 9, "cpu-cadence")
-    status = status_table(ControllerStatus(decision, "static", (gone,), RequestStatistics()))
+    advice = AdmissionAdvice(0.4, "no split meets the SLOs")
+    status = status_table(ControllerStatus(decision, "static", (gone,), RequestStatistics(), admission=advice))
     assert list(status.columns[2].cells) == ["gone"]
+    assert str(status.caption).endswith("admit 40 %: no split meets the SLOs")
     applied = (
         AppliedShare(Phase.DECODE, ShareApplied(3, False, "x", 1.25), 20.4),
         AppliedShare(Phase.PREFILL, ShareApplied(3, True, "x", 1.25), 30.0),
     )
-    table = history_table((DecisionRecord(decision, 0, RequestStatistics(), None, applied),))
-    assert list(table.columns[6].cells) == [
+    table = history_table((DecisionRecord(decision, 0, RequestStatistics(), None, applied, advice),))
+    assert list(table.columns[6].cells) == ["40 %"]
+    assert list(table.columns[7].cells) == [
         "decode after 20 ms (stood 1.2 ms), prefill after 30 ms (needs a new process)"
     ]

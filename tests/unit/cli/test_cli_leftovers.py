@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tandem.cli import leftovers
+from tandem.rpc import guard
 
 LISTEN = """
 import signal, socket, sys
@@ -37,10 +38,11 @@ def listener(path: Path, kind: str) -> subprocess.Popen[bytes]:
 def test_whoever_listens_is_found_and_nobody_else(run_dir):
     decode = listener(run_dir / "decode.sock", "ordinary")
     gateway = listener(run_dir / "gateway.sock", "ordinary")
+    keeper = listener(run_dir / "memd.keeper.sock", "ordinary")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(run_dir / "memd.sock"))
-    assert [process.pid for process in leftovers.find(run_dir)] == [gateway.pid, decode.pid]
-    for process in (decode, gateway):
+    assert [process.pid for process in leftovers.find(run_dir)] == [gateway.pid, decode.pid, keeper.pid]
+    for process in (decode, gateway, keeper):
         process.kill()
         process.communicate()
     assert leftovers.find(run_dir) == []
@@ -60,6 +62,6 @@ def test_it_is_ended_whether_it_listens_to_reason_or_not(run_dir, kind):
 def test_the_listener_is_the_one_the_kernel_names(run_dir):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(run_dir / "x.sock"))
-        assert leftovers.listener_pid(run_dir / "x.sock") is None
+        assert guard.listener_pid(run_dir / "x.sock") is None
         server.listen()
-        assert leftovers.listener_pid(run_dir / "x.sock") == os.getpid()
+        assert guard.listener_pid(run_dir / "x.sock") == os.getpid()

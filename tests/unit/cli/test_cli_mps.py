@@ -94,7 +94,7 @@ def test_the_environment_reaches_the_services(run_dir, environ):
     conf = render_conf(ours, environments(ours, find_mps(ours, environ, found)))
     programs = {part.split("]")[0]: part for part in conf.split("[program:")[1:]}
     with_mps = {name for name, program in programs.items() if f'CUDA_MPS_PIPE_DIRECTORY="{run_dir}/mps"' in program}
-    assert with_mps == {"prefill", "decode"}
+    assert with_mps == {"prefill", "decode", "watchdog"}, "the watchdog ends clients through the daemon"
 
 
 def test_the_daemon_is_started_once_and_stopped(run_dir, environ, console):

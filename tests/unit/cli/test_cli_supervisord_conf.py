@@ -10,7 +10,7 @@ from supervisor.options import ProcessConfig, ServerOptions
 
 from tandem.cli.deployment import Deployment, Overrides, make_run_dir, resolve
 from tandem.cli.supervision import render_conf
-from tandem.config.settings import MODES
+from tandem.config.settings import KEEPER_SOCKET, MODES
 from tandem.errors import ConfigError
 
 
@@ -37,16 +37,33 @@ def deployment(tmp_path):
 
 def test_five_programs_each_its_own_module(deployment):
     _, programs = read_by_supervisor(deployment)
-    assert set(programs) == set(MODES["semi-pd"])
-    for service, program in programs.items():
+    assert set(programs) == {*MODES["semi-pd"], "keeper", "watchdog"}
+    for service in MODES["semi-pd"]:
+        program = programs[service]
         assert command_of(program)[:4] == [sys.executable, "-P", "-m", f"services.{service}.main"]
         assert command_of(program)[4:] == deployment.flags(service)
+
+
+def test_the_keeper_is_nobodys_child_and_listens_where_memd_looks(deployment):
+    _, programs = read_by_supervisor(deployment)
+    command = command_of(programs["keeper"])
+    assert command[:5] == [sys.executable, "-P", "-m", "services.memd.keeper", "--socket"]
+    assert command[5] == str(deployment.run_dir / KEEPER_SOCKET)
+
+
+def test_the_watchdog_is_there_unless_it_is_turned_off(deployment, tmp_path):
+    _, programs = read_by_supervisor(deployment)
+    command = command_of(programs["watchdog"])
+    assert command[3] == "tandem.cli.watchdog"
+    assert str(deployment.run_dir) in command
+    off = resolve(Overrides(run_dir=tmp_path / "off"), {"TANDEM_HANG_TIMEOUT_S": "0"})
+    assert "watchdog" not in read_by_supervisor(off)[1]
 
 
 def test_colocated_has_one_process_for_both_phases(tmp_path):
     deployment = resolve(Overrides(run_dir=tmp_path / "run", mode="colocated"), {})
     _, programs = read_by_supervisor(deployment)
-    assert set(programs) == {"gateway", "colocated", "controller", "memd"}
+    assert set(programs) == {"gateway", "colocated", "controller", "memd", "keeper", "watchdog"}
     assert all("OMP_WAIT_POLICY" in program.environment for program in programs.values())
 
 
@@ -65,12 +82,12 @@ def test_a_line_break_in_a_path_is_refused(tmp_path):
 def test_what_dies_is_started_again_and_asked_to_drain(tmp_path):
     deployment = resolve(Overrides(run_dir=tmp_path / "r"), {"TANDEM_DRAIN_TIMEOUT_S": "42.5"})
     _, programs = read_by_supervisor(deployment)
-    for program in programs.values():
+    for name, program in programs.items():
         assert program.autostart
         assert program.autorestart is not False
         assert program.startretries >= 100
         assert program.stopsignal == signal.SIGTERM
-        assert program.stopwaitsecs > 42.5
+        assert program.stopwaitsecs > 42.5 or name in ("keeper", "watchdog")
         assert program.environment["OMP_WAIT_POLICY"] == "passive"
 
 
@@ -80,10 +97,10 @@ def test_only_memd_is_stopped_with_its_children(deployment):
     assert not any(program.stopasgroup for name, program in programs.items() if name != "memd")
 
 
-def test_the_gateway_is_stopped_first_and_memd_last(deployment):
+def test_the_gateway_is_stopped_first_and_memd_last_but_for_the_keeper(deployment):
     options, _ = read_by_supervisor(deployment)
     stopped = [group.name for group in sorted(options.process_group_configs, reverse=True)]
-    assert stopped == list(MODES["semi-pd"])
+    assert stopped == ["watchdog", *MODES["semi-pd"], "keeper"]
 
 
 def test_socket_pid_and_logs_are_in_the_run_dir(deployment):

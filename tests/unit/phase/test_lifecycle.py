@@ -1,18 +1,22 @@
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from tandem.device.memory import SegmentHandle
-from tandem.errors import DeviceError, FingerprintMismatchError, NotReadyError
+from tandem.errors import DeviceError, FingerprintMismatchError, NotReadyError, StorageLostError
 from tandem.kv.layout import KvLayout
+from tandem.kv.store import Holding
 from tandem.model.config import ModelConfig, WeightManifest
+from tandem.phase import lifecycle
 from tandem.phase.crew import Crew
 from tandem.phase.door import Door
+from tandem.phase.hold import Hold
 from tandem.phase.lifecycle import EXIT_OK, EXIT_START_AGAIN, PhaseLife
+from tandem.phase.retirement import Retirement
 from tandem.phase.session import Session
-from tandem.phase.storage import AttachmentLike
-from tandem.types import DecodeResult, Fingerprint, PhaseCommand
+from tandem.types import Block, DecodeResult, Fingerprint, PhaseCommand
+from tests.support.phase_fakes import FakeStore
 
 
 @dataclass
@@ -27,7 +31,15 @@ class StubAttachment:
     segments: dict[str, SegmentHandle] = field(default_factory=dict)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     reclaims: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+    holding: Holding = field(default_factory=lambda: Holding(frozenset(), frozenset()))
+    next: "asyncio.Queue[StubAttachment | Exception]" = field(default_factory=asyncio.Queue)
     detached: bool = False
+
+    async def attach_again(self) -> "StubAttachment":
+        answer = await self.next.get()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def next_reclaim(self) -> int:
         return await self.reclaims.get()
@@ -42,6 +54,7 @@ class StubEngine:
 
     crew: Crew
     reclaimed: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
+    resumed: asyncio.Queue[Holding] = field(default_factory=asyncio.Queue)
     may_drain: asyncio.Event = field(default_factory=asyncio.Event)
     drain_timeouts_s: list[float] = field(default_factory=list)
     broken: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,6 +72,9 @@ class StubEngine:
 
     async def reclaim(self, num_blocks: int) -> None:
         self.reclaimed.put_nowait(num_blocks)
+
+    def resume(self, holding: Holding) -> None:
+        self.resumed.put_nowait(holding)
 
     def open_session(self) -> Session[DecodeResult]:
         return Session()
@@ -79,26 +95,34 @@ class Stage:
         self.engines: list[StubEngine] = []
         self.serving: asyncio.Queue[bool] = asyncio.Queue()
         self.stop = asyncio.Event()
+        self.retirement = Retirement()
+        self.place_is_free = asyncio.Event()
+        self.place_is_free.set()
         self.door: Door[DecodeResult] = Door()
         self.life = PhaseLife(
             self.door,
             attach=self._attach,
             build=self._build,
+            take_place=self._take_place,
             set_serving=self.serving.put_nowait,
             drain_timeout_s=4.0,
+            retirement=self.retirement,
         )
         self.running = asyncio.create_task(self.life.run(self.stop))
 
-    async def _attach(self) -> AttachmentLike:
+    async def _attach(self) -> Hold:
         await self.memd_is_there.wait()
         if self.attach_error is not None:
             raise self.attach_error
-        return self.attachment
+        return Hold(FakeStore(8), self.attachment)
 
-    async def _build(self, attachment: AttachmentLike, crew: Crew) -> StubEngine:
-        assert attachment is self.attachment
+    async def _build(self, hold: Hold, crew: Crew) -> StubEngine:
+        assert hold.attachment is self.attachment
         self.engines.append(StubEngine(crew))
         return self.engines[-1]
+
+    async def _take_place(self) -> None:
+        await self.place_is_free.wait()
 
     async def until_serving(self) -> StubEngine:
         self.memd_is_there.set()
@@ -143,10 +167,27 @@ async def test_a_mismatch_is_raised() -> None:
         await stage.running
 
 
-async def test_the_end_of_memd_ends_the_phase_with_a_status_of_its_own() -> None:
+async def test_the_phase_serves_on_while_memd_is_away_and_is_told_what_it_has() -> None:
+    stage = Stage()
+    engine = await stage.until_serving()
+    stage.attachment.ended.set()
+    stage.attachment.next.put_nowait(NotReadyError("starting"))
+    holding = Holding(frozenset({Block(3, 2)}), frozenset({7}))
+    back = replace(stage.attachment, ended=asyncio.Event(), holding=holding)
+    stage.attachment.next.put_nowait(back)
+    assert await engine.resumed.get() == holding
+    assert stage.serving.empty()
+    assert not await stage.refuses_streams()
+    back.reclaims.put_nowait(5)
+    assert await engine.reclaimed.get() == 5
+    stage.running.cancel()
+
+
+async def test_storage_that_is_gone_ends_the_phase_with_a_status_of_its_own() -> None:
     stage = Stage()
     await stage.until_serving()
     stage.attachment.ended.set()
+    stage.attachment.next.put_nowait(StorageLostError("epoch 2, not 1"))
     assert await stage.running == EXIT_START_AGAIN
     assert not await stage.serving.get()
 
@@ -164,13 +205,23 @@ async def test_a_drain_is_not_serving_and_ends_well() -> None:
     assert stage.attachment.detached
 
 
-async def test_memd_ending_under_a_drain_ends_it() -> None:
+async def test_storage_that_is_gone_under_a_drain_ends_it() -> None:
     stage = Stage()
     await stage.until_serving()
     stage.stop.set()
     await stage.serving.get()
     stage.attachment.ended.set()
+    stage.attachment.next.put_nowait(StorageLostError("epoch 2, not 1"))
     assert await stage.running == EXIT_OK
+
+
+async def test_a_drain_that_waits_for_memd_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "HAND_BACK_S", -3.99)
+    stage = Stage()
+    engine = await stage.until_serving()
+    stage.stop.set()
+    assert await stage.running == EXIT_OK
+    assert not engine.may_drain.is_set()
 
 
 async def test_what_ends_the_engine_is_raised() -> None:

@@ -142,15 +142,38 @@ async def test_after_a_while_blocks_are_leased_ahead_again(crew: Crew) -> None:
     await watch.until(lambda: supply.num_spare == 8)
 
 
-async def test_a_reclaim_that_memd_does_not_hear_keeps_the_blocks(crew: Crew) -> None:
+async def test_blocks_returned_to_a_memd_that_went_away_are_spare_again_only_when_it_says_so(crew: Crew) -> None:
     class Away(FakeStore):
         async def return_blocks(self, holder_id: int, blocks: object) -> None:
             raise NotReadyError("away")
 
-    supply, watch = start(Away(20), crew, ENDLESS)
+    store = Away(20)
+    supply, watch = start(store, crew, ENDLESS)
     await watch.until(lambda: supply.num_spare == 8)
     await supply.reclaim(5, num_kept=0)
-    assert supply.num_spare == 8
+    assert supply.num_spare == 3
+    mine = sorted(supply.take(3) or (), key=lambda block: block.block_id)
+    supply.give_back(mine)
+    returned = sorted(store.spare[PREFILL_HOLDER] - set(mine), key=lambda block: block.block_id)
+    assert supply.resume(frozenset([*mine[1:], *returned[:2]])) == frozenset([*mine[1:], *returned[:2]])
+    assert set(supply.take(4) or ()) == {*mine[1:], *returned[:2]}
+
+
+async def test_a_memd_that_is_away_makes_its_refusals_void(crew: Crew) -> None:
+    store = FakeStore(20)
+    store.refusing = True
+    supply, watch = start(store, crew)
+    supply.demand(BlockDemand(num_running_blocks=1))
+    await watch.until(lambda: supply.num_refusals >= 2)
+    store.away = True
+    async with asyncio.timeout(10):
+        while not supply.memd_away:
+            await asyncio.sleep(0.001)
+    assert supply.num_refusals == 0
+    store.away, store.refusing = False, False
+    supply.resume(frozenset())
+    await watch.until(lambda: supply.num_spare > 0)
+    assert not supply.memd_away
 
 
 async def test_blocks_that_come_back_can_be_taken_again(crew: Crew) -> None:
