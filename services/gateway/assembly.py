@@ -1,7 +1,7 @@
 """The gateway's parts, joined: the same in the process and in tests, which differ in the world around them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from services.gateway.chat import ChatTemplate
@@ -13,13 +13,19 @@ from services.gateway.peers import Peers
 from services.gateway.pool import PEER as MEMD
 from services.gateway.pool import PoolWatch
 from services.gateway.ports import ObservationSink, PhasePort, Timers
+from services.gateway.queue import SequenceQueue
+from services.gateway.quotas import TenantQuotas
 from services.gateway.reporting import Reporter
+from services.gateway.requests import Sequence
 from services.gateway.status import StatusView
+from services.gateway.tenants import OpenDirectory, TenantDirectory
 from tandem.clock import Clock
 from tandem.config.settings import GatewayConfig
 from tandem.kv.store import MemoryStore
 from tandem.model.metadata import ModelMetadata
-from tandem.scheduler.waiting import FirstComeFirstServed
+from tandem.scheduler.dispatch import Dispatcher
+from tandem.scheduler.policies import PolicyOptions, make_policy
+from tandem.scheduler.prefix_view import SentPrefixes
 from tandem.telemetry.metrics import GatewayMetrics
 from tandem.types import Phase
 
@@ -37,6 +43,7 @@ class World:
     timers: Timers
     draw_lease_id: Callable[[], int]  # 63 bits
     draws: Draws
+    tenants: TenantDirectory = field(default_factory=OpenDirectory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +62,35 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
     peers = Peers([*Phase, MEMD], on_ready)
     reporter = Reporter(world.clock, world.metrics, world.observations)
     leases = LeaseKeeper(world.store, world.draw_lease_id)
-    pool = PoolWatch(world.store, lambda connected: peers.set(MEMD, connected))
+    policy = make_policy(config.queue_policy, PolicyOptions(config.max_wait_s))
+    view = SentPrefixes(lambda: pool.pool.num_blocks)
+    dispatcher: Dispatcher[Sequence] = Dispatcher(policy, view, config.prefill_backlog_tokens)
+    directory = world.tenants
+    quotas = TenantQuotas.create(directory.quotas, lambda: pool.pool.block_size, world.clock)
+    queue = SequenceQueue(dispatcher, quotas, lambda: pool.pool.block_size, world.unix_ns)
+
+    def note_memd(connected: bool) -> None:
+        peers.set(MEMD, connected)
+        if not connected:
+            queue.forget_cache()
+
+    pool = PoolWatch(world.store, note_memd)
     orchestrator = Orchestrator(
         ports=world.phases,
         leases=leases,
-        policy=FirstComeFirstServed(),
-        bounds=Bounds(config.max_waiting, config.max_running),
+        queue=queue,
+        bounds=Bounds(
+            max_waiting=config.max_waiting,
+            max_running=config.max_running,
+            max_waiting_tokens=config.max_waiting_tokens,
+            max_waiting_of=lambda tenant: directory.quotas(tenant).max_waiting,
+        ),
         peers=peers,
         reporter=reporter,
         clock=world.clock,
         unix_ns=world.unix_ns,
         timers=world.timers,
+        one_process=config.mode == "colocated",
     )
     frontend = Frontend(
         config=config,
@@ -74,6 +99,8 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
         pool=pool,
         orchestrator=orchestrator,
         reporter=reporter,
+        tenants=directory,
+        quotas=quotas,
         draws=world.draws,
         clock=world.clock,
         unix_ns=world.unix_ns,

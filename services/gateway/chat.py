@@ -30,11 +30,12 @@ class ChatTemplate:
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str], now: Callable[[], datetime]) -> None:
         self._special_tokens = dict(special_tokens)
+        self._now = now
         self._problem = "" if source else "the model has no chat template; send a text prompt to Generate"
         self._template: jinja2.Template | None = None
         if source:
             try:
-                self._template = _environment(now).from_string(source)
+                self._template = _environment().from_string(source)
             except jinja2.TemplateError as error:
                 self._problem = f"the model's chat template cannot be read: {error}"
 
@@ -43,8 +44,11 @@ class ChatTemplate:
         """Whether conversations can be rendered."""
         return self._template is not None
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt up to where the assistant's answer begins. InvalidRequestError, naming what is wrong."""
+    def render(self, messages: Sequence[ChatMessage], at: datetime | None = None) -> str:
+        """The prompt up to where the assistant's answer begins, as of `at`, for templates that name the day; or now.
+
+        InvalidRequestError, naming what is wrong.
+        """
         if self._template is None:
             raise InvalidRequestError(FIELD, self._problem)
         _check(messages)
@@ -54,6 +58,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 tools=None,
                 documents=None,
+                strftime_now=(at or self._now()).strftime,
                 **self._special_tokens,
             )
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
@@ -68,13 +73,12 @@ def _check(messages: Sequence[ChatMessage]) -> None:
             raise InvalidRequestError(f"{FIELD}[{number}].role", "is empty; use system, user or assistant")
 
 
-def _environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda text: now().strftime(text)
     return environment
 
 

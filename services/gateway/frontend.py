@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from services.gateway.chat import ChatMessage, ChatTemplate
 from services.gateway.orchestrator import Orchestrator
 from services.gateway.pool import PoolWatch
+from services.gateway.quotas import TenantQuotas
 from services.gateway.reporting import Reporter
 from services.gateway.requests import Arrival, Request, new_request
+from services.gateway.resumption import NOTHING_CAME, Resume, check_answers, check_origin
+from services.gateway.tenants import TenantDirectory
 from services.gateway.validation import (
     Limits,
     SamplingFields,
@@ -20,7 +24,7 @@ from services.gateway.validation import (
 from tandem.clock import Clock
 from tandem.config.settings import GatewayConfig
 from tandem.errors import InvalidRequestError
-from tandem.kv.contents import namespace
+from tandem.kv.contents import shared_namespace
 from tandem.model.metadata import ModelMetadata
 
 INLINE_CHARS = 16_384  # longer texts are tokenised on a thread, so that streams go on meanwhile
@@ -34,7 +38,9 @@ class Call:
     sampling: SamplingFields = field(default_factory=SamplingFields)
     priority: int = 0
     cache_salt: str = ""
+    tenant: str = ""
     remaining_s: float | None = None  # until the client's deadline
+    resume: Resume | None = None  # of a request whose stream broke
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,8 @@ class Frontend:
         pool: PoolWatch,
         orchestrator: Orchestrator,
         reporter: Reporter,
+        tenants: TenantDirectory,
+        quotas: TenantQuotas,
         draws: Draws,
         clock: Clock,
         unix_ns: Callable[[], int],
@@ -89,6 +97,8 @@ class Frontend:
         self._pool = pool
         self._orchestrator = orchestrator
         self._reporter = reporter
+        self._tenants = tenants
+        self._quotas = quotas
         self._draws = draws
         self._clock = clock
         self._unix_ns = unix_ns
@@ -111,23 +121,29 @@ class Frontend:
         """Answers a conversation."""
         with self._reporter.refusals(call.request_id):
             arrived = self._arrive(call)
-            return self._admit(call, arrived, await self.tokenize_chat(messages), "messages")
+            token_ids = await self.tokenize_chat(messages, datetime.fromtimestamp(arrived.unix_ns / 1e9))
+            return self._admit(call, arrived, token_ids, "messages")
 
     def cancel(self, request: Request) -> None:
         """Its client has gone; nothing happens when it has ended."""
         self._orchestrator.cancel(request)
 
-    def abort(self, request_id: str) -> None:
-        """NotFoundError when it is not running."""
-        self._orchestrator.abort(request_id)
+    def caller(self, authorization: str | None, peer: str) -> str:
+        """Whose call it is, by its metadata and where it comes from. UnauthenticatedError."""
+        with self._reporter.refusals(""):
+            return self._tenants.authenticate(authorization, peer)
+
+    def abort(self, request_id: str, tenant: str = "") -> None:
+        """NotFoundError when none of that tenant's is running under the name."""
+        self._orchestrator.abort(request_id, tenant)
 
     async def tokenize_text(self, text: str) -> list[int]:
         """As `generate_text` would."""
         return await self._tokenised(text, add_special_tokens=True)
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """As `chat` would."""
-        return await self._tokenised(self._template.render(messages), add_special_tokens=False)
+    async def tokenize_chat(self, messages: Sequence[ChatMessage], at: datetime | None = None) -> list[int]:
+        """As `chat` would at that time, or now."""
+        return await self._tokenised(self._template.render(messages, at), add_special_tokens=False)
 
     def model_info(self) -> ModelInfo:
         """NotReadyError before memd was there: the pool bounds the context."""
@@ -148,30 +164,56 @@ class Frontend:
         check_request_id(call.request_id)
         check_cache_salt(call.cache_salt)
         self._limits()
-        return _Arrived(self._clock.now(), self._unix_ns())
+        self._orchestrator.check_room(call.tenant, call.resume is not None)
+        self._quotas.rates.check(call.tenant)
+        unix_ns = self._unix_ns()
+        if call.resume is not None:
+            check_origin(call.resume, self._model_digest)
+            unix_ns = min(unix_ns, call.resume.arrival_unix_ns or unix_ns)
+        return _Arrived(self._clock.now(), unix_ns)
 
     def _admit(self, call: Call, arrived: _Arrived, token_ids: Sequence[int], prompt_field: str) -> Request:
         limits = self._limits()
         check_prompt(token_ids, prompt_field, limits)
+        resolved = resolve(call.sampling, len(token_ids), self._seed(call), limits)
+        if call.resume is not None:
+            check_answers(call.resume, resolved, limits)
         arrival = Arrival(
             request_id=call.request_id or self._draws.request_id(),
             prompt_token_ids=tuple(token_ids),
-            resolved=resolve(call.sampling, len(token_ids), self._draws.seed(), limits),
+            resolved=resolved,
             priority=call.priority,
-            cache_namespace=self._cache_namespace(call.cache_salt),
+            cache_namespace=self._cache_namespace(call),
+            tenant=call.tenant,
             clock_s=arrived.clock_s,
             unix_ns=arrived.unix_ns,
+            model_digest=self._model_digest,
+            resumed=call.resume is not None,
         )
-        request = new_request(arrival, self._model.tokenizer, self._config.max_buffered_tokens)
+        self._quotas.running.check(arrival)
+        request = new_request(
+            arrival, self._model.tokenizer, self._config.max_buffered_tokens, call.resume or NOTHING_CAME
+        )
         spent_s = self._clock.now() - arrived.clock_s
         self._orchestrator.admit(request, None if call.remaining_s is None else call.remaining_s - spent_s)
+        self._quotas.rates.note_request(call.tenant, len(token_ids))
         return request
 
-    def _cache_namespace(self, salt: str) -> bytes:
+    @property
+    def _model_digest(self) -> str:
+        return self._pool.pool.contents[0]
+
+    def _seed(self, call: Call) -> int:
+        """For a client that names none."""
+        origin = call.resume.origin if call.resume else None
+        return self._draws.seed() if origin is None else origin.seed
+
+    def _cache_namespace(self, call: Call) -> bytes:
         """Empty when nothing is to be reused."""
-        if not self._config.prefix_cache:
+        salt = self._tenants.salt(call.tenant)
+        if salt is None or not self._config.prefix_cache:
             return b""
-        return namespace(*(part.encode() for part in (*self._pool.pool.contents, salt)))
+        return shared_namespace(self._pool.pool.contents, call.cache_salt, salt)
 
     def _limits(self) -> Limits:
         config = self._model.config

@@ -1,5 +1,6 @@
 """How much the gateway takes on, and how much it has."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -9,6 +10,8 @@ class Bounds:
 
     max_waiting: int  # requests
     max_running: int  # sequences
+    max_waiting_tokens: int  # of the prompts of requests that wait
+    max_waiting_of: Callable[[str], int | None]  # requests of one tenant; None: no bound of its own
 
 
 @dataclass(frozen=True, slots=True)

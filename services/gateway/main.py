@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from services.gateway.assembly import World, assemble
 from services.gateway.frontend import Draws
+from services.gateway.listening import directory, port_credentials
 from services.gateway.service import SERVICE_NAME, add_to_server
 from tandem.clock import MonotonicClock
 from tandem.config.settings import GatewayConfig
@@ -45,6 +46,7 @@ class Process:
             [SERVICE_NAME],
             [f"{config.host}:{config.port}", config.socket("gateway")],
             max_message_bytes=config.max_message_bytes,
+            credentials=port_credentials(config),
         )
         model = read_metadata(config.model, config.cache_dir)
         self._gateway = assemble(config, model, self._world(GatewayMetrics.create(registry)), self._on_ready)
@@ -85,16 +87,18 @@ class Process:
         self._metrics_server.close()
 
     def _world(self, metrics: GatewayMetrics) -> World:
+        clock = MonotonicClock()
         return World(
             phases=self._phases,
             store=self._store,
             observations=self._observations,
             metrics=metrics,
-            clock=MonotonicClock(),
+            clock=clock,
             unix_ns=time.time_ns,
             timers=asyncio.get_running_loop(),
             draw_lease_id=lambda: secrets.randbits(LEASE_ID_BITS),
             draws=Draws(seed=lambda: secrets.randbits(SEED_BITS), request_id=lambda: uuid.uuid4().hex),
+            tenants=directory(self._config, clock),
         )
 
     def _on_ready(self, ready: bool) -> None:

@@ -6,31 +6,33 @@ its leases are abandoned, and memd ends them when the phase lets go or is gone.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
+from services.gateway.deadlines import Deadlines
+from services.gateway.forks import Forks
 from services.gateway.leases import LeaseKeeper
 from services.gateway.load import Bounds, Load
 from services.gateway.peers import Peers
+from services.gateway.places import WaitingPlaces
 from services.gateway.ports import PhasePort, Timers
-from services.gateway.rates import retry_delay_s
+from services.gateway.queue import SequenceQueue
 from services.gateway.reporting import Reporter
-from services.gateway.requests import Request, Sequence, State
+from services.gateway.requests import Request, RequestName, Sequence, State
+from services.gateway.trials import Trials
 from tandem.clock import Clock
 from tandem.errors import (
     DeadlineError,
     DuplicateRequestError,
     NotFoundError,
     NotReadyError,
-    QueueFullError,
     SequenceFailedError,
     SlowReaderError,
     TandemError,
 )
-from tandem.scheduler.waiting import OrderingPolicy, WaitingQueue, num_dispatchable
 from tandem.types import (
     DecodeResult,
     DropReason,
@@ -42,8 +44,8 @@ from tandem.types import (
     SequenceOutput,
 )
 
-MAX_FAILURES = 2  # of a phase on one sequence
-MAX_LOSSES = 8  # of phases in a row that went away with one sequence: it may be what ends them
+MAX_FAILURES = 2  # of a phase on one sequence, with nobody beside it
+MAX_LOSSES = 3  # of a phase that went away while it had nothing but that sequence
 SETTLE_S = 2.0  # from the last request's end until the phases have said that they let go
 
 _log = structlog.get_logger()
@@ -65,13 +67,14 @@ class Orchestrator:
         *,
         ports: Mapping[Phase, PhasePort],
         leases: LeaseKeeper,
-        policy: OrderingPolicy,
+        queue: SequenceQueue,
         bounds: Bounds,
         peers: Peers,
         reporter: Reporter,
         clock: Clock,
         unix_ns: Callable[[], int],
         timers: Timers,
+        one_process: bool = False,  # the phases are one, and end together
     ) -> None:
         self._ports = ports
         self._leases = leases
@@ -80,16 +83,17 @@ class Orchestrator:
         self._reporter = reporter
         self._clock = clock
         self._unix_ns = unix_ns
-        self._timers = timers
-        self._queue: WaitingQueue[Sequence] = WaitingQueue(policy)
-        self._requests: dict[str, Request] = {}
+        self._one_process = one_process
+        self._queue = queue
+        self._trials: Trials[Sequence] = Trials()
+        self._requests: dict[RequestName, Request] = {}
         self._owners: dict[Sequence, Request] = {}
-        self._deadlines: dict[Request, asyncio.TimerHandle] = {}
-        self._undispatched: set[Request] = set()
+        self._deadlines = Deadlines(clock, timers, self._end)
+        self._undispatched = WaitingPlaces(bounds, reporter.requests)
         self._attempts: dict[int, _Attempt] = {}  # by lease: what the phases have
         self._prefilled: dict[Sequence, None] = {}  # wait for decode to come back, oldest first
         self._ending_phases: set[Phase] = set()  # connected, but they hand back what they are sent
-        self._forking: set[asyncio.Task[None]] = set()
+        self._forks = Forks(leases, self._on_forked, self._note_quiet)
         self._draining = False
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -99,38 +103,44 @@ class Orchestrator:
         """Now."""
         num_prefilling = sum(attempt.phase is Phase.PREFILL for attempt in self._attempts.values())
         num_decoding = len(self._attempts) - num_prefilling + len(self._prefilled)
-        return Load(len(self._queue), num_prefilling, num_decoding)
+        return Load(len(self._queue) + len(self._trials), num_prefilling, num_decoding)
 
     # From clients
 
     def admit(self, request: Request, remaining_s: float | None) -> None:
         """Takes a request on; its answers come through `request.output`.
 
-        NotReadyError while draining, DuplicateRequestError, QueueFullError, DeadlineError when no time is left.
+        NotReadyError while draining, DuplicateRequestError, QueueFullError, DeadlineError when no time is left. One
+        that was resumed takes the place of the one that runs under its name.
         """
-        if self._draining:
-            raise NotReadyError("the gateway is shutting down; try again soon")
-        if request.request_id in self._requests:
-            raise DuplicateRequestError(f"request_id {request.request_id!r} is running; choose another")
-        self._check_room()
+        self._check_name(request)
+        self.check_room(request.arrival.tenant, request.arrival.resumed)
+        self._undispatched.check_tokens(request.arrival)
         if remaining_s is not None:
-            self._set_deadline(request, remaining_s)
-        self._requests[request.request_id] = request
+            self._deadlines.set(request, remaining_s)
+        self._requests[request.name] = request
         self._owners.update((sequence, request) for sequence in request.sequences)
         self._undispatched.add(request)
         self._quiet.clear()
-        first = request.sequences[0]
-        self._queue.push(first, first.entry())
+        for sequence in request.sequences:
+            if sequence.state is State.QUEUED:
+                self._queue.push(sequence)
         self._reporter.admitted(request)
         self._dispatch()
+
+    def check_room(self, tenant: str, resumed: bool) -> None:
+        """For one more request. NotReadyError while draining, QueueFullError."""
+        if self._draining:
+            raise NotReadyError("the gateway is shutting down; try again soon")
+        self._undispatched.check_room(tenant, resumed)
 
     def cancel(self, request: Request) -> None:
         """The client has gone. Nothing happens when the request has ended."""
         self._end(request, None)
 
-    def abort(self, request_id: str) -> None:
-        """Ends a request's answers with FinishReason.ABORT. NotFoundError when it is not running."""
-        request = self._requests.get(request_id)
+    def abort(self, request_id: str, tenant: str = "") -> None:
+        """Ends a request's answers with FinishReason.ABORT. NotFoundError when none of the tenant's has that name."""
+        request = self._requests.get(RequestName(tenant, request_id))
         if request is None:
             raise NotFoundError(f"request_id {request_id!r} is not running")
         for sequence in request.unfinished:
@@ -160,71 +170,76 @@ class Orchestrator:
     def phase_lost(self, phase: Phase, lease_ids: frozenset[int]) -> None:
         """Its stream broke with these leases in it."""
         self._peers.set(phase, False)
+        alone = (len(self._attempts) if self._one_process else len(lease_ids)) == 1
         for lease_id in lease_ids:
-            self._lose(phase, lease_id)
+            self._lose(phase, lease_id, alone)
         self._dispatch()
 
     def phase_result(self, result: PrefillResult | DecodeResult) -> None:
         """What a phase says after a step."""
+        now_s = self._clock.now()
         if isinstance(result, PrefillResult):
             for entry in result.prefilled:
-                self._on_prefilled(entry)
+                self._on_prefilled(entry, now_s)
         else:
             for output in result.outputs:
-                self._on_output(output)
+                self._on_output(output, now_s)
+        self._reporter.message_taken()
         phase = Phase.PREFILL if isinstance(result, PrefillResult) else Phase.DECODE
+        num_failed = sum(dropped.reason is DropReason.FAILED for dropped in result.dropped)
         for dropped in result.dropped:
-            self._on_dropped(phase, dropped)
+            self._on_dropped(phase, dropped, num_failed == 1)
         self._dispatch()
 
-    def _on_prefilled(self, entry: Prefilled) -> None:
-        sequence = self._let_go(entry.output.lease_id)
+    def _on_prefilled(self, entry: Prefilled, now_s: float) -> None:
+        sequence = self._let_go(entry.output.lease_id, prefilled=entry)
         if sequence is None:
             return
         sequence.to(State.PREFILLED)
+        self._trials.clear(sequence, Phase.PREFILL)
         request = self._owners[sequence]
-        if not sequence.output_token_ids:
+        if not sequence.num_new_tokens:
             sequence.num_cached_tokens = min(entry.num_cached_tokens, len(sequence.arrival.prompt_token_ids))
             self._reporter.prefilled(request, sequence, entry)
             if sequence.index == 0 and len(request.sequences) > 1:
-                self._start_forks(request, entry.output.lease_id)
-        self._take_token(sequence, entry.output)
+                self._forks.start(request, entry.output.lease_id)
+        self._take_token(sequence, entry.output, now_s)
         if sequence.state is State.PREFILLED:
             self._prefilled[sequence] = None
             self._hand_over_waiting()
 
-    def _on_output(self, output: SequenceOutput) -> None:
+    def _on_output(self, output: SequenceOutput, now_s: float) -> None:
         if output.finish_reason is not FinishReason.NONE:
             sequence = self._let_go(output.lease_id)
         else:
             attempt = self._attempts.get(output.lease_id)
             sequence = None if attempt is None else attempt.sequence
         if sequence is not None and sequence.state is State.DECODING:
-            self._take_token(sequence, output)
+            if self._trials:
+                self._trials.clear(sequence, Phase.DECODE)
+            self._take_token(sequence, output, now_s)
 
-    def _on_dropped(self, phase: Phase, dropped: SequenceDropped) -> None:
+    def _on_dropped(self, phase: Phase, dropped: SequenceDropped, failed_alone: bool) -> None:
         if dropped.reason is DropReason.DRAINING:
             self._ending_phases.add(phase)
         sequence = self._let_go(dropped.lease_id)
         if sequence is None:
             return
         self._leases.release(dropped.lease_id)
-        if dropped.reason is DropReason.FAILED:
-            sequence.num_failures += 1
-        if sequence.num_failures >= MAX_FAILURES:
+        failed = dropped.reason is DropReason.FAILED
+        if failed and self._trials.strike(sequence, phase, alone=failed_alone) >= MAX_FAILURES:
             error = SequenceFailedError(f"the request failed {MAX_FAILURES} times, last with: {dropped.message}")
             self._end(self._owners[sequence], error)
         else:
             self._requeue(sequence, dropped.reason.name.lower())
 
-    def _lose(self, phase: Phase, lease_id: int) -> None:
+    def _lose(self, phase: Phase, lease_id: int, alone: bool) -> None:
         sequence = self._let_go(lease_id, self._leases.abandon)
         if sequence is None:
             return
         self._leases.abandon(lease_id)
-        sequence.num_losses += 1
-        if sequence.num_losses >= MAX_LOSSES:
-            error = SequenceFailedError(f"{phase} went away {MAX_LOSSES} times in a row while it had the request")
+        if self._trials.strike(sequence, phase, alone=alone) >= MAX_LOSSES:
+            error = SequenceFailedError(f"{phase} went away {MAX_LOSSES} times with nothing but this request in it")
             self._end(self._owners[sequence], error)
         else:
             self._requeue(sequence, "phase_lost")
@@ -232,42 +247,61 @@ class Orchestrator:
     # Sequences on their way
 
     def _dispatch(self) -> None:
+        if self._trials.are_on:
+            self._hand_over_waiting()
         port = self._ports[Phase.PREFILL]
         if self._takes(Phase.PREFILL):
-            num_running = len(self._attempts) + len(self._prefilled)
-            for _ in range(num_dispatchable(len(self._queue), num_running, self._bounds.max_running)):
-                self._start(port, self._queue.pop())
+            if (suspect := self._trials.take()) is not None:
+                self._send(port, suspect)
+            while not self._trials.are_on and self._has_place and (sequence := self._queue.take()) is not None:
+                self._start(port, sequence)
         num_waiting = len(self._undispatched)
         self._reporter.load(num_waiting, len(self._requests) - num_waiting)
+
+    @property
+    def _has_place(self) -> bool:
+        """Whether the phases may have one more sequence."""
+        return len(self._attempts) + len(self._prefilled) < self._bounds.max_running
 
     def _takes(self, phase: Phase) -> bool:
         """Whether there is sense in sending it sequences."""
         return self._ports[phase].connected and phase not in self._ending_phases
 
     def _start(self, port: PhasePort, sequence: Sequence) -> None:
+        request = self._owners[sequence]
+        if self._deadlines.is_hopeless(request, lambda: self._queue.least_prefill_s(sequence)):
+            self._queue.put_off(sequence)
+            self._give_up(request, DeadlineError("the deadline is before the prompt can be computed"))
+        else:
+            self._send(port, sequence)
+
+    def _send(self, port: PhasePort, sequence: Sequence) -> None:
         if sequence.lease_id is None:
             sequence.lease_id = self._leases.open()
         self._undispatched.discard(self._owners[sequence])
+        sequence.sent_unix_ns = self._unix_ns()
         self._submit(port, sequence, State.PREFILLING, Phase.PREFILL, sequence.lease_id)
 
     def _hand_over_waiting(self) -> None:
-        port = self._ports[Phase.DECODE]
-        if not self._takes(Phase.DECODE):
-            return
-        for sequence in tuple(self._prefilled):
-            del self._prefilled[sequence]
-            if sequence.lease_id is not None:
-                self._submit(port, sequence, State.DECODING, Phase.DECODE, sequence.lease_id)
+        """To decode; or back to the queue, so that a suspect finds nobody in decode, and blocks in the pool."""
+        for sequence, lease_id in [(each, each.lease_id) for each in self._prefilled if each.lease_id is not None]:
+            if not self._trials.admit(sequence):
+                del self._prefilled[sequence]
+                self._leases.release(lease_id)
+                self._requeue(sequence, "trial")
+            elif self._takes(Phase.DECODE):
+                del self._prefilled[sequence]
+                self._submit(self._ports[Phase.DECODE], sequence, State.DECODING, Phase.DECODE, lease_id)
 
     def _submit(self, port: PhasePort, sequence: Sequence, state: State, phase: Phase, lease_id: int) -> None:
         sequence.to(state)
         self._attempts[lease_id] = _Attempt(sequence, phase)
         port.submit(sequence.spec(lease_id))
 
-    def _take_token(self, sequence: Sequence, output: SequenceOutput) -> None:
+    def _take_token(self, sequence: Sequence, output: SequenceOutput, now_s: float) -> None:
         request = self._owners[sequence]
-        self._reporter.token(request, sequence)
-        piece = sequence.push(output, self._clock.now())
+        self._reporter.token(request, sequence, now_s)
+        piece = sequence.push(output, now_s)
         try:
             request.output.put(piece)
         except SlowReaderError as error:
@@ -278,11 +312,15 @@ class Orchestrator:
             if request.finished:
                 self._complete(request, piece.finish_reason)
 
-    def _let_go(self, lease_id: int, end_lease: Callable[[int], None] | None = None) -> Sequence | None:
+    def _let_go(
+        self, lease_id: int, end_lease: Callable[[int], None] | None = None, prefilled: Prefilled | None = None
+    ) -> Sequence | None:
         """A phase has this lease no more. Returns its sequence, unless that has ended: then the lease ends here."""
         attempt = self._attempts.pop(lease_id, None)
         if attempt is None:
             return None
+        if attempt.phase is Phase.PREFILL:
+            self._queue.leave_prefill(attempt.sequence, prefilled)
         if attempt.sequence.state is State.FINISHED:
             (end_lease or self._leases.release)(lease_id)
             self._note_quiet()
@@ -292,7 +330,8 @@ class Orchestrator:
     def _requeue(self, sequence: Sequence, reason: str) -> None:
         sequence.lease_id = None
         sequence.to(State.QUEUED)
-        self._queue.push(sequence, sequence.entry())
+        if not self._trials.take_back(sequence):
+            self._queue.push(sequence)
         self._reporter.sent_back(sequence, reason)
 
     # Ends
@@ -300,7 +339,8 @@ class Orchestrator:
     def _retire(self, sequence: Sequence) -> None:
         """The client gets no more of this sequence: out of every queue, and out of the phase that has it."""
         sequence.to(State.FINISHED)
-        self._queue.discard(sequence)
+        self._queue.retire(sequence)
+        self._trials.discard(sequence)
         self._prefilled.pop(sequence, None)
         if sequence.lease_id is None:
             return
@@ -312,77 +352,47 @@ class Orchestrator:
 
     def _end(self, request: Request, error: TandemError | None) -> None:
         """Ends what is left of a request, for its client with `error`; None when there is no client."""
-        if self._requests.get(request.request_id) is not request:
-            return
+        if self._requests.get(request.name) is request:
+            self._give_up(request, error)
+            self._dispatch()
+
+    def _give_up(self, request: Request, error: TandemError | None) -> None:
         if error is not None:
             request.output.fail(error)
         for sequence in request.unfinished:
             self._retire(sequence)
         self._forget(request)
         self._reporter.failed(request, error, self._unix_ns(), len(self._undispatched))
-        self._dispatch()
 
     def _complete(self, request: Request, reason: FinishReason) -> None:
         self._forget(request)
         self._reporter.completed(request, reason, self._unix_ns(), len(self._undispatched))
 
     def _forget(self, request: Request) -> None:
-        del self._requests[request.request_id]
+        del self._requests[request.name]
         for sequence in request.sequences:
             del self._owners[sequence]
         self._undispatched.discard(request)
-        timer = self._deadlines.pop(request, None)
-        if timer is not None:
-            timer.cancel()
+        self._deadlines.cancel(request)
         self._note_quiet()
 
-    def _check_room(self) -> None:
-        num_waiting = len(self._undispatched)
-        if num_waiting >= self._bounds.max_waiting:
-            delay_s = retry_delay_s(num_waiting, self._reporter.requests.per_second())
-            raise QueueFullError(f"{num_waiting} requests are waiting; try again in {delay_s:.0f} s", delay_s)
+    def _check_name(self, request: Request) -> None:
+        name, running = request.request_id, self._requests.get(request.name)
+        if running is not None and not request.arrival.resumed:
+            raise DuplicateRequestError(f"request_id {name!r} is running; choose another")
+        if running is not None:
+            self._end(running, DuplicateRequestError(f"request_id {name!r} was resumed over another stream"))
 
-    def _set_deadline(self, request: Request, remaining_s: float) -> None:
-        if remaining_s <= 0:
-            raise DeadlineError("the deadline passed before the request was taken on")
-        error = DeadlineError("the deadline passed before the answer was complete")
-        self._deadlines[request] = self._timers.call_later(remaining_s, self._end, request, error)
-
-    # Forks
-
-    def _start_forks(self, request: Request, parent_lease_id: int) -> None:
-        for sibling in request.sequences[1:]:
-            if sibling.state is State.HELD:
-                self._spawn(self._fork(request, sibling, parent_lease_id))
-
-    async def _fork(self, request: Request, sibling: Sequence, parent_lease_id: int) -> None:
-        num_tokens = len(request.arrival.prompt_token_ids) - 1
-        lease_id = await self._leases.fork(parent_lease_id, request.request_id, num_tokens)
-        if sibling.state is State.HELD:
-            sibling.lease_id = lease_id
-            sibling.to(State.QUEUED)
-            self._queue.push(sibling, sibling.entry())
-            self._dispatch()
-        elif lease_id is not None:
-            self._leases.release(lease_id)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._forking.add(task)
-        task.add_done_callback(self._forked)
-
-    def _forked(self, task: asyncio.Task[None]) -> None:
-        self._forking.discard(task)
-        self._note_quiet()
+    def _on_forked(self, sibling: Sequence) -> None:
+        self._queue.push(sibling)
+        self._dispatch()
 
     def _note_quiet(self) -> None:
-        if not (self._requests or self._attempts or self._forking):
+        if not (self._requests or self._attempts or self._forks):
             self._quiet.set()
 
     async def _is_quiet_within(self, timeout_s: float) -> bool:
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._quiet.wait()
-        except TimeoutError:
-            return False
-        return True
+        return self._quiet.is_set()

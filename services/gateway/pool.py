@@ -24,6 +24,8 @@ class Pool:
     contents: tuple[str, str]  # what KV depends on beside the tokens: the model's digest, the KV's dtype
     max_tokens: int  # that one sequence can have in blocks, the reserve left alone
     lease_ttl_s: float
+    block_size: int = 1
+    num_blocks: int = 0  # that sequences can have
 
 
 class PoolWatch:
@@ -70,6 +72,7 @@ class PoolWatch:
 def pool_of(statistics: StorageStatistics) -> Pool:
     """See `Pool`."""
     fingerprint = statistics.fingerprint
-    num_blocks = statistics.num_blocks - statistics.num_reserve_blocks
+    num_blocks, block_size = statistics.num_blocks - statistics.num_reserve_blocks, fingerprint.block_size
     contents = (fingerprint.model_digest, fingerprint.kv_dtype)
-    return Pool(fingerprint.dtype, contents, num_blocks * fingerprint.block_size, statistics.lease_ttl_s)
+    max_tokens = num_blocks * block_size
+    return Pool(fingerprint.dtype, contents, max_tokens, statistics.lease_ttl_s, block_size, num_blocks)

@@ -26,6 +26,7 @@ class Reporter:
         self._clock = clock
         self._metrics = metrics
         self._observations = observations
+        self._num_uncounted_tokens = 0
 
     @contextmanager
     def refusals(self, request_id: str) -> Iterator[None]:
@@ -59,15 +60,19 @@ class Reporter:
         if not request.started:
             request.prefill_compute_ms = entry.compute_ms
 
-    def token(self, request: Request, sequence: Sequence) -> None:
-        """Comes before the token is taken in."""
-        now_s = self._clock.now()
-        self.tokens.add()
-        self._metrics.generation_tokens.inc()
-        if sequence.output_token_ids:
+    def token(self, request: Request, sequence: Sequence, now_s: float) -> None:
+        """Comes before the token is taken in. It is counted with the others of its phase's message."""
+        self._num_uncounted_tokens += 1
+        if sequence.num_new_tokens:
             self._metrics.inter_token_latency_seconds.observe(now_s - sequence.last_token_s)
         elif sequence.index == 0:
             self._metrics.time_to_first_token_seconds.observe(now_s - request.arrival.clock_s)
+
+    def message_taken(self) -> None:
+        """A phase's message is taken in: counts its tokens."""
+        self.tokens.add(self._num_uncounted_tokens)
+        self._metrics.generation_tokens.inc(self._num_uncounted_tokens)
+        self._num_uncounted_tokens = 0
 
     def sent_back(self, sequence: Sequence, reason: str) -> None:
         """To the queue, with what it has."""
@@ -111,12 +116,12 @@ class Reporter:
 
 
 def observation(request: Request, now_s: float, ok: bool, unix_ns: int, num_waiting: int) -> RequestObservation:
-    """TTFT is answer 0's, or the whole time of a request that got no token; TPOT is the mean over the answers.
+    """TTFT is the first answer's, or the whole time of a request that got no token; TPOT is the mean over the answers.
 
     Who asks for less than the usual priority is in no hurry: that is the batch class.
     """
     first = request.sequences[0]
-    ttft_s = (first.first_token_s if request.started else now_s) - request.arrival.clock_s
+    ttft_s = (request.first_token_s if request.started else now_s) - request.arrival.clock_s
     compute_ms = min(request.prefill_compute_ms, ttft_s * 1e3)
     return RequestObservation(
         request_id=request.request_id,
@@ -125,7 +130,7 @@ def observation(request: Request, now_s: float, ok: bool, unix_ns: int, num_wait
         ttft_compute_ms=compute_ms,
         tpot_ms=_mean_tpot_ms(request),
         num_prompt_tokens=len(request.arrival.prompt_token_ids),
-        num_output_tokens=sum(len(sequence.output_token_ids) for sequence in request.sequences),
+        num_output_tokens=sum(sequence.num_new_tokens for sequence in request.sequences),
         num_cached_tokens=first.num_cached_tokens,
         ok=ok,
         unix_ns=unix_ns,
@@ -136,6 +141,6 @@ def observation(request: Request, now_s: float, ok: bool, unix_ns: int, num_wait
 
 def _mean_tpot_ms(request: Request) -> float:
     """Over all gaps between one answer's tokens."""
-    num_gaps = sum(max(0, len(sequence.output_token_ids) - 1) for sequence in request.sequences)
+    num_gaps = sum(max(0, sequence.num_new_tokens - 1) for sequence in request.sequences)
     seconds = sum(sequence.last_token_s - sequence.first_token_s for sequence in request.sequences)
     return seconds / num_gaps * 1e3 if num_gaps else 0.0

@@ -8,8 +8,9 @@ from types import MappingProxyType
 
 from services.gateway.detokenizer import Detokenizer, TextStep, TokenBytes
 from services.gateway.output import OutputBuffer, Piece, Usage
+from services.gateway.resumption import NOTHING_CAME, Origin, Resume, ResumedAnswer
 from services.gateway.validation import ResolvedRequest, seed_of_answer
-from tandem.scheduler.waiting import WaitingEntry
+from tandem.errors import InvalidRequestError
 from tandem.types import FinishReason, SequenceOutput, SequenceSpec
 
 
@@ -19,7 +20,7 @@ class State(Enum):
     HELD = auto()  # answer 1 and up, until answer 0's prompt is computed and can be shared
     QUEUED = auto()  # waits for its turn; may have a forked lease
     PREFILLING = auto()  # prefill has it
-    PREFILLED = auto()  # no phase has it: decode is away
+    PREFILLED = auto()  # no phase has it: decode is away, or others are tried
     DECODING = auto()  # decode has it
     FINISHED = auto()  # the client has all that it gets
 
@@ -29,7 +30,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = MappingProxyType(
         State.HELD: frozenset({State.QUEUED, State.FINISHED}),
         State.QUEUED: frozenset({State.PREFILLING, State.FINISHED}),
         State.PREFILLING: frozenset({State.PREFILLED, State.QUEUED, State.FINISHED}),
-        State.PREFILLED: frozenset({State.DECODING, State.FINISHED}),
+        State.PREFILLED: frozenset({State.DECODING, State.QUEUED, State.FINISHED}),
         State.DECODING: frozenset({State.QUEUED, State.FINISHED}),
         State.FINISHED: frozenset(),
     }
@@ -47,6 +48,22 @@ class Arrival:
     clock_s: float
     unix_ns: int
     cache_namespace: bytes  # empty: nothing is reused
+    tenant: str = ""  # among whom the device is shared; the default one has no name
+    model_digest: str = ""
+    resumed: bool = False  # taken up again after its stream broke
+
+    @property
+    def origin(self) -> Origin:
+        """What its client needs to take it up again."""
+        return Origin(self.resolved.sampling.seed, self.unix_ns, self.model_digest)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestName:
+    """What names a running request: tenants choose their request_ids without regard to one another."""
+
+    tenant: str
+    request_id: str
 
 
 class Sequence:
@@ -58,14 +75,31 @@ class Sequence:
         self.index = index
         self.state = State.QUEUED if index == 0 else State.HELD
         self.lease_id: int | None = None
+        self.sent_unix_ns = 0  # to prefill, the last time
         self.output_token_ids: list[int] = []
+        self.num_resumed_tokens = 0  # of them, those that its client had before it was taken up here
         self.num_cached_tokens = 0
-        self.num_failures = 0
-        self.num_losses = 0  # phases that went away with it, since its last token
         self.first_token_s = 0.0
         self.last_token_s = 0.0
         self._sampling = seed_of_answer(resolved.sampling, index)
         self._detokenizer = Detokenizer(tokenizer, resolved.stop_strings, resolved.stop.min_tokens)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens that were drawn since it was taken on here."""
+        return len(self.output_token_ids) - self.num_resumed_tokens
+
+    def take_up(self, answer: ResumedAnswer) -> None:
+        """Goes on behind what its client has. InvalidRequestError when that ends with a stop string."""
+        if answer.finished:
+            self.state = State.FINISHED
+            return
+        for token_id in answer.token_ids:
+            if self._detokenizer.push(token_id).matched_stop is not None:
+                problem = f"of answer {self.index} hold a stop string, which ended it; mark it as finished"
+                raise InvalidRequestError("resume.answers.token_ids", problem)
+        self.output_token_ids.extend(answer.token_ids)
+        self.num_resumed_tokens = len(answer.token_ids)
 
     def to(self, state: State) -> None:
         """Changes state. ValueError when the table does not have it."""
@@ -73,24 +107,25 @@ class Sequence:
             raise ValueError(f"answer {self.index} of {self.arrival.request_id}: {self.state} to {state}")
         self.state = state
 
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The prompt, then what was emitted so far."""
+        return (*self.arrival.prompt_token_ids, *self.output_token_ids)
+
     def spec(self, lease_id: int) -> SequenceSpec:
-        """What a phase is told, the tokens emitted so far included."""
+        """What a phase is told, the tokens emitted so far included. Prefill keeps to the order of sending."""
         arrival = self.arrival
         return SequenceSpec(
             lease_id=lease_id,
             request_id=arrival.request_id,
-            token_ids=(*arrival.prompt_token_ids, *self.output_token_ids),
+            token_ids=self.token_ids,
             num_prompt_tokens=len(arrival.prompt_token_ids),
             sampling=self._sampling,
             stop=arrival.resolved.stop,
             priority=arrival.priority,
-            arrival_unix_ns=arrival.unix_ns,
+            arrival_unix_ns=self.sent_unix_ns if self.state is State.PREFILLING else arrival.unix_ns,
             cache_namespace=arrival.cache_namespace,
         )
-
-    def entry(self) -> WaitingEntry:
-        """Its claim on a place in the queue; the same each time it comes back."""
-        return WaitingEntry(self.arrival.priority, self.arrival.unix_ns, self.index)
 
     def push(self, output: SequenceOutput, now_s: float) -> Piece:
         """Takes a token in; returns what the client hears of it. Its finish reason may be a stop string's."""
@@ -117,9 +152,8 @@ class Sequence:
 
     def _note_token(self, token_id: int, now_s: float) -> None:
         self.output_token_ids.append(token_id)
-        self.num_losses = 0
         self.last_token_s = now_s
-        if len(self.output_token_ids) == 1:
+        if self.num_new_tokens == 1:
             self.first_token_s = now_s
 
     def _stop_token_text(self, token_id: int) -> str:
@@ -146,6 +180,7 @@ class Request:
     sequences: tuple[Sequence, ...]
     output: OutputBuffer
     prefill_compute_ms: float = field(default=0.0)  # of the request's first token
+    deadline_s: float | None = None  # on the orchestrator's clock
 
     @property
     def request_id(self) -> str:
@@ -153,9 +188,19 @@ class Request:
         return self.arrival.request_id
 
     @property
+    def name(self) -> RequestName:
+        """Of those that run, its alone."""
+        return RequestName(self.arrival.tenant, self.arrival.request_id)
+
+    @property
     def started(self) -> bool:
-        """Whether it has a first token."""
-        return bool(self.sequences[0].output_token_ids)
+        """Whether it has got a first token here."""
+        return any(sequence.num_new_tokens for sequence in self.sequences)
+
+    @property
+    def first_token_s(self) -> float:
+        """When it got its first token here, once it is `started`."""
+        return min(sequence.first_token_s for sequence in self.sequences if sequence.num_new_tokens)
 
     @property
     def finished(self) -> bool:
@@ -168,8 +213,22 @@ class Request:
         return tuple(sequence for sequence in self.sequences if sequence.state is not State.FINISHED)
 
 
-def new_request(arrival: Arrival, tokenizer: TokenBytes, max_unread_tokens: int) -> Request:
-    """A request at its beginning."""
-    n = arrival.resolved.n
-    sequences = tuple(Sequence(arrival, index, tokenizer) for index in range(n))
-    return Request(arrival, sequences, OutputBuffer(n, max_unread_tokens))
+def new_request(
+    arrival: Arrival, tokenizer: TokenBytes, max_unread_tokens: int, resume: Resume = NOTHING_CAME
+) -> Request:
+    """A request at its beginning, or behind what its client has of it. InvalidRequestError, as of `take_up`."""
+    sequences = tuple(Sequence(arrival, index, tokenizer) for index in range(arrival.resolved.n))
+    for sequence in sequences:
+        sequence.take_up(resume.answer(sequence.index))
+    _queue(sequences)
+    num_unfinished = sum(sequence.state is not State.FINISHED for sequence in sequences)
+    return Request(arrival, sequences, OutputBuffer(num_unfinished, max_unread_tokens))
+
+
+def _queue(sequences: tuple[Sequence, ...]) -> None:
+    """Those that need not wait for the first answer's prompt: it comes alone only where nothing has been drawn yet."""
+    first = sequences[0]
+    alone = first.state is State.QUEUED and not first.output_token_ids
+    for sequence in sequences[1:]:
+        if sequence.state is State.HELD and (sequence.output_token_ids or not alone):
+            sequence.to(State.QUEUED)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations  # grpc's generic types are so in its stub files only
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,7 +13,9 @@ from services.gateway.chat import ChatMessage
 from services.gateway.frontend import Call, Frontend, no_prompt
 from services.gateway.output import Piece, Usage, merged
 from services.gateway.requests import Request
+from services.gateway.resumption import Origin, Resume, ResumedAnswer
 from services.gateway.status import StatusView
+from services.gateway.tenants import authorization_of
 from services.gateway.validation import SamplingFields
 from tandem import __version__
 from tandem.rpc.stubs.common.v1 import common_pb2
@@ -22,7 +24,7 @@ from tandem.rpc.stubs.gateway.v1.gateway_pb2_grpc import (
     GatewayServiceServicer,
     add_GatewayServiceServicer_to_server,
 )
-from tandem.types import TokenLogprobs
+from tandem.types import FinishReason, TokenLogprobs
 
 SERVICE_NAME = str(pb.DESCRIPTOR.services_by_name["GatewayService"].full_name)
 
@@ -41,29 +43,35 @@ class GatewayServicer(GatewayServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """Streams the answers' pieces, mixed."""
         running = await self._generate(request, context)
-        async with aclosing(self._pieces(running, context)) as pieces:
-            async for piece in pieces:
-                yield piece_to_proto(running.request_id, piece)
+        origin: Origin | None = running.arrival.origin
+        with self._attended(running, context):
+            while (piece := await running.output.get()) is not None:
+                yield piece_to_proto(running.request_id, piece, origin)
+                origin = None
 
     async def GenerateOnce(self, request: pb.GenerateOnceRequest, context: Context) -> pb.GenerateOnceResponse:
         """Answers when every answer is complete."""
         running = await self._generate(request.request, context)
         answers: dict[int, list[Piece]] = {}
-        async for piece in self._pieces(running, context):
-            answers.setdefault(piece.index, []).append(piece)
+        with self._attended(running, context):
+            while (piece := await running.output.get()) is not None:
+                answers.setdefault(piece.index, []).append(piece)
         whole = [answer_to_proto(merged(answers[index])) for index in sorted(answers)]
         return pb.GenerateOnceResponse(request_id=running.request_id, answers=whole)
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> AsyncIterator[pb.ChatResponse]:
         """As Generate, on a rendered conversation."""
-        call = _call(request, context)
+        call = self._call(request, context)
         running = await self._frontend.chat(call, _messages(request.messages))
-        async with aclosing(self._pieces(running, context)) as pieces:
-            async for piece in pieces:
-                yield pb.ChatResponse(piece=piece_to_proto(running.request_id, piece))
+        origin: Origin | None = running.arrival.origin
+        with self._attended(running, context):
+            while (piece := await running.output.get()) is not None:
+                yield pb.ChatResponse(piece=piece_to_proto(running.request_id, piece, origin))
+                origin = None
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """Of a text or a conversation."""
+        self._caller(context)
         match request.WhichOneof("input"):
             case "text":
                 ids = await self._frontend.tokenize_text(request.text)
@@ -75,6 +83,7 @@ class GatewayServicer(GatewayServiceServicer):
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest, context: Context) -> pb.GetModelInfoResponse:
         """Of the one model that is served."""
+        self._caller(context)
         info = self._frontend.model_info()
         return pb.GetModelInfoResponse(
             name=info.name,
@@ -89,12 +98,13 @@ class GatewayServicer(GatewayServiceServicer):
         )
 
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
-        """By anybody who knows the request_id."""
-        self._frontend.abort(request.request_id)
+        """By any of its tenant's callers who knows the request_id."""
+        self._frontend.abort(request.request_id, self._caller(context))
         return pb.AbortResponse()
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
-        """Now."""
+        """Now, of all tenants together."""
+        self._caller(context)
         status = self._status.now()
         return pb.GetStatusResponse(
             num_waiting=status.load.num_waiting,
@@ -110,7 +120,7 @@ class GatewayServicer(GatewayServiceServicer):
         )
 
     async def _generate(self, request: pb.GenerateRequest, context: Context) -> Request:
-        call = _call(request, context)
+        call = self._call(request, context)
         match request.WhichOneof("prompt"):
             case "text":
                 return await self._frontend.generate_text(call, request.text)
@@ -119,13 +129,28 @@ class GatewayServicer(GatewayServiceServicer):
             case _:
                 raise no_prompt("prompt", "text or token_ids")
 
-    async def _pieces(self, running: Request, context: Context) -> AsyncGenerator[Piece, None]:
-        """Until the end; a call that ends before it cancels the request, also one that is stuck in a write."""
+    def _caller(self, context: Context) -> str:
+        """The tenant. UnauthenticatedError."""
+        return self._frontend.caller(authorization_of(context.invocation_metadata()), context.peer())
+
+    def _call(self, request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> Call:
+        return Call(
+            request_id=request.request_id,
+            sampling=fields_from_proto(request.sampling),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            tenant=self._caller(context),
+            remaining_s=context.time_remaining(),
+            resume=resume_from_proto(request.resume) if request.HasField("resume") else None,
+        )
+
+    @contextmanager
+    def _attended(self, running: Request, context: Context) -> Iterator[None]:
+        """A call that ends before the answers do cancels the request, also one that is stuck in a write."""
         on_end: Any = lambda _context: self._frontend.cancel(running)  # noqa: E731 - grpc's stubs lack its type
         context.add_done_callback(on_end)
         try:
-            while (piece := await running.output.get()) is not None:
-                yield piece
+            yield
         finally:
             self._frontend.cancel(running)
 
@@ -135,18 +160,21 @@ def add_to_server(frontend: Frontend, status: StatusView, server: grpc.aio.Serve
     add_GatewayServiceServicer_to_server(GatewayServicer(frontend, status), server)
 
 
-def piece_to_proto(request_id: str, piece: Piece) -> pb.GenerateResponse:
-    """See `Piece`."""
-    return pb.GenerateResponse(
-        request_id=request_id,
-        index=piece.index,
-        text_delta=piece.text_delta,
-        token_ids=piece.token_ids,
-        logprobs=_logprobs(piece),
-        finish_reason=common_pb2.FinishReason.ValueType(piece.finish_reason),
-        matched_stop=piece.matched_stop,
-        usage=_usage(piece.usage),
+def piece_to_proto(request_id: str, piece: Piece, origin: Origin | None = None) -> pb.GenerateResponse:
+    """See `Piece`. The first of a stream has the request's origin. What most pieces lack is not touched in them."""
+    message = pb.GenerateResponse(
+        request_id=request_id, index=piece.index, text_delta=piece.text_delta, token_ids=piece.token_ids
     )
+    if piece.logprobs:
+        message.logprobs.extend(_logprobs(piece))
+    if origin is not None:
+        message.origin.CopyFrom(_origin_to_proto(origin))
+    if piece.finish_reason is not FinishReason.NONE:
+        message.finish_reason = common_pb2.FinishReason.ValueType(piece.finish_reason)
+        message.matched_stop = piece.matched_stop
+    if piece.usage is not None:
+        message.usage.CopyFrom(_usage(piece.usage))
+    return message
 
 
 def answer_to_proto(piece: Piece) -> pb.Answer:
@@ -158,7 +186,7 @@ def answer_to_proto(piece: Piece) -> pb.Answer:
         logprobs=_logprobs(piece),
         finish_reason=common_pb2.FinishReason.ValueType(piece.finish_reason),
         matched_stop=piece.matched_stop,
-        usage=_usage(piece.usage),
+        usage=None if piece.usage is None else _usage(piece.usage),
     )
 
 
@@ -173,23 +201,23 @@ def fields_from_proto(message: pb.SamplingParams) -> SamplingFields:
     )
 
 
-def _call(request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> Call:
-    return Call(
-        request_id=request.request_id,
-        sampling=fields_from_proto(request.sampling),
-        priority=request.priority,
-        cache_salt=request.cache_salt,
-        remaining_s=context.time_remaining(),
-    )
+def resume_from_proto(message: pb.Resume) -> Resume:
+    """See `Resume`."""
+    answers = tuple(ResumedAnswer(answer.index, tuple(answer.token_ids), answer.finished) for answer in message.answers)
+    origin = message.origin
+    known = Origin(origin.seed, origin.arrival_unix_ns, origin.model_digest) if message.HasField("origin") else None
+    return Resume(known, answers)
+
+
+def _origin_to_proto(origin: Origin) -> pb.Origin:
+    return pb.Origin(seed=origin.seed, arrival_unix_ns=origin.arrival_unix_ns, model_digest=origin.model_digest)
 
 
 def _messages(messages: Sequence[pb.ChatMessage]) -> list[ChatMessage]:
     return [ChatMessage(message.role, message.content) for message in messages]
 
 
-def _usage(usage: Usage | None) -> pb.Usage | None:
-    if usage is None:
-        return None
+def _usage(usage: Usage) -> pb.Usage:
     return pb.Usage(
         num_prompt_tokens=usage.num_prompt_tokens,
         num_output_tokens=usage.num_output_tokens,

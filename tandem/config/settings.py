@@ -18,6 +18,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Timeout = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+QueuePolicy = Literal["fcfs", "longest-prefix", "kvshare"]
 
 
 Mode = Literal["semi-pd", "colocated"]
@@ -32,6 +34,10 @@ MODES: dict[Mode, tuple[str, ...]] = {
 def sockets_of(service: str) -> tuple[str, ...]:
     """On whose sockets a service answers: its own, but the colocated one on both phases'."""
     return ("prefill", "decode") if service == "colocated" else (service,)
+
+
+KEEPER_SOCKET = "memd.keeper.sock"
+"""In the run directory: where memd leaves its segments, and the next memd finds them."""
 
 
 def default_run_dir() -> Path:
@@ -59,6 +65,9 @@ class CommonConfig(BaseModel):
     cache_dir: Path = Field(default_factory=default_cache_dir, description="where the default model is kept")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="events below it are cut")
     drain_timeout_s: Seconds = Field(20.0, description="from SIGTERM until what is left is handed back")
+    hang_timeout_s: Timeout = Field(
+        20.0, description="a service that has served and does not answer for this long is started anew; 0: never"
+    )
     metrics_host: str = Field("127.0.0.1", description="where the metrics endpoint listens")
 
     def socket(self, service: str) -> str:
@@ -97,6 +106,9 @@ class PhaseConfig(CommonConfig):
     )
     max_sequences: Positive = Field(32, description="sequences worked on at once")
     spare_blocks: Positive = Field(64, description="KV blocks leased ahead of need")
+    step_timeout_s: Timeout = Field(
+        120.0, description="a step that shows no sign of life for this long ends its process; 0: never"
+    )
     partition_backend: Literal["auto", "cpu-affinity", "cpu-cadence", "mps-green", "mps-percentage", "timeshare"] = (
         Field("auto", description="how a share of the device is applied; auto: by what the device can")
     )
@@ -141,8 +153,23 @@ class GatewayConfig(CommonConfig):
     metrics_port: Port = Field(0, description="0: no metrics endpoint")
     host: str = Field("127.0.0.1", description="address that clients connect to")
     port: Port = Field(50051, description="0: any free port")
+    allow_plaintext: bool = Field(
+        False, description="listen without TLS on an address that is not loopback: whoever sits between reads along"
+    )
+    tls_cert: str = Field("", description="PEM file of the port's certificate chain; empty: no TLS")
+    tls_key: str = Field("", description="PEM file of its private key")
+    tls_client_ca: str = Field("", description="PEM file: clients show a certificate that one of these has signed")
+    api_keys: str = Field("", description="TOML file of tenants and their keys' hashes; empty: nobody needs a key")
     max_waiting: Positive = Field(256, description="requests in the queue; beyond it RESOURCE_EXHAUSTED")
+    max_waiting_tokens: Positive = Field(
+        1 << 19, description="of the prompts in the queue, if there is more than one; beyond it RESOURCE_EXHAUSTED"
+    )
     max_running: Positive = Field(48, description="sequences in the phases at once")
+    queue_policy: QueuePolicy = Field("kvshare", description="whose turn is next of those that wait")
+    max_wait_s: Seconds = Field(30.0, description="of kvshare: what has waited longer goes first in its tenant's turn")
+    prefill_backlog_tokens: Positive = Field(
+        1024, description="to compute in prefill's own line; twice its chunk_tokens keeps it busy"
+    )
     max_tokens_default: Positive = Field(512, description="of a request that sets no max_tokens")
     max_n: Positive = Field(16, description="most answers to one prompt")
     max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message accepted")

@@ -18,7 +18,10 @@ class Ranked(Protocol):
 
     @property
     def arrival_unix_ns(self) -> int:
-        """Of the request at the gateway. A sequence sent again keeps it, which is what keeps it from starving."""
+        """Of the request at the gateway: a sequence sent again keeps it, which is what keeps it from starving.
+
+        In prefill it is when the gateway sent the sequence, which has been ordered before (`dispatch`).
+        """
         ...
 
 

@@ -1,80 +1,50 @@
-"""The waiting queue: whose turn is next, and how many may go. Pure; the caller brings what time there is."""
+"""What waits at the gateway, and the protocol of those who say whose turn is next. Pure; the caller brings the time."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
-
-from sortedcontainers import SortedDict
-
-Rank = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingEntry:
-    """What an order can be made of. A sequence that comes back keeps its request's arrival, and so its place."""
-
-    priority: int  # higher is served first
-    arrival_unix_ns: int
-    index: int  # which of the request's answers
-
-
-class OrderingPolicy(Protocol):
-    """Ranks entries: the lowest rank is served first. The rank of an entry must not change while it waits."""
-
-    def rank(self, entry: WaitingEntry) -> Rank:
-        """Compared as a tuple; every rank of one policy has the same length."""
-        ...
-
-
-class FirstComeFirstServed:
-    """By priority, then by arrival, then by answer."""
-
-    def rank(self, entry: WaitingEntry) -> Rank:
-        """See `OrderingPolicy`."""
-        return (-entry.priority, entry.arrival_unix_ns, entry.index)
-
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
 
 
-class WaitingQueue(Generic[Item]):
-    """Items in a policy's order, equals in order of their pushes. Push, pop and discard take O(log n)."""
+@dataclass(frozen=True, slots=True)
+class WaitingEntry:
+    """What an order can be made of. A sequence that comes back keeps its request's arrival."""
 
-    def __init__(self, policy: OrderingPolicy) -> None:
-        self._policy = policy
-        self._num_pushed = 0
-        self._places: dict[Item, Rank] = {}
-        self._items = SortedDict()  # by place: an item's rank, and the number of its push
+    priority: int  # higher is served first
+    arrival_unix_ns: int
+    index: int  # which of the request's answers
+    tenant: str = ""
+    num_tokens: int = 1  # that KV is needed of
+    num_cached_tokens: int = 0  # of them, those that are expected to be found
 
-    def __len__(self) -> int:
-        return len(self._places)
+    @property
+    def work_tokens(self) -> int:
+        """To be computed, as far as predicted; at least one always is."""
+        return max(1, self.num_tokens - self.num_cached_tokens)
+
+
+class OrderingPolicy(Protocol[Item]):
+    """A queue in an order of its own. No call takes more than O(log n) with n waiting."""
+
+    def __len__(self) -> int: ...
 
     def push(self, item: Item, entry: WaitingEntry) -> None:
         """Adds `item`. ValueError when it waits already."""
-        if item in self._places:
-            raise ValueError(f"{item!r} is in the queue already")
-        self._num_pushed += 1
-        place = (*self._policy.rank(entry), self._num_pushed)
-        self._places[item] = place
-        self._items[place] = item
+        ...
 
-    def pop(self) -> Item:
-        """Takes the first item out. IndexError when there is none."""
-        if not self._places:
-            raise IndexError("pop from an empty queue")
-        item: Item = self._items.popitem(0)[1]
-        del self._places[item]
-        return item
+    def update(self, item: Item, entry: WaitingEntry) -> None:
+        """`item` waits, and less or more of it is expected to be found; nothing else of its entry may differ."""
+        ...
+
+    def pop(self, now_unix_ns: int) -> Item:
+        """Takes out whose turn it is. IndexError when nobody waits."""
+        ...
 
     def discard(self, item: Item) -> bool:
         """Takes `item` out, wherever it stands; returns whether it was there."""
-        place = self._places.pop(item, None)
-        if place is None:
-            return False
-        del self._items[place]
-        return True
+        ...
 
-
-def num_dispatchable(num_waiting: int, num_running: int, max_running: int) -> int:
-    """How many of the waiting sequences may go to the phases now."""
-    return min(num_waiting, max(0, max_running - num_running))
+    def charge(self, tenant: str, num_tokens: float) -> None:
+        """They were computed for that tenant; below zero: it has been charged too much."""
+        ...

@@ -1,0 +1,47 @@
+"""Answers 1 and up of a request: each goes on from the prompt that answer 0 has computed, in a lease of its own."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from services.gateway.leases import LeaseKeeper
+from services.gateway.requests import Request, Sequence, State
+
+
+class Forks:
+    """Asks memd to share the prompt's blocks. Where it cannot, the answer computes its prompt itself."""
+
+    def __init__(self, leases: LeaseKeeper, ready: Callable[[Sequence], None], settled: Callable[[], None]) -> None:
+        """`ready` hears of each answer that waits for its turn now, `settled` of each question to memd that ended."""
+        self._leases = leases
+        self._ready = ready
+        self._settled = settled
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._tasks)
+
+    def start(self, request: Request, parent_lease_id: int) -> None:
+        """For every answer that is held for it."""
+        for sibling in request.sequences[1:]:
+            if sibling.state is State.HELD:
+                self._spawn(self._fork(request, sibling, parent_lease_id))
+
+    async def _fork(self, request: Request, sibling: Sequence, parent_lease_id: int) -> None:
+        num_tokens = len(request.arrival.prompt_token_ids) - 1
+        lease_id = await self._leases.fork(parent_lease_id, request.request_id, num_tokens)
+        if sibling.state is State.HELD:
+            sibling.lease_id = lease_id
+            sibling.to(State.QUEUED)
+            self._ready(sibling)
+        elif lease_id is not None:
+            self._leases.release(lease_id)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._settled()

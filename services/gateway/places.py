@@ -1,0 +1,67 @@
+"""How many requests may wait, and of whom."""
+
+from collections import Counter
+
+from services.gateway.load import Bounds
+from services.gateway.rates import RateMeter, retry_delay_s
+from services.gateway.requests import Arrival, Request
+from tandem.errors import QueueFullError
+
+
+class WaitingPlaces:
+    """Requests of which no phase has had anything yet. When they are too many, tenants with less than their part of
+    the places may still come, up to that part: who floods the queue shuts out nobody else."""
+
+    def __init__(self, bounds: Bounds, completions: RateMeter) -> None:
+        self._bounds = bounds
+        self._completions = completions
+        self._requests: set[Request] = set()
+        self._num_by_tenant: Counter[str] = Counter()
+        self._num_tokens = 0  # of their prompts
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def check_room(self, tenant: str, resumed: bool) -> None:
+        """For one more of that tenant. QueueFullError says when to come back.
+
+        What is resumed was taken on before: there is room for as much as a gateway that ended can have had.
+        """
+        more = self._bounds.max_running if resumed else 0
+        max_waiting, own = self._bounds.max_waiting + more, self._bounds.max_waiting_of(tenant)
+        num_own = self._num_by_tenant[tenant]
+        if own is not None and num_own >= own + more:
+            raise self._full(f"quota max_waiting of tenant {tenant!r} is used up: {num_own} requests are waiting")
+        if len(self) >= max_waiting and num_own >= self._part(tenant, max_waiting):
+            raise self._full(f"{len(self)} requests are waiting")
+
+    def check_tokens(self, arrival: Arrival) -> None:
+        """For its prompt, where others wait already. QueueFullError says when to come back."""
+        num_tokens = self._num_tokens + len(arrival.prompt_token_ids)
+        if self._requests and num_tokens > self._bounds.max_waiting_tokens and not arrival.resumed:
+            raise self._full(f"prompts of {self._num_tokens} tokens are waiting")
+
+    def add(self, request: Request) -> None:
+        """It waits from now on."""
+        self._requests.add(request)
+        self._num_by_tenant[request.arrival.tenant] += 1
+        self._num_tokens += len(request.arrival.prompt_token_ids)
+
+    def discard(self, request: Request) -> None:
+        """It waits no longer; nothing happens when it did not."""
+        if request not in self._requests:
+            return
+        self._requests.remove(request)
+        self._num_tokens -= len(request.arrival.prompt_token_ids)
+        tenant = request.arrival.tenant
+        self._num_by_tenant[tenant] -= 1
+        if not self._num_by_tenant[tenant]:
+            del self._num_by_tenant[tenant]
+
+    def _full(self, what: str) -> QueueFullError:
+        delay_s = retry_delay_s(len(self), self._completions.per_second())
+        return QueueFullError(f"{what}; try again in {delay_s:.0f} s", delay_s)
+
+    def _part(self, tenant: str, max_waiting: int) -> int:
+        """All parts together are never more than twice the places."""
+        return max_waiting // len(self._num_by_tenant.keys() | {tenant})

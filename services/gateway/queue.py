@@ -1,0 +1,89 @@
+"""The gateway's queue: sequences, as the dispatcher sees them."""
+
+from collections.abc import Callable
+
+from services.gateway.quotas import TenantQuotas
+from services.gateway.requests import Sequence
+from services.gateway.speed import PrefillSpeed
+from tandem.phase.keys import SequenceKeys
+from tandem.scheduler.dispatch import Claim, Dispatcher
+from tandem.scheduler.fair_share import ANSWER_TOKEN_WORK
+from tandem.types import Prefilled
+
+
+class SequenceQueue:
+    """Those that wait for prefill, and what prefill has of them."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher[Sequence],
+        quotas: TenantQuotas,
+        block_size: Callable[[], int],
+        unix_ns: Callable[[], int],
+    ) -> None:
+        """`block_size` is known when there are sequences."""
+        self._quotas = quotas
+        self._dispatcher = dispatcher
+        self._block_size = block_size
+        self._unix_ns = unix_ns
+        self._speed = PrefillSpeed()
+        self._keys: dict[Sequence, SequenceKeys] = {}  # of those that have waited and are not retired
+
+    def __len__(self) -> int:
+        return len(self._dispatcher) + len(self._quotas.running)
+
+    def push(self, sequence: Sequence) -> None:
+        """It waits from now on."""
+        if self._quotas.running.enter(sequence):
+            self._dispatcher.push(sequence, self._claim(sequence))
+
+    def take(self) -> Sequence | None:
+        """Whose turn it is; None while prefill has enough. What is taken counts as sent."""
+        return self._dispatcher.take(self._unix_ns())
+
+    def put_off(self, sequence: Sequence) -> None:
+        """It was taken, and is not sent after all."""
+        self._dispatcher.finish(sequence, 0)
+
+    def leave_prefill(self, sequence: Sequence, prefilled: Prefilled | None) -> None:
+        """Prefill has it no more; `prefilled`, before its token is taken in, when it is complete."""
+        if prefilled is None:
+            self._dispatcher.finish(sequence)
+            return
+        num_computed = max(1, len(sequence.token_ids) - prefilled.num_cached_tokens)
+        self._speed.note(num_computed, prefilled.compute_ms)
+        self._dispatcher.finish(sequence, num_computed)
+
+    def retire(self, sequence: Sequence) -> None:
+        """It gets no further. What it leaves in the cache may be the beginning of a next turn."""
+        self._dispatcher.discard(sequence)
+        keys = self._keys.pop(sequence, None)
+        if keys is not None and sequence.num_new_tokens:
+            self._dispatcher.publish(keys.of(sequence.token_ids[:-1]))
+            self._dispatcher.charge(sequence.arrival.tenant, ANSWER_TOKEN_WORK * sequence.num_new_tokens)
+        self._quotas.rates.note_answer(sequence.arrival.tenant, sequence.num_new_tokens)
+        for entered in self._quotas.running.leave(sequence):
+            self._dispatcher.push(entered, self._claim(entered))
+
+    def forget_cache(self) -> None:
+        """memd has gone, or begun anew."""
+        self._dispatcher.forget_cache()
+
+    def least_prefill_s(self, sequence: Sequence) -> float:
+        """How long its prompt takes at the least, when it is next and alone; 0 when that is not known."""
+        return self._speed.least_s(self._dispatcher.sent_work_tokens(sequence))
+
+    def _claim(self, sequence: Sequence) -> Claim:
+        arrival, token_ids, block_size = sequence.arrival, sequence.token_ids, self._block_size()
+        keys = self._keys.setdefault(sequence, SequenceKeys(arrival.cache_namespace, block_size))
+        is_forked = sequence.lease_id is not None
+        return Claim(
+            priority=arrival.priority,
+            arrival_unix_ns=arrival.unix_ns,
+            index=sequence.index,
+            tenant=arrival.tenant,
+            num_tokens=len(token_ids),
+            keys=() if is_forked else keys.claimable(token_ids),
+            block_size=block_size,
+            num_held_tokens=(len(token_ids) - 1) // block_size * block_size if is_forked else 0,
+        )
