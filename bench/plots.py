@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bench.approx.plots import plot_approx
+from bench.approx.results import ApproxResult
 from bench.engines.plots import plot_speeds
 from bench.engines.results import EnginesResult
 from bench.figures import DPI, new_figure
@@ -21,20 +23,23 @@ def plot(result: AnyResult, out_dir: Path, stem: str) -> tuple[Path, ...]:
     out_dir.mkdir(parents=True, exist_ok=True)
     match result:
         case GoodputResult():
-            return (plot_attainment(result, out_dir / f"{stem}-attainment.png"),)
+            paths = [plot_attainment(result, out_dir / f"{stem}-attainment.png")]
         case MicroResult():
-            return (
+            paths = [
                 plot_growth(result, out_dir / f"{stem}-growth.png"),
                 plot_memory(result, out_dir / f"{stem}-memory.png"),
-            )
+            ]
         case EnginesResult():
-            return (plot_speeds(result, out_dir / f"{stem}-speeds.png"),)
+            paths = [plot_speeds(result, out_dir / f"{stem}-speeds.png")]
+        case ApproxResult():
+            paths = [plot_approx(result, out_dir / f"{stem}-approx.png")]
         case ReuseResult():
-            return (plot_savings(result, out_dir / f"{stem}-reuse.png"),)
+            paths = [plot_savings(result, out_dir / f"{stem}-reuse.png")]
         case HitsResult():
-            return (plot_hits(result, out_dir / f"{stem}-hits.png"),)
+            paths = [plot_hits(result, out_dir / f"{stem}-hits.png")]
         case _:
-            return (plot_cdfs(result.runs, out_dir / f"{stem}-latency.png"),)
+            paths = [plot_cdfs(result.runs, out_dir / f"{stem}-latency.png")]
+    return tuple(paths)
 
 
 def plot_attainment(result: GoodputResult, path: Path) -> Path:

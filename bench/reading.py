@@ -4,13 +4,16 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from bench.approx.results import ApproxResult
 from bench.engines.results import EnginesResult
 from bench.micro.table import MicroResult
 from bench.results import CompareResult, GoodputResult, RunResult
 from bench.reuse.results import HitsResult, ReuseResult
 from tandem.errors import ConfigError
 
-AnyResult = RunResult | CompareResult | GoodputResult | EnginesResult | MicroResult | ReuseResult | HitsResult
+AnyResult = (
+    RunResult | CompareResult | GoodputResult | EnginesResult | MicroResult | ReuseResult | HitsResult | ApproxResult
+)
 _RESULTS: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
 
 

@@ -7,7 +7,8 @@
     ├── InvalidRequestError      a field of a request; names it
     ├── DuplicateRequestError    the request_id is running
     ├── NotFoundError            no such request, lease or holder
-    ├── QueueFullError           the waiting queue's bound; carries a retry delay
+    ├── UnauthenticatedError     no API key, or one that nobody has
+    ├── QueueFullError           the waiting queue's bound, or a tenant's quota; carries a retry delay
     ├── SlowReaderError          the client leaves too much of its answer unread
     ├── DeadlineError            the client's deadline has passed
     ├── NotReadyError            loading, draining, or a peer is away: a retry may help
@@ -18,6 +19,7 @@
     │   └── UnsupportedModelError    a family or a quantisation that is not built
     ├── StorageError             memd and its ledger
     │   ├── FingerprintMismatchError both values in the message
+    │   ├── StorageLostError         memd has other storage now: what was mapped and leased is nobody's
     │   ├── StaleBlockError          a generation that is not the block's
     │   ├── LeaseError               a transition that the lease's or block's state does not allow
     │   └── LedgerCorruptError       the ledger contradicts itself; names who owns what
@@ -57,8 +59,12 @@ class NotFoundError(TandemError):
     """No such request, lease or holder."""
 
 
+class UnauthenticatedError(TandemError):
+    """The caller shows no API key, or one that no tenant has."""
+
+
 class QueueFullError(TandemError):
-    """The waiting queue is at its bound."""
+    """The waiting queue is at its bound, or a tenant at its quota."""
 
     def __init__(self, message: str, retry_delay_s: float) -> None:
         super().__init__(message)
@@ -103,6 +109,10 @@ class StorageError(TandemError):
 
 class FingerprintMismatchError(StorageError):
     """A phase and the storage do not fit; the message holds both values of each differing field."""
+
+
+class StorageLostError(StorageError):
+    """memd has begun anew, or has given the holder up: what it mapped and leased is not to be used any more."""
 
 
 class StaleBlockError(StorageError):

@@ -9,7 +9,8 @@ from typing import Any
 import click
 from rich.progress import Progress
 
-from bench.commands.options import parse_settings, tandem_options
+from bench.commands.options import tandem_options
+from bench.deployment.settings import parse_settings
 from bench.display import new_console
 from bench.engines.cases import default_cases
 from bench.engines.display import ratio_table, speed_table

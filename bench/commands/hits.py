@@ -9,8 +9,9 @@ from typing import Any
 import click
 from rich.progress import Progress
 
-from bench.commands.options import model_limits, parse_settings, tandem_options
+from bench.commands.options import model_limits, tandem_options
 from bench.deployment.open import DeploymentOptions, open_deployment
+from bench.deployment.settings import parse_settings
 from bench.display import new_console
 from bench.results import WorkloadFacts, provenance, write_result
 from bench.reuse.display import hits_table

@@ -7,8 +7,9 @@ from typing import Any
 import click
 from rich.progress import Progress
 
-from bench.commands.options import model_limits, parse_settings, tandem_options
+from bench.commands.options import model_limits, tandem_options
 from bench.deployment.open import DeploymentOptions
+from bench.deployment.settings import parse_settings
 from bench.display import new_console
 from bench.experiment import Experiment
 from bench.micro.display import cost_table, memory_table, step_table

@@ -10,12 +10,13 @@ import click
 
 from bench.deployment.open import DeploymentOptions
 from bench.deployment.peers import PeerOptions
+from bench.deployment.settings import parse_settings
 from bench.experiment import Experiment
 from bench.load.metrics import Slo
 from bench.workloads.arrivals import parse_arrival
 from bench.workloads.build import WORKLOADS, WorkloadSpec, build_workload
 from bench.workloads.request import ModelLimits
-from tandem.config.settings import SERVICES, default_cache_dir
+from tandem.config.settings import default_cache_dir
 from tandem.errors import ConfigError
 from tandem.model.location import locate
 from tandem.model.metadata import read_metadata
@@ -100,18 +101,6 @@ def model_limits(model: str, max_context: int | None) -> ModelLimits:
     """The model's, from its files. ModelNotFoundError, ModelFormatError, UnsupportedModelError."""
     config = read_metadata(model, default_cache_dir()).config
     return ModelLimits(config.vocab_size, max_context or config.max_position_embeddings)
-
-
-def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, object]]:
-    """``memd.kv-bytes=1000`` as flags by service. ConfigError."""
-    settings: dict[str, dict[str, object]] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        service, dot, name = key.partition(".")
-        if not (equals and dot and name) or service not in SERVICES:
-            raise ConfigError("set", f"{text!r} is not SERVICE.KEY=VALUE, with one of {', '.join(SERVICES)}")
-        settings.setdefault(service, {})[name.replace("_", "-")] = value
-    return settings
 
 
 def parse_slo(text: str) -> Slo:

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tandem.config.environment import SERVICE_ENVIRONMENT
-from tandem.config.settings import MODES, sockets_of
+from tandem.config.settings import KEEPER_SOCKET, MODES, sockets_of
 from tandem.errors import NotReadyError
 from tandem.rpc.health_probe import probe
 from tandem.rpc.names import SERVICE_NAMES
@@ -39,6 +39,7 @@ class LocalServices:
     settings: Settings = field(default_factory=dict)
     services: tuple[str, ...] = SEMI_PD
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    keeper: subprocess.Popen[bytes] | None = None
 
     @property
     def gateway(self) -> str:
@@ -55,12 +56,11 @@ class LocalServices:
         return path.read_text() if path.exists() else ""
 
     def start(self, *services: str) -> None:
-        """Starts the services named, or all."""
+        """Starts the services named, or all; with the first of them the keeper."""
+        if self.keeper is None:
+            self.keeper = self._spawn("keeper", self._keeper_command())
         for service in services or self.services:
-            with (self.run_dir / f"{service}.log").open("ab") as log:
-                self.processes[service] = subprocess.Popen(  # noqa: S603 - our own services
-                    self._command(service), stdout=log, stderr=log, env={**os.environ, **SERVICE_ENVIRONMENT}
-                )
+            self.processes[service] = self._spawn(service, self._command(service))
 
     def wait_serving(self, *services: str, timeout_s: float = START_TIMEOUT_S) -> None:
         """Waits until the services named, or all, say SERVING. NotReadyError, with the log: one ended, or is late."""
@@ -75,15 +75,25 @@ class LocalServices:
 
     def close(self) -> None:
         """Ends whatever is still running."""
-        for process in self.processes.values():
+        processes = [*self.processes.values(), *([self.keeper] if self.keeper else [])]
+        for process in processes:
             if process.poll() is None:
                 process.terminate()
-        for process in self.processes.values():
+        for process in processes:
             try:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def _spawn(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        with (self.run_dir / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - our own services
+                command, stdout=log, stderr=log, env={**os.environ, **SERVICE_ENVIRONMENT}
+            )
+
+    def _keeper_command(self) -> list[str]:
+        return [sys.executable, "-m", "services.memd.keeper", "--socket", str(self.run_dir / KEEPER_SOCKET)]
 
     def _command(self, service: str) -> list[str]:
         given = {**({"port": 0} if service == "gateway" else {}), **self.settings.get(service, {})}

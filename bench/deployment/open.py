@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.deployment.local import COLOCATED, SEMI_PD, LocalServices, Settings, run_dir, running
 from bench.deployment.peers import PeerOptions, running_peer, served_model
+from bench.deployment.settings import parse_settings
 from bench.load.endpoint import EndpointSpec, Protocols
 from tandem.errors import ConfigError
 
@@ -15,9 +16,9 @@ from tandem.errors import ConfigError
 class DeploymentKind(StrEnum):
     """What may stand before a deployment's colon."""
 
-    SEMI_PD = "semi-pd"
+    SEMI_PD = "semi-pd"  # SERVICE.KEY=VALUE,... after a colon are flags of this one alone
     STATIC = "static"  # static:PREFILL,DECODE in percent
-    COLOCATED = "colocated"
+    COLOCATED = "colocated"  # as semi-pd
     AT = "at"  # at:HOST:PORT, a Tandem that runs already
     LLAMA_SERVER = "llama-server"  # of peers, PATH after a colon is another model than the one in the options
     VLLM = "vllm"
@@ -26,6 +27,7 @@ class DeploymentKind(StrEnum):
 
 
 PARAMETERS = {DeploymentKind.STATIC: "PREFILL,DECODE", DeploymentKind.AT: "HOST:PORT", DeploymentKind.OPENAI: "ADDRESS"}
+SETTABLE_KINDS = frozenset({DeploymentKind.SEMI_PD, DeploymentKind.COLOCATED})
 PEER_KINDS = frozenset({DeploymentKind.LLAMA_SERVER, DeploymentKind.VLLM, DeploymentKind.TRANSFORMERS})
 
 
@@ -69,7 +71,9 @@ def parse_deployment(text: str) -> DeploymentSpec:
     if name not in set(DeploymentKind):
         raise ConfigError("deployment", f"{text!r} is none of {', '.join(DeploymentKind)}")
     spec = DeploymentSpec(DeploymentKind(name), parameter)
-    if spec.kind not in PEER_KINDS and bool(parameter) != (spec.kind in PARAMETERS):
+    if spec.kind in SETTABLE_KINDS:
+        own_settings(parameter)
+    elif spec.kind not in PEER_KINDS and bool(parameter) != (spec.kind in PARAMETERS):
         form = f"{name}:{PARAMETERS[spec.kind]}" if spec.kind in PARAMETERS else name
         raise ConfigError("deployment", f"{text!r}: write {form}")
     if spec.kind is DeploymentKind.STATIC:
@@ -112,10 +116,19 @@ def open_deployment(spec: DeploymentSpec, options: DeploymentOptions) -> Iterato
 def local_services(spec: DeploymentSpec, options: DeploymentOptions, path: Path) -> LocalServices:
     """The services of one of Tandem's own kinds, not started."""
     services = COLOCATED if spec.kind is DeploymentKind.COLOCATED else SEMI_PD
-    settings = dict(options.settings)
-    if spec.kind is DeploymentKind.STATIC:
-        settings["controller"] = {**settings.get("controller", {}), **static_flags(spec.parameter)}
+    is_static = spec.kind is DeploymentKind.STATIC
+    own = {"controller": static_flags(spec.parameter)} if is_static else own_settings(spec.parameter)
+    shared = options.settings
+    settings = {name: {**shared.get(name, {}), **own.get(name, {})} for name in (*shared, *own)}
     return LocalServices(path, options.model, settings, services)
+
+
+def own_settings(parameter: str) -> dict[str, dict[str, object]]:
+    """Flags by service of one deployment. ConfigError."""
+    try:
+        return parse_settings(parameter.split(",") if parameter else ())
+    except ConfigError as error:
+        raise ConfigError("deployment", f"{parameter!r}: write SERVICE.KEY=VALUE after the colon, or none") from error
 
 
 def static_flags(parameter: str) -> dict[str, object]:

@@ -7,6 +7,7 @@ two steps (a sequence's arrival) is not in it.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from itertools import count
 from statistics import median
 from typing import Any
@@ -15,12 +16,15 @@ from bench.micro.engines import BLOCK_SIZE, Blocks, make_outfit, new_lease
 from bench.micro.table import DecisionCost
 from services.decode.engine import DecodeEngine
 from services.prefill.engine import PrefillEngine
+from tandem.config.settings import QueuePolicy
 from tandem.kv.store import SequenceLease
 from tandem.phase.engine import PhaseEngine
 from tandem.phase.limits import PhaseLimits
 from tandem.phase.outfit import Outfit
 from tandem.runner.sampler import SampledToken
-from tandem.scheduler.waiting import FirstComeFirstServed, WaitingEntry, WaitingQueue
+from tandem.scheduler.dispatch import Claim, Dispatcher
+from tandem.scheduler.policies import POLICIES, PolicyOptions, make_policy
+from tandem.scheduler.prefix_view import SentPrefixes
 from tandem.types import Block, Phase, SamplingSpec, SequenceSpec, StopSpec, Submit
 
 DEPTHS = (1, 10, 100, 1_000, 10_000)
@@ -33,6 +37,8 @@ MOST_OUTPUT_TOKENS = 32  # about two sequences end with each decode step
 NUM_AHEAD_BLOCKS = 1 << 10
 STEPS_A_ROUND = 20
 NUM_UNCOUNTED = 2 * MOST_OUTPUT_TOKENS
+NUM_TENANTS = 8
+GAP_NS = 1_000_000  # between arrivals
 TOKEN = SampledToken(7, None)
 US = 1e6
 
@@ -48,18 +54,36 @@ def measure_decisions(num_rounds: int) -> tuple[DecisionCost, ...]:
     )
 
 
-async def _next_request(depth: int, num_steps: int) -> TimesUs:
-    """The gateway's queue: the first goes, another comes."""
-    queue: WaitingQueue[int] = WaitingQueue(FirstComeFirstServed())
+async def _next_request(policy: QueuePolicy, depth: int, num_steps: int) -> TimesUs:
+    """The gateway's queue: one goes and is done with, another comes."""
+    options = PolicyOptions(max_wait_s=1e-9 * depth * GAP_NS / 2)
+    view = SentPrefixes(lambda: LIMITS.num_pool_blocks)
+    queue: Dispatcher[int] = Dispatcher(make_policy(policy, options), view, CHUNK_TOKENS)
     for number in range(depth):
-        queue.push(number, WaitingEntry(0, number, 0))
+        queue.push(number, _claim(number))
     times_us: TimesUs = []
     for number in range(depth, depth + num_steps):
         started_s = time.perf_counter()
-        queue.pop()
-        queue.push(number, WaitingEntry(0, number, 0))
+        taken = queue.take(number * GAP_NS)
+        queue.push(number, _claim(number))
         times_us.append((time.perf_counter() - started_s) * US)
+        if taken is not None:
+            queue.finish(taken)
     return times_us
+
+
+def _claim(number: int) -> Claim:
+    """Works from short to long, tenants, and prompts that begin alike."""
+    keys = tuple((number % shared, shared).__hash__().to_bytes(8, "little", signed=True) for shared in (4, 64, 1024))
+    return Claim(
+        priority=0,
+        arrival_unix_ns=number * GAP_NS,
+        index=0,
+        tenant=str(number % NUM_TENANTS),
+        num_tokens=3 * BLOCK_SIZE + number * 37 % 4096,
+        keys=keys,
+        block_size=BLOCK_SIZE,
+    )
 
 
 async def _decode_step(depth: int, num_steps: int) -> TimesUs:
@@ -76,7 +100,7 @@ async def _prefill_step(depth: int, num_steps: int) -> TimesUs:
 
 
 DECISIONS: Mapping[str, Callable[[int, int], Coroutine[Any, Any, TimesUs]]] = {
-    "gateway.next_request": _next_request,
+    **{f"gateway.next_request, {name}": partial(_next_request, name) for name in POLICIES},
     "prefill.step": _prefill_step,
     "decode.step": _decode_step,
 }

@@ -29,9 +29,9 @@ def cost_table(result: MicroResult) -> Table:
     for lease in result.leases:
         table.add_row(lease.call, f"{lease.num_blocks} blocks", f"{lease.median_ms:.2f} ms, p99 {lease.p99_ms:.2f}")
     for cost in result.gateway:
-        table.add_row("gateway CPU", f"{cost.num_streams} streams", f"{cost.cpu_us_per_token:.0f} us a token")
-        decode_us = f"{cost.decode_loop_us_per_token:.0f} us a token"
-        table.add_row("decode CPU but its steps", f"{cost.num_streams} streams", decode_us)
+        streams = f"{cost.num_streams} streams of {cost.num_output_tokens}"
+        table.add_row("gateway CPU", streams, f"{cost.cpu_us_per_token:.0f} us a token")
+        table.add_row("decode CPU but its steps", streams, f"{cost.decode_loop_us_per_token:.0f} us a token")
     for each in result.overhead:
         at = f"batch {each.shape.num_sequences}, {each.shape.num_threads} threads"
         spent = f"{each.share * 100:.1f} % of {each.step_ms:.1f} ms"

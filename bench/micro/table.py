@@ -94,6 +94,7 @@ class GatewayCost:
     num_tokens: int
     cpu_us_per_token: float
     decode_loop_us_per_token: float = 0.0  # decode's event loop and gRPC's threads: its computing thread is not in it
+    num_output_tokens: int = 64  # of each request
 
 
 @dataclass(frozen=True, slots=True)

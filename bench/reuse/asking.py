@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from tandem.clock import Clock
 from tandem.errors import NotReadyError
-from tandem.rpc.gateway_client import CallOptions, GatewayClient
+from tandem.rpc.gateway_client import GatewayClient
+from tandem.rpc.gateway_values import CallOptions
 
 MS = 1e3
 

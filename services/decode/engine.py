@@ -87,7 +87,7 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
         return PoolState.BARREN
 
     def _note_progress(self, plan: DecodePlan) -> None:
-        if plan.grants or not plan.demand.num_running_blocks:
+        if plan.grants or not plan.demand.num_running_blocks or self._leases.supply.memd_away:
             self._progress_s = self._outfit.clock.now()
 
     def _let_go(self, plan: DecodePlan) -> None:

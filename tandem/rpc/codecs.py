@@ -123,11 +123,9 @@ def command_from_proto(message: prefill.RunRequest | decode.RunRequest) -> Phase
 
 def output_to_proto(output: SequenceOutput) -> common.SequenceOutput:
     """See `SequenceOutput`."""
-    message = common.SequenceOutput(
-        lease_id=output.lease_id,
-        token_id=output.token_id,
-        finish_reason=common.FinishReason.ValueType(output.finish_reason),
-    )
+    message = common.SequenceOutput(lease_id=output.lease_id, token_id=output.token_id)
+    if output.finish_reason is not FinishReason.NONE:
+        message.finish_reason = common.FinishReason.ValueType(output.finish_reason)
     if output.logprobs is not None:
         message.logprobs.logprob = output.logprobs.logprob
         message.logprobs.top.extend(
@@ -142,7 +140,8 @@ def output_from_proto(message: common.SequenceOutput) -> SequenceOutput:
     if message.HasField("logprobs"):
         top = tuple(TopLogprob(entry.token_id, entry.logprob) for entry in message.logprobs.top)
         logprobs = TokenLogprobs(message.logprobs.logprob, top)
-    return SequenceOutput(message.lease_id, message.token_id, logprobs, FinishReason(message.finish_reason))
+    reason = FinishReason(message.finish_reason) if message.finish_reason else FinishReason.NONE
+    return SequenceOutput(message.lease_id, message.token_id, logprobs, reason)
 
 
 def dropped_to_proto(dropped: SequenceDropped) -> common.SequenceDropped:

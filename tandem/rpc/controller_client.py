@@ -33,7 +33,8 @@ from tandem.rpc.stubs.controller.v1 import controller_pb2_grpc as pb_grpc
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
 PEER = "controller"
-MAX_UNSENT_REPORTS = 256
+MAX_UNSENT_STEPS = 256
+GATHER_S = 0.1  # steps wait for one another so long: a message for each would cost two processes a wake-up a step
 MAX_UNSENT_OBSERVATIONS = 1024
 CALL_TIMEOUT_S = 5.0
 
@@ -47,8 +48,7 @@ class ControllerLink:
         self._hello = PhaseHello(phase, pid, backend_name, splits)
         self._assigned: dict[int, Split] = {}  # the newest assignment, until it is answered
         self._reconnector = Reconnector(PEER, self._session)
-        self._unsent: deque[pb.LinkRequest] = deque()
-        self._has_unsent = asyncio.Event()
+        self._unsent = _Unsent()
         self._pending: tuple[int, Split] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -58,9 +58,9 @@ class ControllerLink:
         return self._reconnector.is_connected
 
     def report_step(self, step: StepStatistics) -> None:
-        """Tells of one step; dropped while the controller is away, or behind by many steps."""
-        if self.is_connected and len(self._unsent) < MAX_UNSENT_REPORTS:
-            self._put(pb.LinkRequest(step=step_to_proto(step)))
+        """Tells of one step, soon; dropped while the controller is away, or behind by many steps."""
+        if self.is_connected:
+            self._unsent.add_step(step)
 
     def report_applied(self, decision_id: int, outcome: Applied | RestartRequired, apply_ms: float) -> None:
         """Answers the assignment that `pending` gave out; dropped when the controller has gone meanwhile.
@@ -73,7 +73,7 @@ class ControllerLink:
         if self.is_connected:
             restart = isinstance(outcome, RestartRequired)
             applied = ShareApplied(decision_id, restart, outcome.detail, apply_ms)
-            self._put(pb.LinkRequest(applied=applied_to_proto(applied)))
+            self._unsent.add_applied(applied)
 
     def pending(self) -> tuple[int, Split] | None:
         """The newest assignment, (decision_id, split), once; None when there is none that is new."""
@@ -88,12 +88,8 @@ class ControllerLink:
         """Ends the link."""
         await _end(self._task)
 
-    def _put(self, report: pb.LinkRequest) -> None:
-        self._unsent.append(report)
-        self._has_unsent.set()
-
     async def _session(self, connected: Callable[[], None]) -> None:
-        self._unsent.clear()
+        self._unsent = _Unsent()
         async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
             call = _stub(channel).Link()
             sender = asyncio.create_task(self._send(call))
@@ -110,10 +106,48 @@ class ControllerLink:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # told to the reader as well
             await call.write(pb.LinkRequest(hello=hello_to_proto(self._hello)))
             while True:
-                await self._has_unsent.wait()
-                self._has_unsent.clear()
-                while self._unsent:
-                    await call.write(self._unsent.popleft())
+                for report in await self._unsent.take():
+                    await call.write(report)
+
+
+class _Unsent:
+    """What a link has not sent yet, in order. Steps wait `GATHER_S` for one another, an applied share for nothing."""
+
+    def __init__(self) -> None:
+        self._num_steps = 0
+        self._reports: list[pb.LinkRequest] = []
+        self._any = asyncio.Event()
+        self._urgent = asyncio.Event()
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def add_step(self, step: StepStatistics) -> None:
+        """Dropped when there are too many."""
+        if self._num_steps >= MAX_UNSENT_STEPS:
+            return
+        if not self._reports or not self._reports[-1].HasField("steps"):
+            self._reports.append(pb.LinkRequest(steps=pb.StepBatch()))
+        self._reports[-1].steps.steps.append(step_to_proto(step))
+        self._num_steps += 1
+        self._any.set()
+
+    def add_applied(self, applied: ShareApplied) -> None:
+        """Comes after the steps before it."""
+        self._reports.append(pb.LinkRequest(applied=applied_to_proto(applied)))
+        self._any.set()
+        self._urgent.set()
+
+    async def take(self) -> list[pb.LinkRequest]:
+        """Waits until there is something to send."""
+        await self._any.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_S):
+                await self._urgent.wait()
+        reports, self._reports, self._num_steps = self._reports, [], 0
+        self._any.clear()
+        self._urgent.clear()
+        return reports
 
 
 class ObservationSender:

@@ -2,6 +2,8 @@
 
 from tandem.errors import InvalidRequestError
 from tandem.partition.observations import LatencyStatistics, PhaseStatistics, RequestStatistics
+from tandem.partition.planner import AdmissionAdvice
+from tandem.partition.slo import Slo
 from tandem.partition.status import ControllerStatus, Decision, PhaseHello, PhaseStatus, ShareApplied
 from tandem.rpc.stubs.controller.v1 import controller_pb2 as pb
 from tandem.types import Phase, RequestClass, RequestObservation, Split, StepStatistics
@@ -137,22 +139,43 @@ def status_to_proto(status: ControllerStatus) -> pb.GetStatusResponse:
         tpot_p50_ms=status.requests.tpot.p50_ms,
         tpot_p99_ms=status.requests.tpot.p99_ms,
         is_paused=status.is_paused,
+        ttft_p90_ms=status.requests.ttft.p90_ms,
+        tpot_p90_ms=status.requests.tpot.p90_ms,
+        slo_ttft_ms=status.slo.ttft_ms,
+        slo_tpot_ms=status.slo.tpot_ms,
+        num_requests_in_window=status.requests.num_in_window,
+        num_requests_attained=status.requests.num_attained,
+        admission=advice_to_proto(status.admission) if status.admission else None,
     )
 
 
 def status_from_proto(message: pb.GetStatusResponse) -> ControllerStatus:
-    """The whole status; numbers of samples do not travel."""
+    """The whole status; numbers of samples do not travel, nor of failures."""
     return ControllerStatus(
         decision=Decision(message.decision_id, split_from_proto(message.split), message.reason),
         planner=message.planner,
         phases=tuple(_phase_from_proto(phase) for phase in message.phases),
         requests=RequestStatistics(
             num_observed_total=message.num_requests_observed,
-            ttft=LatencyStatistics(p50_ms=message.ttft_p50_ms, p99_ms=message.ttft_p99_ms),
-            tpot=LatencyStatistics(p50_ms=message.tpot_p50_ms, p99_ms=message.tpot_p99_ms),
+            ttft=LatencyStatistics(p50_ms=message.ttft_p50_ms, p99_ms=message.ttft_p99_ms, p90_ms=message.ttft_p90_ms),
+            tpot=LatencyStatistics(p50_ms=message.tpot_p50_ms, p99_ms=message.tpot_p99_ms, p90_ms=message.tpot_p90_ms),
+            num_in_window=message.num_requests_in_window,
+            num_attained=message.num_requests_attained,
         ),
         is_paused=message.is_paused,
+        slo=Slo(message.slo_ttft_ms, message.slo_tpot_ms),
+        admission=advice_from_proto(message.admission) if message.HasField("admission") else None,
     )
+
+
+def advice_to_proto(advice: AdmissionAdvice) -> pb.AdmissionAdvice:
+    """How much of the load would fit."""
+    return pb.AdmissionAdvice(admit_share=advice.admit_share, reason=advice.reason)
+
+
+def advice_from_proto(message: pb.AdmissionAdvice) -> AdmissionAdvice:
+    """How much of the load would fit."""
+    return AdmissionAdvice(message.admit_share, message.reason)
 
 
 def _phase_to_proto(status: PhaseStatus) -> pb.PhaseStatus:

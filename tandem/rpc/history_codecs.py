@@ -3,7 +3,7 @@
 from tandem.partition.observations import LatencyStatistics, RequestStatistics
 from tandem.partition.planner import Prediction
 from tandem.partition.status import AppliedShare, Decision, DecisionRecord, ShareApplied
-from tandem.rpc.controller_codecs import split_from_proto, split_to_proto
+from tandem.rpc.controller_codecs import advice_from_proto, advice_to_proto, split_from_proto, split_to_proto
 from tandem.rpc.stubs.controller.v1 import controller_pb2 as pb
 from tandem.types import Phase
 
@@ -22,6 +22,7 @@ def record_to_proto(record: DecisionRecord) -> pb.DecisionRecord:
         tpot_p99_ms=record.seen.tpot.p99_ms,
         predicted=_prediction_to_proto(record.predicted) if record.predicted else None,
         applied=[_applied_to_proto(applied) for applied in record.applied],
+        admission=advice_to_proto(record.admission) if record.admission else None,
     )
 
 
@@ -37,6 +38,7 @@ def record_from_proto(message: pb.DecisionRecord) -> DecisionRecord:
         ),
         predicted=_prediction_from_proto(message.predicted) if message.HasField("predicted") else None,
         applied=tuple(_applied_from_proto(message.decision_id, applied) for applied in message.applied),
+        admission=advice_from_proto(message.admission) if message.HasField("admission") else None,
     )
 
 

@@ -9,7 +9,7 @@ import grpc
 
 from tandem.errors import DeadlineError, NotReadyError
 from tandem.kv.layout import KvLayout
-from tandem.kv.store import SequenceLease, SequenceUpdate, StorageStatistics
+from tandem.kv.store import Holding, SequenceLease, SequenceUpdate, StorageStatistics
 from tandem.model.config import ModelConfig, WeightManifest
 from tandem.rpc.handles_client import receive_segments
 from tandem.rpc.memd_codecs import (
@@ -21,7 +21,6 @@ from tandem.rpc.memd_codecs import (
     statistics_from_proto,
     update_to_proto,
 )
-from tandem.rpc.reconnect import CHANNEL_OPTIONS
 from tandem.rpc.segments import ReceivedSegment, close_segments
 from tandem.rpc.status import error_from_rpc
 from tandem.rpc.stubs.memd.v1 import memd_pb2 as pb
@@ -30,24 +29,42 @@ from tandem.types import Block, Fingerprint
 
 CALL_TIMEOUT_S = 10.0
 MAX_MESSAGE_BYTES = 16 << 20
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # memd is on this machine and soon back, and sequences may wait for it: gRPC would wait longer each time.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
 
 _Answer = TypeVar("_Answer")
 _AttachCall: TypeAlias = "grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.AttachResponse]"
 
 
 class Attachment:
-    """This process as a holder. It ends when memd goes, or by `detach`; then the spare blocks are memd's again."""
+    """This process as a holder. It ends by `detach`, and then the spare blocks are memd's again; or when memd goes.
 
-    def __init__(self, attached: pb.Attached, segments: Mapping[str, ReceivedSegment], call: _AttachCall) -> None:
+    Then `attach_again` goes on with the same blocks and leases, in the memd that comes next.
+    """
+
+    def __init__(
+        self,
+        attached: pb.Attached,
+        segments: Mapping[str, ReceivedSegment],
+        call: _AttachCall,
+        stub: "pb_grpc.MemoryServiceAsyncStub",
+    ) -> None:
         self.holder_id: int = attached.holder_id
         self.epoch: int = attached.epoch
         self.fingerprint = fingerprint_from_proto(attached.fingerprint)
         self.model_config = ModelConfig.from_json(attached.model_config_json)
         self.manifest = WeightManifest.from_json(attached.weight_manifest_json)
         self.kv_layout = KvLayout.from_json(attached.kv_layout_json)
+        self.holding = Holding(frozenset(blocks_from_proto(attached.spare_blocks)), frozenset(attached.lease_ids))
         self.segments = segments
         self.ended = asyncio.Event()
         self._call = call
+        self._stub = stub
         self._reclaims: asyncio.Queue[int] = asyncio.Queue()
         self._watch = asyncio.create_task(self._read())
 
@@ -63,6 +80,19 @@ class Attachment:
         finally:
             reclaim.cancel()
             ended.cancel()
+
+    async def attach_again(self) -> "Attachment":
+        """The same holder's next attachment, without segments: they stay mapped. For when this one has ended.
+
+        NotReadyError: memd is away, or starting. StorageLostError: it has other storage, or has given this holder up.
+        There is no deadline: a call that was given up could still be answered, and its end would end the holder.
+        """
+        call = self._stub.Attach(pb.AttachRequest(holder_id=self.holder_id, epoch=self.epoch))
+        try:
+            return Attachment(await _first_event(call), {}, call, self._stub)
+        except BaseException:
+            call.cancel()
+            raise
 
     async def detach(self) -> None:
         """Ends the attachment and closes the segments' descriptors; mappings stay. May be called again."""
@@ -82,11 +112,13 @@ class Attachment:
 
 
 class MemdClient:
-    """`MemoryStore` over gRPC. Made on the running loop. Every call raises NotReadyError while memd is away."""
+    """`MemoryStore` over gRPC. Made on the running loop. Every call raises NotReadyError while memd is away.
+
+    A holder's calls have no deadline: one that was given up could still be carried out, and the holder not know of it.
+    """
 
     def __init__(self, address: str) -> None:
-        limits = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
-        self._channel = grpc.aio.insecure_channel(address, options=[*CHANNEL_OPTIONS, *limits])
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub: pb_grpc.MemoryServiceAsyncStub = pb_grpc.MemoryServiceStub(self._channel)
 
     async def attach(self, service: str, pid: int, fingerprint: Fingerprint) -> Attachment:
@@ -94,9 +126,9 @@ class MemdClient:
         request = pb.AttachRequest(service=service, pid=pid, fingerprint=fingerprint_to_proto(fingerprint))
         call = self._stub.Attach(request)
         try:
-            attached = await _first_event(call)
+            attached = await _first_event_in_time(call)
             segments = await receive_segments(attached.handle_socket, attached.holder_id)
-            return Attachment(attached, segments, call)
+            return Attachment(attached, segments, call, self._stub)
         except BaseException:
             call.cancel()
             raise
@@ -108,33 +140,33 @@ class MemdClient:
     async def lease_blocks(self, holder_id: int, num_blocks: int) -> tuple[Block, ...]:
         """See `MemoryStore`."""
         request = pb.LeaseBlocksRequest(holder_id=holder_id, num_blocks=num_blocks)
-        response = await _answer(self._stub.LeaseBlocks(request, timeout=CALL_TIMEOUT_S))
+        response = await _answer(self._stub.LeaseBlocks(request))
         return blocks_from_proto(response.blocks)
 
     async def return_blocks(self, holder_id: int, blocks: Sequence[Block]) -> None:
         """See `MemoryStore`."""
         request = pb.ReturnBlocksRequest(holder_id=holder_id, blocks=blocks_to_proto(blocks))
-        await _answer(self._stub.ReturnBlocks(request, timeout=CALL_TIMEOUT_S))
+        await _answer(self._stub.ReturnBlocks(request))
 
     async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
         """See `MemoryStore`."""
         request = pb.AcquireSequenceRequest(
             holder_id=holder_id, lease_id=lease_id, request_id=request_id, create=create
         )
-        response = await _answer(self._stub.AcquireSequence(request, timeout=CALL_TIMEOUT_S))
+        response = await _answer(self._stub.AcquireSequence(request))
         return lease_from_proto(lease_id, response)
 
     async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
         """See `MemoryStore`."""
         request = pb.ClaimPrefixRequest(holder_id=holder_id, lease_id=lease_id, keys=keys)
-        response = await _answer(self._stub.ClaimPrefix(request, timeout=CALL_TIMEOUT_S))
+        response = await _answer(self._stub.ClaimPrefix(request))
         return lease_from_proto(lease_id, response)
 
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `MemoryStore`."""
         messages = [update_to_proto(update) for update in updates]
         request = pb.UpdateSequencesRequest(holder_id=holder_id, updates=messages)
-        response = await _answer(self._stub.UpdateSequences(request, timeout=CALL_TIMEOUT_S))
+        response = await _answer(self._stub.UpdateSequences(request))
         return frozenset(response.lost_lease_ids)
 
     async def fork_sequence(self, parent_lease_id: int, child_lease_id: int, request_id: str, num_tokens: int) -> int:
@@ -181,12 +213,16 @@ async def _answer(call: Awaitable[_Answer]) -> _Answer:
         raise NotReadyError(f"memd: {error}") if isinstance(error, DeadlineError) else error from failure
 
 
-async def _first_event(call: _AttachCall) -> pb.Attached:
+async def _first_event_in_time(call: _AttachCall) -> pb.Attached:
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            response = await _answer(call.read())
+            return await _first_event(call)
     except TimeoutError:
         raise NotReadyError(f"memd did not answer within {CALL_TIMEOUT_S:g} s") from None
+
+
+async def _first_event(call: _AttachCall) -> pb.Attached:
+    response = await _answer(call.read())
     if not isinstance(response, pb.AttachResponse) or not response.HasField("attached"):
         raise NotReadyError("memd ended the attachment at once")
     return response.attached

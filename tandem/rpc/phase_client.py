@@ -34,6 +34,7 @@ PhaseResult = PrefillResult | DecodeResult
 
 _CHANNEL_OPTIONS = (
     *CHANNEL_OPTIONS,
+    ("grpc.use_local_subchannel_pool", 1),  # a new session never meets the process of the one before
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 )

@@ -8,6 +8,7 @@ import structlog
 
 from tandem.rpc.status import transport_text
 
+HANDOVER_DELAY_S = 0.01  # after a peer that ended the stream in good order: another may have its place already
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 2.0
 CHANNEL_OPTIONS = (
@@ -40,13 +41,15 @@ class Reconnector:
             reason = await self._attempt()
             self._lost(reason)
             await asyncio.sleep(self._delay_s)
-            self._delay_s = min(self._delay_s * 2, LAST_DELAY_S)
+            self._delay_s = min(max(self._delay_s * 2, FIRST_DELAY_S), LAST_DELAY_S)
 
     async def _attempt(self) -> str:
         try:
             await self._session(self._connected)
         except grpc.aio.AioRpcError as error:
             return transport_text(error)
+        if self.is_connected:
+            self._delay_s = HANDOVER_DELAY_S
         return "the peer ended the stream"
 
     def _connected(self) -> None:

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from tandem.config.load import load_config
 from tandem.config.settings import CommonConfig
 from tandem.errors import ConfigError, TandemError
-from tandem.rpc.sockets import SocketClaim, claim_socket
+from tandem.rpc.sockets import Entry, SocketPlace
 from tandem.rpc.status import StatusInterceptor
 from tandem.telemetry.logs import configure_logging
 
@@ -26,6 +26,7 @@ UNIX_PREFIX = "unix:"
 KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_CLIENT_PING_INTERVAL_MS = 5_000
+CLAIM_POLL_S = 0.05
 
 EXIT_USAGE = 2
 
@@ -41,8 +42,18 @@ class ServiceHost:
     """
 
     def __init__(
-        self, service_names: Sequence[str], addresses: Sequence[str], *, max_message_bytes: int = 16 << 20
+        self,
+        service_names: Sequence[str],
+        addresses: Sequence[str],
+        *,
+        max_message_bytes: int = 16 << 20,
+        entry: Entry = Entry.ALONE,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
+        """As a successor it takes the sockets of a process that still serves, which keeps the streams that it has.
+
+        `credentials` are the ports'; sockets need none.
+        """
         self.server = grpc.aio.server(interceptors=[StatusInterceptor()], options=_server_options(max_message_bytes))
         self.bound_port = 0
         self._addresses = tuple(addresses)
@@ -50,7 +61,9 @@ class ServiceHost:
         self._health = health.aio.HealthServicer()
         self._serving = False
         self._publishing: set[asyncio.Task[None]] = set()
-        self._claims: list[SocketClaim] = []
+        self._entry = entry
+        self._credentials = credentials
+        self._places: list[SocketPlace] = []
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
 
@@ -61,6 +74,8 @@ class ServiceHost:
             for address in self._addresses:
                 self._bind(address)
             await self.server.start()
+            for place in self._places:
+                place.occupy()
         except BaseException:
             await self.stop(0)
             raise
@@ -72,15 +87,23 @@ class ServiceHost:
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
+    async def settled(self) -> None:
+        """Returns when whoever served at these addresses before has ended."""
+        for place in self._places:
+            while True:
+                if place.try_claim():
+                    break
+                await asyncio.sleep(CLAIM_POLL_S)
+
     async def stop(self, grace_s: float) -> None:
         """Refuses new calls, lets running ones end for `grace_s` seconds, cancels the rest, frees the addresses."""
         await self._health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
         for task in self._publishing:
             task.cancel()
-        for claim in self._claims:
-            claim.release()
-        self._claims.clear()
+        for place in self._places:
+            place.release()
+        self._places.clear()
 
     async def _publish(self) -> None:
         for name in self._health_names:
@@ -88,13 +111,16 @@ class ServiceHost:
 
     def _bind(self, address: str) -> None:
         if address.startswith(UNIX_PREFIX):
-            self._claims.append(claim_socket(Path(address.removeprefix(UNIX_PREFIX))))
-            self._add_port("run_dir", address)
+            place = SocketPlace(Path(address.removeprefix(UNIX_PREFIX)), self._entry)
+            self._places.append(place)
+            self._add_port("run_dir", f"{UNIX_PREFIX}{place.binding}", None)
         else:
-            self.bound_port = self._add_port("port", address)
+            self.bound_port = self._add_port("port", address, self._credentials)
 
-    def _add_port(self, key: str, address: str) -> int:
+    def _add_port(self, key: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
         try:
+            if credentials is not None:
+                return self.server.add_secure_port(address, credentials)
             return self.server.add_insecure_port(address)
         except RuntimeError as error:
             raise ConfigError(key, f"cannot listen on {address}; is it in use?") from error

@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from tandem.errors import ConfigError
@@ -22,6 +23,54 @@ class SocketClaim:
         """Removes the socket file and gives the right up. The lock file stays: removing it would race."""
         self.path.unlink(missing_ok=True)
         os.close(self.lock_fd)
+
+
+class Entry(Enum):
+    """How a process comes to a socket's path."""
+
+    ALONE = "alone"  # nobody else may be there
+    SUCCESSOR = "successor"  # who is there has the claim until its end
+
+
+class SocketPlace:
+    """A path at which one server answers, and in its time another after it, with nobody missing in between.
+
+    A server binds `binding`, a name of this process, and `occupy` moves that to the path in one go.
+    """
+
+    def __init__(self, path: Path, entry: Entry) -> None:
+        """ConfigError as of `claim_socket`, which a successor calls when its predecessor has ended."""
+        self._path = path
+        self._lock_fd = claim_socket(path).lock_fd if entry is Entry.ALONE else None
+        self._inode: int | None = None
+
+    @property
+    def binding(self) -> Path:
+        """Short: run directories are checked for the length of `controller.sock`."""
+        return self._path.with_name(f"{self._path.stem[:4]}.{os.getpid()}")
+
+    def occupy(self) -> None:
+        """Whoever connects from now on reaches the server that has bound `binding`."""
+        self._inode = self.binding.lstat().st_ino
+        self.binding.replace(self._path)
+
+    def try_claim(self) -> bool:
+        """Whether the claim is this process's by now."""
+        if self._lock_fd is None:
+            try:
+                self._lock_fd = _lock(self._path)
+            except ConfigError:
+                return False
+        return True
+
+    def release(self) -> None:
+        """Gives the claim up, and removes the socket file unless a successor's is there."""
+        self.binding.unlink(missing_ok=True)
+        if self._path.exists() and self._path.lstat().st_ino == self._inode:
+            self._path.unlink(missing_ok=True)
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
 
 
 def claim_socket(path: Path) -> SocketClaim:

@@ -9,7 +9,7 @@ from __future__ import annotations  # grpc's generic types are so in its stub fi
 
 import inspect
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
@@ -33,6 +33,7 @@ _CODES: dict[type[errors.TandemError], grpc.StatusCode] = {
     errors.InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.DuplicateRequestError: grpc.StatusCode.ALREADY_EXISTS,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
     errors.QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.SlowReaderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -44,6 +45,7 @@ _CODES: dict[type[errors.TandemError], grpc.StatusCode] = {
     errors.UnsupportedModelError: grpc.StatusCode.INTERNAL,
     errors.StorageError: grpc.StatusCode.INTERNAL,
     errors.FingerprintMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.StorageLostError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StaleBlockError: grpc.StatusCode.ABORTED,
     errors.LeaseError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LedgerCorruptError: grpc.StatusCode.DATA_LOSS,
@@ -99,6 +101,11 @@ def error_from_rpc(failure: RpcFailure) -> errors.TandemError:
     if status is not None:
         return _from_proto(status)
     return _TRANSPORT.get(failure.code(), errors.TandemError)(transport_text(failure))
+
+
+def is_from_server(failure: RpcFailure) -> bool:
+    """Whether a servicer raised it; otherwise it is the transport's."""
+    return _rich_status(failure) is not None
 
 
 def transport_text(failure: RpcFailure) -> str:
@@ -166,12 +173,12 @@ def _guard_coroutine(behaviour: Callable[..., Awaitable[Any]], method: str) -> C
 
 def _guard_generator(
     behaviour: Callable[..., AsyncGenerator[Any, None]], method: str
-) -> Callable[..., AsyncIterator[Any]]:
-    async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
+) -> Callable[..., Awaitable[None]]:
+    async def guarded(request: Any, context: Any) -> None:  # writes: a generator would be one more for each message
         try:
             async with aclosing(behaviour(_readable(request), context)) as responses:
                 async for response in responses:
-                    yield response
+                    await context.write(response)
         except Exception as error:
             await _end(context, method, error)
 
@@ -179,7 +186,7 @@ def _guard_generator(
 
 
 async def _end(context: Any, method: str, error: Exception) -> NoReturn:
-    if isinstance(error, grpc.aio.AbortError):
+    if isinstance(error, grpc.aio.BaseError):  # grpc's own: aborted already, or the client has gone
         raise error
     if isinstance(error, errors.TandemError):
         await abort(context, error)

@@ -137,6 +137,8 @@ class ControllerMetrics:
     apply_timeouts: Counter  # by phase
     planner_failures: Counter
     requests_observed: Counter
+    reports_refused: Counter  # by source
+    admit_share: Gauge
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Self:
@@ -150,6 +152,8 @@ class ControllerMetrics:
             apply_timeouts=make.counter("split_apply_timeouts_total", "Decisions that a phase did not answer", "phase"),
             planner_failures=make.counter("planner_failures_total", "Plans that failed, or that no phase can have"),
             requests_observed=make.counter("requests_observed_total", "Observations from the gateway"),
+            reports_refused=make.counter("reports_refused_total", "Reports that cannot be true", "source"),
+            admit_share=make.gauge("admit_share", "Of the arriving requests, what the planner says can be served"),
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tandem.client import Client
 from tests.support.sockets import free_port
 
 PROMPT = "The capital of France is"
@@ -116,6 +117,13 @@ def test_status_has_every_service_and_figure(shell):
         assert word in status
 
 
+def test_top_shows_one_frame_of_everybody(shell):
+    frame = shell.ok("top", "--once")
+    for word in ("prefill 50, decode 50 %", "SLO 2000 ms", "0 waiting", "requests/s", "leased", "as configured"):
+        assert word in frame
+    assert "does not answer" not in frame
+
+
 def test_services_have_names_of_their_own(shell):
     for service, pid in shell.pids().items():
         assert psutil.Process(pid).cmdline()[0].startswith(f"tandem-{service}")
@@ -144,14 +152,26 @@ def test_chat_through_a_pipe_keeps_the_conversation_until_reset(shell):
     assert last_answer("My name is Ada.\n/reset\nWhat is my name?\n/quit\nnot asked any more\n") == fresh
 
 
-def test_restart_says_how_long_it_took_and_loads_nothing(shell):
+@pytest.mark.parametrize("service", ["decode", "memd"])
+def test_restart_says_how_long_it_took_and_loads_nothing(shell, service):
     before = shell.pids()
-    output = shell.ok("restart", "decode")
-    assert re.search(r"decode stopped in [\d.]+ s; all serving [\d.]+ s later", output)
+    output = shell.ok("restart", service)
+    assert re.search(rf"{service} stopped in [\d.]+ s; all serving [\d.]+ s later", output)
     after = shell.pids()
-    assert after.pop("decode") != before.pop("decode")
+    assert after.pop(service) != before.pop(service)
     assert after == before
     assert shell.events("memd").count("model.loaded") == 1
+
+
+def test_a_gateway_that_is_restarted_first_ends_what_it_has(shell):
+    with Client(f"127.0.0.1:{shell.port}") as client:
+        stream = client.generate(PROMPT, max_tokens=40, temperature=0, ignore_eos=True)
+        pieces = [next(stream)]
+        output = shell.ok("restart", "gateway")
+        pieces.extend(stream)
+        assert sum(len(piece.token_ids) for piece in pieces) == 40
+        assert re.search(r"gateway stopped in [\d.]+ s; all serving [\d.]+ s later", output)
+        assert client.generate_once(PROMPT, max_tokens=1, temperature=0)[0].token_ids == pieces[0].token_ids[:1]
 
 
 @pytest.mark.parametrize("service", ["decode", "prefill"])
@@ -191,6 +211,7 @@ def test_down_ends_everything_and_twice_is_no_failure(shell):
     processes = [psutil.Process(pid) for pid in shell.pids().values()]
     assert "all services have ended" in shell.ok("down")
     assert not any(process.is_running() for process in processes)
+    assert not (shell.run_dir / "memd.keeper.sock").exists()
     assert "nothing runs" in shell.ok("down")
     assert shell.run("status").returncode == 1
 

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 SERVING_S = 180.0
 ANSWER_S = 120.0
 UID = "10001"
+CONTAINERS = {*MODES["semi-pd"], "keeper"}
 KILL_DECODE = "import psutil; [p.kill() for p in psutil.process_iter() if p.name() == 'tandem-decode']"
 
 
@@ -72,7 +73,7 @@ class Composition:
 
 @pytest.fixture(scope="module")
 def composition(docker_engine: Engine, service_image: str) -> Iterator[Composition]:
-    """All five up and serving; the end removes every container and the volume."""
+    """All five and the keeper up and serving; the end removes every container and the volume."""
     project = f"tandem-test-{os.getpid()}"
     running = Composition(docker_engine, compose_command(docker_engine), project, free_port())
     try:
@@ -102,7 +103,7 @@ def checked(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_every_container_is_confined(composition):
     containers = composition.containers()
-    assert set(containers) == set(MODES["semi-pd"])
+    assert set(containers) == CONTAINERS
     for service, container in containers.items():
         host = container["HostConfig"]
         assert container["Config"]["User"] == UID, service
@@ -113,7 +114,9 @@ def test_every_container_is_confined(composition):
 
 def test_what_the_gateway_waited_for_is_healthy(composition):
     healthy = {
-        service: container["State"]["Health"]["Status"] for service, container in composition.containers().items()
+        service: container["State"]["Health"]["Status"]
+        for service, container in composition.containers().items()
+        if service != "keeper"
     }
     del healthy["gateway"]  # its own first check may still be to come
     assert set(healthy.values()) == {"healthy"}, healthy
@@ -121,12 +124,18 @@ def test_what_the_gateway_waited_for_is_healthy(composition):
 
 @pytest.mark.parametrize("restarted", ["decode", "memd"])
 def test_a_restarted_service_changes_no_answer(composition, restarted):
-    """memd takes both phases along: they end when their storage is gone, and the engine starts them again."""
     before = composition.answer("The capital of France is")
     assert before[1]
     composition.compose("restart", restarted)
     composition.wait_serving()
     assert composition.answer("The capital of France is") == before
+
+
+def test_a_restarted_memd_goes_on_with_what_the_keeper_has(composition):
+    assert "storage.resumed" in composition.compose("logs", "--no-color", "memd")
+    assert composition.compose("logs", "--no-color", "memd").count("model.loaded") == 1
+    assert "memd.attached_again" in composition.compose("logs", "--no-color", "prefill")
+    assert composition.containers()["prefill"]["RestartCount"] == 0
 
 
 def test_a_killed_process_is_started_again_and_changes_no_answer(composition):
@@ -141,6 +150,6 @@ def test_a_killed_process_is_started_again_and_changes_no_answer(composition):
 def test_down_drains_every_service_and_leaves_nothing(composition):
     composition.compose("stop")
     codes = {service: container["State"]["ExitCode"] for service, container in composition.containers().items()}
-    assert codes == dict.fromkeys(MODES["semi-pd"], 0)
+    assert codes == dict.fromkeys(CONTAINERS, 0)
     composition.compose("down", "--volumes")
     assert [composition.listed(*what) for what in (("ps", "--all"), ("volume", "ls"), ("network", "ls"))] == [[]] * 3

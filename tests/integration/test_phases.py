@@ -268,12 +268,16 @@ async def test_a_draining_decode_hands_back_what_it_cannot_finish(system: Deploy
         assert await terminating == 0
 
 
-async def test_the_end_of_memd_ends_the_phases_and_a_wrong_dtype_is_refused(system: Deployment) -> None:
+async def test_a_wrong_dtype_is_refused_and_the_end_of_memd_and_its_keeper_ends_a_phase(system: Deployment) -> None:
     system.settings = {**SETTINGS, "decode": {"dtype": "bfloat16"}}
     system.kill("decode")
     system.start("decode")
     assert system.processes["decode"].wait(60) == 1
     assert "bfloat16" in system.log("decode")
     assert "FingerprintMismatchError" in system.log("decode")
+    assert system.keeper is not None
+    system.keeper.kill()
     system.kill("memd")
+    system.start("memd")
     assert system.processes["prefill"].wait(60) == EXIT_START_AGAIN
+    assert "memd has begun anew" in system.log("prefill")

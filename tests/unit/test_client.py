@@ -10,12 +10,13 @@ import pytest
 
 import tandem.client
 from tandem import errors
-from tandem.client import Client
+from tandem.client import AsyncClient, Client, RetryPolicy
 from tandem.rpc.stubs.common.v1 import common_pb2
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from tandem.types import FinishReason, TopLogprob
 
+FAST = RetryPolicy(give_up_s=60, first_pause_s=0.001, last_pause_s=0.01)
 USAGE = pb.Usage(num_prompt_tokens=2, num_output_tokens=3, num_cached_tokens=1)
 
 
@@ -177,13 +178,110 @@ def test_what_cannot_be_sent_is_refused_by_name(client):
 
 def test_the_public_names():
     assert sorted(tandem.client.__all__) == [
+        "Access",
         "Answer",
+        "AsyncClient",
         "Client",
         "ModelInfo",
         "Piece",
+        "RetryPolicy",
         "ServerStatus",
+        "TlsFiles",
         "TokenLogprob",
         "Usage",
     ]
-    methods = [name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")]
-    assert methods == ["abort", "chat", "close", "generate", "generate_once", "model_info", "status", "tokenize"]
+    for kind in (Client, AsyncClient):
+        methods = [name for name, _ in inspect.getmembers(kind, inspect.isfunction) if not name.startswith("_")]
+        assert methods == ["abort", "chat", "close", "generate", "generate_once", "model_info", "status", "tokenize"]
+
+
+class Unsteady(pb_grpc.GatewayServiceServicer):
+    """Counts up from the tokens that the client has, and cuts the first streams off after two."""
+
+    def __init__(self, num_cuts):
+        self.num_cuts = num_cuts
+        self.asked = []
+
+    def Generate(self, request, context):  # noqa: N802
+        self.asked.append(request)
+        first = len(request.resume.answers[0].token_ids) if request.resume.answers else 0
+        for token in range(first, 6):
+            if self.num_cuts and token == first + 2:
+                self.num_cuts -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+            origin = pb.Origin(seed=5, arrival_unix_ns=6, model_digest="m") if token == first else None
+            yield pb.GenerateResponse(
+                request_id=request.request_id, text_delta=str(token), token_ids=[token], origin=origin,
+                finish_reason=int(token == 5),
+            )  # fmt: skip
+
+    def GenerateOnce(self, request, context):  # noqa: N802
+        self.asked.append(request.request)
+        if self.num_cuts:
+            self.num_cuts -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        return pb.GenerateOnceResponse(answers=[pb.Answer(text="x", usage=USAGE)])
+
+    def GetStatus(self, request, context):  # noqa: N802
+        return pb.GetStatusResponse()
+
+
+@pytest.fixture
+def unsteady(tmp_path):
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    servicer = Unsteady(2)
+    servicer.address = f"unix:{tmp_path}/u.sock"
+    pb_grpc.add_GatewayServiceServicer_to_server(servicer, server)
+    server.add_insecure_port(servicer.address)
+    server.start()
+    yield servicer
+    server.stop(0).wait()
+
+
+def check_taken_up(servicer, pieces):
+    assert "".join(piece.text_delta for piece in pieces) == "012345"
+    assert [token for piece in pieces for token in piece.token_ids] == [0, 1, 2, 3, 4, 5]
+    ids = {request.request_id for request in servicer.asked}
+    assert (len(servicer.asked), len(ids), ids == {""}) == (3, 1, False)
+    last = servicer.asked[-1].resume
+    assert (list(last.answers[0].token_ids), last.origin.seed) == ([0, 1, 2, 3], 5)
+
+
+def test_a_stream_that_is_cut_off_goes_on(unsteady):
+    with Client(unsteady.address, FAST) as client:
+        check_taken_up(unsteady, list(client.generate("x", temperature=1.0)))
+
+
+async def test_a_stream_on_asyncio_goes_on(unsteady):
+    async with AsyncClient(unsteady.address, FAST) as client:
+        check_taken_up(unsteady, [piece async for piece in client.generate("x", temperature=1.0)])
+        assert (await client.status()).num_waiting == 0
+
+
+async def test_whole_answers_begin_anew(unsteady):
+    with Client(unsteady.address, FAST) as client:
+        client.status()
+        assert client.generate_once("x")[0].text == "x"
+    assert [request.HasField("resume") for request in unsteady.asked] == [False, True, True]
+    unsteady.num_cuts = 2
+    async with AsyncClient(unsteady.address, FAST) as client:
+        await client.status()
+        assert (await client.generate_once("x"))[0].text == "x"
+
+
+def test_taking_up_can_be_turned_off(unsteady):
+    with Client(unsteady.address, RetryPolicy(give_up_s=0)) as client, pytest.raises(errors.NotReadyError):
+        list(client.generate("x"))
+    assert len(unsteady.asked) == 1
+
+
+def test_closing_ends_the_wait_for_a_server(unsteady):
+    patient = RetryPolicy(give_up_s=1000, first_pause_s=1000, last_pause_s=1000)
+    client = Client(unsteady.address, patient)
+    stream = client.generate("x")
+    assert [next(stream).text_delta, next(stream).text_delta] == ["0", "1"]
+    closing = threading.Timer(0.1, client.close)
+    closing.start()
+    with pytest.raises(errors.NotReadyError, match="closed"):
+        next(stream)
+    closing.join()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench.commands.options import parse_settings, parse_slo
+from bench.commands.options import parse_slo
+from bench.deployment.settings import parse_settings
 from bench.goodput import Goodput, RateSample
 from bench.load.metrics import Slo, summarise
 from bench.load.records import RequestRecord

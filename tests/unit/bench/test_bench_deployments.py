@@ -21,7 +21,17 @@ OPTIONS = DeploymentOptions("default", {"controller": {"window-requests": 5}})
 
 
 @pytest.mark.parametrize(
-    "text", ["semi-pd", "static:60,40", "colocated", "at:unix:/x/y.sock", "openai:http://h:1", "vllm", "transformers"]
+    "text",
+    [
+        "semi-pd",
+        "semi-pd:gateway.queue-policy=fcfs",
+        "static:60,40",
+        "colocated",
+        "at:unix:/x/y.sock",
+        "openai:http://h:1",
+        "vllm",
+        "transformers",
+    ],
 )
 def test_a_deployment_is_called_what_the_user_called_it(text):
     assert parse_deployment(text).name == text
@@ -45,6 +55,16 @@ def test_a_static_split_is_the_controllers():
         "decode-percent": 30,
     }
     assert services.services == SEMI_PD
+
+
+def test_a_deployment_may_have_settings_of_its_own():
+    spec = parse_deployment("colocated:gateway.queue_policy=kvshare,gateway.max-wait-s=5,controller.window-requests=6")
+    services = local_services(spec, OPTIONS, Path("/x"))
+    assert services.settings == {
+        "gateway": {"queue-policy": "kvshare", "max-wait-s": "5"},
+        "controller": {"window-requests": "6"},
+    }
+    assert services.services == COLOCATED
 
 
 def test_a_peer_with_a_model_of_its_own_is_called_by_the_files_name():

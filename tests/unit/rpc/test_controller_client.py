@@ -1,11 +1,12 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from tandem.config.settings import ControllerConfig
 from tandem.device.partition import Applied, RestartRequired
 from tandem.errors import InvalidRequestError, NotReadyError
-from tandem.partition.status import ControllerStatus, PhaseStatus
+from tandem.partition.status import ControllerStatus, PhaseStatus, ShareApplied
 from tandem.rpc import controller_client
 from tandem.rpc.controller_client import ControllerClient, ControllerLink, ObservationSender
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
@@ -92,9 +93,21 @@ async def test_steps_and_applied_shares_reach_the_controller(hosted, link):
     assert status.statistics.step.p50_ms == 12.0
 
 
+async def test_steps_are_gathered_into_one_message_and_an_applied_share_takes_them_along():
+    unsent = controller_client._Unsent()
+    for duration_ms in (1.0, 2.0):
+        unsent.add_step(replace(STEP, duration_ms=duration_ms))
+    unsent.add_applied(ShareApplied(7, False, "", 0.0))
+    unsent.add_step(replace(STEP, duration_ms=3.0))
+    reports = await unsent.take()
+    assert [[step.duration_ms for step in report.steps.steps] for report in reports] == [[1.0, 2.0], [], [3.0]]
+    assert reports[1].applied.decision_id == 7
+    assert len(unsent) == 0
+
+
 async def test_a_backend_that_needs_a_restart_says_so(hosted, link):
     decision_id, _ = await until(link.pending)
-    link.report_applied(decision_id, RestartRequired("another percentage"), 0.0)
+    link.report_applied(decision_id, RestartRequired("another percentage", {}), 0.0)
     await until(lambda: decode_status(hosted).applied_detail == "another percentage")
 
 
@@ -112,7 +125,7 @@ async def test_reports_beyond_the_bound_are_dropped(hosted, link):
     await until(link.pending)
     for _ in range(10_000):
         link.report_step(STEP)
-    assert len(link._unsent) <= controller_client.MAX_UNSENT_REPORTS
+    assert len(link._unsent) == controller_client.MAX_UNSENT_STEPS
 
 
 async def test_the_link_comes_back_with_the_controller(away, link):

@@ -1,11 +1,16 @@
 import pytest
 
-from tandem.partition.status import PhaseHello
+from tandem.partition.observations import LatencyStatistics, RequestStatistics
+from tandem.partition.planner import AdmissionAdvice
+from tandem.partition.slo import Slo
+from tandem.partition.status import ControllerStatus, Decision, PhaseHello
 from tandem.rpc.controller_codecs import (
     hello_from_proto,
     hello_to_proto,
     observation_from_proto,
     observation_to_proto,
+    status_from_proto,
+    status_to_proto,
     step_from_proto,
     step_to_proto,
 )
@@ -22,6 +27,15 @@ def test_offers_travel(splits):
 def test_a_step_travels_whole():
     step = StepStatistics(12.5, 4, 8, 100, 2, 7, 4096)
     assert step_from_proto(step_to_proto(step)) == step
+
+
+@pytest.mark.parametrize("admission", [None, AdmissionAdvice(0.0, "too much")])
+def test_a_status_travels_with_what_is_promised_what_was_kept_and_what_is_advised(admission):
+    ttft, tpot = LatencyStatistics(p50_ms=1, p99_ms=3, p90_ms=2), LatencyStatistics(p50_ms=4, p99_ms=6, p90_ms=5)
+    requests = RequestStatistics(9, ttft=ttft, tpot=tpot, num_in_window=8, num_attained=7)
+    decision = Decision(1, Split(50, 50), "r")
+    status = ControllerStatus(decision, "static", (), requests, True, Slo(2000, 100), admission)
+    assert status_from_proto(status_to_proto(status)) == status
 
 
 @pytest.mark.parametrize("request_class", RequestClass)

@@ -1,7 +1,7 @@
 import pytest
 
 from tandem.partition.observations import LatencyStatistics, RequestStatistics
-from tandem.partition.planner import Prediction
+from tandem.partition.planner import AdmissionAdvice, Prediction
 from tandem.partition.status import AppliedShare, Decision, DecisionRecord, PhaseHello, ShareApplied
 from tandem.rpc.controller_codecs import hello_from_proto, hello_to_proto
 from tandem.rpc.history_codecs import record_from_proto, record_to_proto
@@ -15,8 +15,9 @@ APPLIED = AppliedShare(Phase.DECODE, ShareApplied(5, True, "a new process", 1.5)
 
 @pytest.mark.parametrize("predicted", [None, Prediction(10.0, 20.0, 0.5)])
 @pytest.mark.parametrize("applied", [(), (APPLIED, APPLIED)])
-def test_a_record_there_and_back(predicted, applied):
-    record = DecisionRecord(Decision(5, Split(40, 60), "why"), 123, SEEN, predicted, applied)
+@pytest.mark.parametrize("admission", [None, AdmissionAdvice(0.25, "no split meets the SLOs")])
+def test_a_record_there_and_back(predicted, applied, admission):
+    record = DecisionRecord(Decision(5, Split(40, 60), "why"), 123, SEEN, predicted, applied, admission)
     assert record_from_proto(record_to_proto(record)) == record
 
 

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from tandem.errors import ConfigError
 from tandem.rpc.server import ServiceHost
+from tandem.rpc.sockets import Entry
 from tandem.rpc.stubs.controller.v1 import controller_pb2, controller_pb2_grpc
 from tests.support.sockets import free_port, short_run_dir
 
@@ -45,7 +46,7 @@ async def host(address):
     await host.stop(0)
 
 
-def make_host(*addresses: str, **options: int) -> ServiceHost:
+def make_host(*addresses: str, **options: int | Entry) -> ServiceHost:
     host = ServiceHost([NAME], addresses, **options)
     controller_pb2_grpc.add_ControllerServiceServicer_to_server(Echo(), host.server)
     return host
@@ -194,6 +195,28 @@ async def test_stop_ends_streams_that_stay_open(host, address):
         await asyncio.wait_for(host.stop(0.05), timeout=30)
         with pytest.raises(grpc.aio.AioRpcError):
             await watch.read()
+
+
+async def test_a_successor_is_reached_from_the_moment_it_starts_and_streams_of_the_other_go_on(host, address, run_dir):
+    async with grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == NOT_SERVING
+        successor = make_host(address, entry=Entry.SUCCESSOR)
+        await successor.start()
+        successor.set_serving(True)
+        host.set_serving(True)
+        assert (await watch.read()).status == SERVING
+        watch.cancel()
+    settling = asyncio.ensure_future(successor.settled())
+    assert await reason_at(address) == "here"
+    assert not settling.done()
+    await host.stop(0)
+    await asyncio.wait_for(settling, 30)
+    assert await reason_at(address) == "here"
+    with pytest.raises(ConfigError, match="in use"):
+        await make_host(address).start()
+    await successor.stop(0)
+    assert [path.name for path in run_dir.iterdir()] == ["controller.sock.lock"]
 
 
 async def assert_can_be_served(address: str) -> None:

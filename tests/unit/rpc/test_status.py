@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+import structlog
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -17,6 +18,7 @@ SAMPLES = [
     (errors.InvalidRequestError("sampling.top_p", "got 2; expected (0, 1]"), grpc.StatusCode.INVALID_ARGUMENT),
     (errors.DuplicateRequestError("x"), grpc.StatusCode.ALREADY_EXISTS),
     (errors.NotFoundError("x"), grpc.StatusCode.NOT_FOUND),
+    (errors.UnauthenticatedError("x"), grpc.StatusCode.UNAUTHENTICATED),
     (errors.QueueFullError("256 requests wait", 1.25), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.SlowReaderError("x"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.DeadlineError("x"), grpc.StatusCode.DEADLINE_EXCEEDED),
@@ -28,6 +30,7 @@ SAMPLES = [
     (errors.UnsupportedModelError("x"), grpc.StatusCode.INTERNAL),
     (errors.StorageError("x"), grpc.StatusCode.INTERNAL),
     (errors.FingerprintMismatchError("dtype: a, b"), grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.StorageLostError("epoch 1, not 2"), grpc.StatusCode.FAILED_PRECONDITION),
     (errors.StaleBlockError("x"), grpc.StatusCode.ABORTED),
     (errors.LeaseError("x"), grpc.StatusCode.FAILED_PRECONDITION),
     (errors.LedgerCorruptError("x"), grpc.StatusCode.DATA_LOSS),
@@ -42,11 +45,14 @@ class Thrower(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self.error: Exception = errors.TandemError("unset")
+        self.closed = asyncio.Event()  # by the end of `write_on`
 
     def service(self, handler_call_details):
         kind = handler_call_details.method.rpartition("/")[2]
         if kind == "writer":
             return grpc.unary_stream_rpc_method_handler(self.write)
+        if kind == "endless":
+            return grpc.unary_stream_rpc_method_handler(self.write_on)
         answer = self.answer_stream if kind.endswith("stream") else self.answer
         return getattr(grpc, f"{kind}_rpc_method_handler")(answer)
 
@@ -56,6 +62,13 @@ class Thrower(grpc.GenericRpcHandler):
     async def answer_stream(self, request, context):
         yield b"first"
         raise self.error
+
+    async def write_on(self, request, context):
+        try:
+            while True:
+                yield b"x" * 10_000
+        finally:
+            self.closed.set()
 
     async def write(self, request, context):
         await context.write(b"first")
@@ -166,6 +179,15 @@ async def test_a_subclass_goes_as_its_nearest_base(thrower):
 
     thrower.error = OddLeaseError("x")
     assert type(error_from_rpc(await fail(thrower))) is errors.LeaseError
+
+
+async def test_a_client_that_goes_while_it_is_written_to_is_no_crash(thrower):
+    with structlog.testing.capture_logs() as logs:
+        call = thrower.channel.unary_stream("/t/endless")(b"")
+        assert await call.read()
+        call.cancel()
+        await asyncio.wait_for(thrower.closed.wait(), 20)
+    assert logs == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -213,7 +213,7 @@ class SequenceSpec(_message.Message):
     priority: _builtins.int
     """higher is more urgent; the lowest is preempted first"""
     arrival_unix_ns: _builtins.int
-    """of the request at the gateway: ties are broken by it"""
+    """Ties are broken by it: of the request at the gateway; to prefill, when the gateway sent it, which has ordered before."""
     cache_namespace: _builtins.bytes
     """among whose sequences KV is shared by contents; empty: with none"""
     @_builtins.property

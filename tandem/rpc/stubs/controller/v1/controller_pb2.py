@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tandem/controller/v1/controller.proto\x12\x14tandem.controller.v1\"\x9f\x01\n\nPhaseHello\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x19\n\x11partition_backend\x18\x03 \x01(\t\x12+\n\x06splits\x18\x04 \x03(\x0b\x32\x1b.tandem.controller.v1.Split\x12-\n\x08in_force\x18\x05 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\"\xae\x01\n\x0eStepStatistics\x12\x13\n\x0b\x64uration_ms\x18\x01 \x01(\x01\x12\x15\n\rnum_sequences\x18\x02 \x01(\r\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x1a\n\x12num_context_tokens\x18\x04 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x05 \x01(\r\x12\x0f\n\x07unix_ns\x18\x06 \x01(\x04\x12\x1a\n\x12num_backlog_tokens\x18\x07 \x01(\r\"_\n\x0cShareApplied\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\x04\x12\x18\n\x10restart_required\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08\x61pply_ms\x18\x04 \x01(\x01\"\xb7\x01\n\x0bLinkRequest\x12\x31\n\x05hello\x18\x01 \x01(\x0b\x32 .tandem.controller.v1.PhaseHelloH\x00\x12\x34\n\x04step\x18\x02 \x01(\x0b\x32$.tandem.controller.v1.StepStatisticsH\x00\x12\x35\n\x07\x61pplied\x18\x03 \x01(\x0b\x32\".tandem.controller.v1.ShareAppliedH\x00\x42\x08\n\x06report\"8\n\x05Split\x12\x17\n\x0fprefill_percent\x18\x01 \x01(\r\x12\x16\n\x0e\x64\x65\x63ode_percent\x18\x02 \x01(\r\"O\n\x0cLinkResponse\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\x04\x12*\n\x05split\x18\x02 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\"\x8f\x02\n\x0eObserveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07ttft_ms\x18\x02 \x01(\x01\x12\x14\n\x0cttft_wait_ms\x18\x03 \x01(\x01\x12\x17\n\x0fttft_compute_ms\x18\x04 \x01(\x01\x12\x0f\n\x07tpot_ms\x18\x05 \x01(\x01\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x07 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x08 \x01(\r\x12\n\n\x02ok\x18\t \x01(\x08\x12\x0f\n\x07unix_ns\x18\n \x01(\x04\x12\x13\n\x0bnum_waiting\x18\x0b \x01(\r\x12\x15\n\rrequest_class\x18\x0c \x01(\t\"\x11\n\x0fObserveResponse\"\x12\n\x10GetStatusRequest\"\xcc\x01\n\x0bPhaseStatus\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x19\n\x11partition_backend\x18\x04 \x01(\t\x12\x1b\n\x13\x61pplied_decision_id\x18\x05 \x01(\x04\x12\x16\n\x0e\x61pplied_detail\x18\x06 \x01(\t\x12\x13\n\x0bstep_p50_ms\x18\x07 \x01(\x01\x12\x13\n\x0bstep_p99_ms\x18\x08 \x01(\x01\x12\x14\n\x0ctokens_per_s\x18\t \x01(\x01\"\xae\x02\n\x11GetStatusResponse\x12*\n\x05split\x18\x01 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\x04\x12\x0f\n\x07planner\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x31\n\x06phases\x18\x05 \x03(\x0b\x32!.tandem.controller.v1.PhaseStatus\x12\x1d\n\x15num_requests_observed\x18\x06 \x01(\r\x12\x13\n\x0bttft_p50_ms\x18\x07 \x01(\x01\x12\x13\n\x0bttft_p99_ms\x18\x08 \x01(\x01\x12\x13\n\x0btpot_p50_ms\x18\t \x01(\x01\x12\x13\n\x0btpot_p99_ms\x18\n \x01(\x01\x12\x11\n\tis_paused\x18\x0b \x01(\x08\"=\n\x0fSetSplitRequest\x12*\n\x05split\x18\x01 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\"\'\n\x10SetSplitResponse\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\x04\"J\n\nPrediction\x12\x13\n\x0bttft_p90_ms\x18\x01 \x01(\x01\x12\x13\n\x0btpot_p90_ms\x18\x02 \x01(\x01\x12\x12\n\nattainment\x18\x03 \x01(\x01\"k\n\x0c\x41ppliedShare\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x18\n\x10restart_required\x18\x03 \x01(\x08\x12\x10\n\x08\x61pply_ms\x18\x04 \x01(\x01\x12\x10\n\x08\x61\x66ter_ms\x18\x05 \x01(\x01\"\xcb\x02\n\x0e\x44\x65\x63isionRecord\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\x04\x12*\n\x05split\x18\x02 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07unix_ns\x18\x04 \x01(\x04\x12\x19\n\x11num_requests_seen\x18\x05 \x01(\r\x12\x13\n\x0bttft_p50_ms\x18\x06 \x01(\x01\x12\x13\n\x0bttft_p99_ms\x18\x07 \x01(\x01\x12\x13\n\x0btpot_p50_ms\x18\x08 \x01(\x01\x12\x13\n\x0btpot_p99_ms\x18\t \x01(\x01\x12\x33\n\tpredicted\x18\n \x01(\x0b\x32 .tandem.controller.v1.Prediction\x12\x33\n\x07\x61pplied\x18\x0b \x03(\x0b\x32\".tandem.controller.v1.AppliedShare\"\x13\n\x11GetHistoryRequest\"M\n\x12GetHistoryResponse\x12\x37\n\tdecisions\x18\x01 \x03(\x0b\x32$.tandem.controller.v1.DecisionRecord\"%\n\x10SetPausedRequest\x12\x11\n\tis_paused\x18\x01 \x01(\x08\"\x13\n\x11SetPausedResponse2\xb8\x04\n\x11\x43ontrollerService\x12Q\n\x04Link\x12!.tandem.controller.v1.LinkRequest\x1a\".tandem.controller.v1.LinkResponse(\x01\x30\x01\x12X\n\x07Observe\x12$.tandem.controller.v1.ObserveRequest\x1a%.tandem.controller.v1.ObserveResponse(\x01\x12\\\n\tGetStatus\x12&.tandem.controller.v1.GetStatusRequest\x1a\'.tandem.controller.v1.GetStatusResponse\x12Y\n\x08SetSplit\x12%.tandem.controller.v1.SetSplitRequest\x1a&.tandem.controller.v1.SetSplitResponse\x12_\n\nGetHistory\x12\'.tandem.controller.v1.GetHistoryRequest\x1a(.tandem.controller.v1.GetHistoryResponse\x12\\\n\tSetPaused\x12&.tandem.controller.v1.SetPausedRequest\x1a\'.tandem.controller.v1.SetPausedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tandem/controller/v1/controller.proto\x12\x14tandem.controller.v1\"\x9f\x01\n\nPhaseHello\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x19\n\x11partition_backend\x18\x03 \x01(\t\x12+\n\x06splits\x18\x04 \x03(\x0b\x32\x1b.tandem.controller.v1.Split\x12-\n\x08in_force\x18\x05 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\"\xae\x01\n\x0eStepStatistics\x12\x13\n\x0b\x64uration_ms\x18\x01 \x01(\x01\x12\x15\n\rnum_sequences\x18\x02 \x01(\r\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12\x1a\n\x12num_context_tokens\x18\x04 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x05 \x01(\r\x12\x0f\n\x07unix_ns\x18\x06 \x01(\x04\x12\x1a\n\x12num_backlog_tokens\x18\x07 \x01(\r\"@\n\tStepBatch\x12\x33\n\x05steps\x18\x01 \x03(\x0b\x32$.tandem.controller.v1.StepStatistics\"_\n\x0cShareApplied\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\x04\x12\x18\n\x10restart_required\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x10\n\x08\x61pply_ms\x18\x04 \x01(\x01\"\xe9\x01\n\x0bLinkRequest\x12\x31\n\x05hello\x18\x01 \x01(\x0b\x32 .tandem.controller.v1.PhaseHelloH\x00\x12\x34\n\x04step\x18\x02 \x01(\x0b\x32$.tandem.controller.v1.StepStatisticsH\x00\x12\x35\n\x07\x61pplied\x18\x03 \x01(\x0b\x32\".tandem.controller.v1.ShareAppliedH\x00\x12\x30\n\x05steps\x18\x04 \x01(\x0b\x32\x1f.tandem.controller.v1.StepBatchH\x00\x42\x08\n\x06report\"8\n\x05Split\x12\x17\n\x0fprefill_percent\x18\x01 \x01(\r\x12\x16\n\x0e\x64\x65\x63ode_percent\x18\x02 \x01(\r\"O\n\x0cLinkResponse\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\x04\x12*\n\x05split\x18\x02 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\"\x8f\x02\n\x0eObserveRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07ttft_ms\x18\x02 \x01(\x01\x12\x14\n\x0cttft_wait_ms\x18\x03 \x01(\x01\x12\x17\n\x0fttft_compute_ms\x18\x04 \x01(\x01\x12\x0f\n\x07tpot_ms\x18\x05 \x01(\x01\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x07 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x08 \x01(\r\x12\n\n\x02ok\x18\t \x01(\x08\x12\x0f\n\x07unix_ns\x18\n \x01(\x04\x12\x13\n\x0bnum_waiting\x18\x0b \x01(\r\x12\x15\n\rrequest_class\x18\x0c \x01(\t\"\x11\n\x0fObserveResponse\"\x12\n\x10GetStatusRequest\"\xcc\x01\n\x0bPhaseStatus\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x19\n\x11partition_backend\x18\x04 \x01(\t\x12\x1b\n\x13\x61pplied_decision_id\x18\x05 \x01(\x04\x12\x16\n\x0e\x61pplied_detail\x18\x06 \x01(\t\x12\x13\n\x0bstep_p50_ms\x18\x07 \x01(\x01\x12\x13\n\x0bstep_p99_ms\x18\x08 \x01(\x01\x12\x14\n\x0ctokens_per_s\x18\t \x01(\x01\"\xfb\x03\n\x11GetStatusResponse\x12*\n\x05split\x18\x01 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\x04\x12\x0f\n\x07planner\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x31\n\x06phases\x18\x05 \x03(\x0b\x32!.tandem.controller.v1.PhaseStatus\x12\x1d\n\x15num_requests_observed\x18\x06 \x01(\r\x12\x13\n\x0bttft_p50_ms\x18\x07 \x01(\x01\x12\x13\n\x0bttft_p99_ms\x18\x08 \x01(\x01\x12\x13\n\x0btpot_p50_ms\x18\t \x01(\x01\x12\x13\n\x0btpot_p99_ms\x18\n \x01(\x01\x12\x11\n\tis_paused\x18\x0b \x01(\x08\x12\x13\n\x0bttft_p90_ms\x18\x0c \x01(\x01\x12\x13\n\x0btpot_p90_ms\x18\r \x01(\x01\x12\x13\n\x0bslo_ttft_ms\x18\x0e \x01(\x01\x12\x13\n\x0bslo_tpot_ms\x18\x0f \x01(\x01\x12\x1e\n\x16num_requests_in_window\x18\x10 \x01(\r\x12\x1d\n\x15num_requests_attained\x18\x11 \x01(\r\x12\x38\n\tadmission\x18\x12 \x01(\x0b\x32%.tandem.controller.v1.AdmissionAdvice\"6\n\x0f\x41\x64missionAdvice\x12\x13\n\x0b\x61\x64mit_share\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"=\n\x0fSetSplitRequest\x12*\n\x05split\x18\x01 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\"\'\n\x10SetSplitResponse\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\x04\"J\n\nPrediction\x12\x13\n\x0bttft_p90_ms\x18\x01 \x01(\x01\x12\x13\n\x0btpot_p90_ms\x18\x02 \x01(\x01\x12\x12\n\nattainment\x18\x03 \x01(\x01\"k\n\x0c\x41ppliedShare\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x18\n\x10restart_required\x18\x03 \x01(\x08\x12\x10\n\x08\x61pply_ms\x18\x04 \x01(\x01\x12\x10\n\x08\x61\x66ter_ms\x18\x05 \x01(\x01\"\x85\x03\n\x0e\x44\x65\x63isionRecord\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x01 \x01(\x04\x12*\n\x05split\x18\x02 \x01(\x0b\x32\x1b.tandem.controller.v1.Split\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07unix_ns\x18\x04 \x01(\x04\x12\x19\n\x11num_requests_seen\x18\x05 \x01(\r\x12\x13\n\x0bttft_p50_ms\x18\x06 \x01(\x01\x12\x13\n\x0bttft_p99_ms\x18\x07 \x01(\x01\x12\x13\n\x0btpot_p50_ms\x18\x08 \x01(\x01\x12\x13\n\x0btpot_p99_ms\x18\t \x01(\x01\x12\x33\n\tpredicted\x18\n \x01(\x0b\x32 .tandem.controller.v1.Prediction\x12\x33\n\x07\x61pplied\x18\x0b \x03(\x0b\x32\".tandem.controller.v1.AppliedShare\x12\x38\n\tadmission\x18\x0c \x01(\x0b\x32%.tandem.controller.v1.AdmissionAdvice\"\x13\n\x11GetHistoryRequest\"M\n\x12GetHistoryResponse\x12\x37\n\tdecisions\x18\x01 \x03(\x0b\x32$.tandem.controller.v1.DecisionRecord\"%\n\x10SetPausedRequest\x12\x11\n\tis_paused\x18\x01 \x01(\x08\"\x13\n\x11SetPausedResponse2\xb8\x04\n\x11\x43ontrollerService\x12Q\n\x04Link\x12!.tandem.controller.v1.LinkRequest\x1a\".tandem.controller.v1.LinkResponse(\x01\x30\x01\x12X\n\x07Observe\x12$.tandem.controller.v1.ObserveRequest\x1a%.tandem.controller.v1.ObserveResponse(\x01\x12\\\n\tGetStatus\x12&.tandem.controller.v1.GetStatusRequest\x1a\'.tandem.controller.v1.GetStatusResponse\x12Y\n\x08SetSplit\x12%.tandem.controller.v1.SetSplitRequest\x1a&.tandem.controller.v1.SetSplitResponse\x12_\n\nGetHistory\x12\'.tandem.controller.v1.GetHistoryRequest\x1a(.tandem.controller.v1.GetHistoryResponse\x12\\\n\tSetPaused\x12&.tandem.controller.v1.SetPausedRequest\x1a\'.tandem.controller.v1.SetPausedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,42 +35,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PHASEHELLO']._serialized_end=223
   _globals['_STEPSTATISTICS']._serialized_start=226
   _globals['_STEPSTATISTICS']._serialized_end=400
-  _globals['_SHAREAPPLIED']._serialized_start=402
-  _globals['_SHAREAPPLIED']._serialized_end=497
-  _globals['_LINKREQUEST']._serialized_start=500
-  _globals['_LINKREQUEST']._serialized_end=683
-  _globals['_SPLIT']._serialized_start=685
-  _globals['_SPLIT']._serialized_end=741
-  _globals['_LINKRESPONSE']._serialized_start=743
-  _globals['_LINKRESPONSE']._serialized_end=822
-  _globals['_OBSERVEREQUEST']._serialized_start=825
-  _globals['_OBSERVEREQUEST']._serialized_end=1096
-  _globals['_OBSERVERESPONSE']._serialized_start=1098
-  _globals['_OBSERVERESPONSE']._serialized_end=1115
-  _globals['_GETSTATUSREQUEST']._serialized_start=1117
-  _globals['_GETSTATUSREQUEST']._serialized_end=1135
-  _globals['_PHASESTATUS']._serialized_start=1138
-  _globals['_PHASESTATUS']._serialized_end=1342
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1345
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1647
-  _globals['_SETSPLITREQUEST']._serialized_start=1649
-  _globals['_SETSPLITREQUEST']._serialized_end=1710
-  _globals['_SETSPLITRESPONSE']._serialized_start=1712
-  _globals['_SETSPLITRESPONSE']._serialized_end=1751
-  _globals['_PREDICTION']._serialized_start=1753
-  _globals['_PREDICTION']._serialized_end=1827
-  _globals['_APPLIEDSHARE']._serialized_start=1829
-  _globals['_APPLIEDSHARE']._serialized_end=1936
-  _globals['_DECISIONRECORD']._serialized_start=1939
-  _globals['_DECISIONRECORD']._serialized_end=2270
-  _globals['_GETHISTORYREQUEST']._serialized_start=2272
-  _globals['_GETHISTORYREQUEST']._serialized_end=2291
-  _globals['_GETHISTORYRESPONSE']._serialized_start=2293
-  _globals['_GETHISTORYRESPONSE']._serialized_end=2370
-  _globals['_SETPAUSEDREQUEST']._serialized_start=2372
-  _globals['_SETPAUSEDREQUEST']._serialized_end=2409
-  _globals['_SETPAUSEDRESPONSE']._serialized_start=2411
-  _globals['_SETPAUSEDRESPONSE']._serialized_end=2430
-  _globals['_CONTROLLERSERVICE']._serialized_start=2433
-  _globals['_CONTROLLERSERVICE']._serialized_end=3001
+  _globals['_STEPBATCH']._serialized_start=402
+  _globals['_STEPBATCH']._serialized_end=466
+  _globals['_SHAREAPPLIED']._serialized_start=468
+  _globals['_SHAREAPPLIED']._serialized_end=563
+  _globals['_LINKREQUEST']._serialized_start=566
+  _globals['_LINKREQUEST']._serialized_end=799
+  _globals['_SPLIT']._serialized_start=801
+  _globals['_SPLIT']._serialized_end=857
+  _globals['_LINKRESPONSE']._serialized_start=859
+  _globals['_LINKRESPONSE']._serialized_end=938
+  _globals['_OBSERVEREQUEST']._serialized_start=941
+  _globals['_OBSERVEREQUEST']._serialized_end=1212
+  _globals['_OBSERVERESPONSE']._serialized_start=1214
+  _globals['_OBSERVERESPONSE']._serialized_end=1231
+  _globals['_GETSTATUSREQUEST']._serialized_start=1233
+  _globals['_GETSTATUSREQUEST']._serialized_end=1251
+  _globals['_PHASESTATUS']._serialized_start=1254
+  _globals['_PHASESTATUS']._serialized_end=1458
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1461
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1968
+  _globals['_ADMISSIONADVICE']._serialized_start=1970
+  _globals['_ADMISSIONADVICE']._serialized_end=2024
+  _globals['_SETSPLITREQUEST']._serialized_start=2026
+  _globals['_SETSPLITREQUEST']._serialized_end=2087
+  _globals['_SETSPLITRESPONSE']._serialized_start=2089
+  _globals['_SETSPLITRESPONSE']._serialized_end=2128
+  _globals['_PREDICTION']._serialized_start=2130
+  _globals['_PREDICTION']._serialized_end=2204
+  _globals['_APPLIEDSHARE']._serialized_start=2206
+  _globals['_APPLIEDSHARE']._serialized_end=2313
+  _globals['_DECISIONRECORD']._serialized_start=2316
+  _globals['_DECISIONRECORD']._serialized_end=2705
+  _globals['_GETHISTORYREQUEST']._serialized_start=2707
+  _globals['_GETHISTORYREQUEST']._serialized_end=2726
+  _globals['_GETHISTORYRESPONSE']._serialized_start=2728
+  _globals['_GETHISTORYRESPONSE']._serialized_end=2805
+  _globals['_SETPAUSEDREQUEST']._serialized_start=2807
+  _globals['_SETPAUSEDREQUEST']._serialized_end=2844
+  _globals['_SETPAUSEDRESPONSE']._serialized_start=2846
+  _globals['_SETPAUSEDRESPONSE']._serialized_end=2865
+  _globals['_CONTROLLERSERVICE']._serialized_start=2868
+  _globals['_CONTROLLERSERVICE']._serialized_end=3436
 # @@protoc_insertion_point(module_scope)

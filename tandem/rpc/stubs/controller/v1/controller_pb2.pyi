@@ -97,6 +97,26 @@ class StepStatistics(_message.Message):
 Global___StepStatistics: _TypeAlias = StepStatistics  # noqa: Y015
 
 @_typing.final
+class StepBatch(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepStatistics]: ...
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___StepStatistics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepBatch: _TypeAlias = StepBatch  # noqa: Y015
+
+@_typing.final
 class ShareApplied(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -133,24 +153,32 @@ class LinkRequest(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___PhaseHello: ...
     @_builtins.property
-    def step(self) -> Global___StepStatistics: ...
+    def step(self) -> Global___StepStatistics:
+        """one alone"""
+
     @_builtins.property
     def applied(self) -> Global___ShareApplied: ...
+    @_builtins.property
+    def steps(self) -> Global___StepBatch:
+        """phases gather what they have to say of their steps for a moment"""
+
     def __init__(
         self,
         *,
         hello: Global___PhaseHello | None = ...,
         step: Global___StepStatistics | None = ...,
         applied: Global___ShareApplied | None = ...,
+        steps: Global___StepBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "hello", b"hello", "report", b"report", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "hello", b"hello", "report", b"report", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "hello", b"hello", "report", b"report", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "hello", b"hello", "report", b"report", "step", b"step", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "step", "applied"]  # noqa: Y015
+    _WhichOneofReturnType_report: _TypeAlias = _typing.Literal["hello", "step", "applied", "steps"]  # noqa: Y015
     _WhichOneofArgType_report: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_report) -> _WhichOneofReturnType_report | None: ...
 
@@ -348,6 +376,13 @@ class GetStatusResponse(_message.Message):
     TPOT_P50_MS_FIELD_NUMBER: _builtins.int
     TPOT_P99_MS_FIELD_NUMBER: _builtins.int
     IS_PAUSED_FIELD_NUMBER: _builtins.int
+    TTFT_P90_MS_FIELD_NUMBER: _builtins.int
+    TPOT_P90_MS_FIELD_NUMBER: _builtins.int
+    SLO_TTFT_MS_FIELD_NUMBER: _builtins.int
+    SLO_TPOT_MS_FIELD_NUMBER: _builtins.int
+    NUM_REQUESTS_IN_WINDOW_FIELD_NUMBER: _builtins.int
+    NUM_REQUESTS_ATTAINED_FIELD_NUMBER: _builtins.int
+    ADMISSION_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.int
     planner: _builtins.str
     reason: _builtins.str
@@ -358,10 +393,23 @@ class GetStatusResponse(_message.Message):
     tpot_p99_ms: _builtins.float
     is_paused: _builtins.bool
     """by hand: SetSplit or SetPaused"""
+    ttft_p90_ms: _builtins.float
+    tpot_p90_ms: _builtins.float
+    slo_ttft_ms: _builtins.float
+    """what is promised to requests of no other class"""
+    slo_tpot_ms: _builtins.float
+    num_requests_in_window: _builtins.int
+    """the newest, of which the latencies are"""
+    num_requests_attained: _builtins.int
+    """of them, those that met both of their class's SLOs"""
     @_builtins.property
     def split(self) -> Global___Split: ...
     @_builtins.property
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseStatus]: ...
+    @_builtins.property
+    def admission(self) -> Global___AdmissionAdvice:
+        """unset: a split meets the SLOs for all, or the planner advises nothing"""
+
     def __init__(
         self,
         *,
@@ -376,14 +424,46 @@ class GetStatusResponse(_message.Message):
         tpot_p50_ms: _builtins.float = ...,
         tpot_p99_ms: _builtins.float = ...,
         is_paused: _builtins.bool = ...,
+        ttft_p90_ms: _builtins.float = ...,
+        tpot_p90_ms: _builtins.float = ...,
+        slo_ttft_ms: _builtins.float = ...,
+        slo_tpot_ms: _builtins.float = ...,
+        num_requests_in_window: _builtins.int = ...,
+        num_requests_attained: _builtins.int = ...,
+        admission: Global___AdmissionAdvice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["split", b"split"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "is_paused", b"is_paused", "num_requests_observed", b"num_requests_observed", "phases", b"phases", "planner", b"planner", "reason", b"reason", "split", b"split", "tpot_p50_ms", b"tpot_p50_ms", "tpot_p99_ms", b"tpot_p99_ms", "ttft_p50_ms", b"ttft_p50_ms", "ttft_p99_ms", b"ttft_p99_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "decision_id", b"decision_id", "is_paused", b"is_paused", "num_requests_attained", b"num_requests_attained", "num_requests_in_window", b"num_requests_in_window", "num_requests_observed", b"num_requests_observed", "phases", b"phases", "planner", b"planner", "reason", b"reason", "slo_tpot_ms", b"slo_tpot_ms", "slo_ttft_ms", b"slo_ttft_ms", "split", b"split", "tpot_p50_ms", b"tpot_p50_ms", "tpot_p90_ms", b"tpot_p90_ms", "tpot_p99_ms", b"tpot_p99_ms", "ttft_p50_ms", b"ttft_p50_ms", "ttft_p90_ms", b"ttft_p90_ms", "ttft_p99_ms", b"ttft_p99_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class AdmissionAdvice(_message.Message):
+    """No split meets the SLOs for all that comes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMIT_SHARE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    admit_share: _builtins.float
+    """of the arriving requests, in [0, 1)"""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        admit_share: _builtins.float = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit_share", b"admit_share", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmissionAdvice: _TypeAlias = AdmissionAdvice  # noqa: Y015
 
 @_typing.final
 class SetSplitRequest(_message.Message):
@@ -497,6 +577,7 @@ class DecisionRecord(_message.Message):
     TPOT_P99_MS_FIELD_NUMBER: _builtins.int
     PREDICTED_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
+    ADMISSION_FIELD_NUMBER: _builtins.int
     decision_id: _builtins.int
     reason: _builtins.str
     unix_ns: _builtins.int
@@ -514,6 +595,10 @@ class DecisionRecord(_message.Message):
 
     @_builtins.property
     def applied(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppliedShare]: ...
+    @_builtins.property
+    def admission(self) -> Global___AdmissionAdvice:
+        """unset: none was given with it"""
+
     def __init__(
         self,
         *,
@@ -528,10 +613,11 @@ class DecisionRecord(_message.Message):
         tpot_p99_ms: _builtins.float = ...,
         predicted: Global___Prediction | None = ...,
         applied: _abc.Iterable[Global___AppliedShare] | None = ...,
+        admission: Global___AdmissionAdvice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["predicted", b"predicted", "split", b"split"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "predicted", b"predicted", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "decision_id", b"decision_id", "num_requests_seen", b"num_requests_seen", "predicted", b"predicted", "reason", b"reason", "split", b"split", "tpot_p50_ms", b"tpot_p50_ms", "tpot_p99_ms", b"tpot_p99_ms", "ttft_p50_ms", b"ttft_p50_ms", "ttft_p99_ms", b"ttft_p99_ms", "unix_ns", b"unix_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "applied", b"applied", "decision_id", b"decision_id", "num_requests_seen", b"num_requests_seen", "predicted", b"predicted", "reason", b"reason", "split", b"split", "tpot_p50_ms", b"tpot_p50_ms", "tpot_p99_ms", b"tpot_p99_ms", "ttft_p50_ms", b"ttft_p50_ms", "ttft_p99_ms", b"ttft_p99_ms", "unix_ns", b"unix_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,9 +69,14 @@ class AttachRequest(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    HOLDER_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     """prefill | decode"""
     pid: _builtins.int
+    holder_id: _builtins.int
+    """0: a new holder; else the one that it is and was, in the epoch named"""
+    epoch: _builtins.int
     @_builtins.property
     def fingerprint(self) -> Global___Fingerprint: ...
     def __init__(
@@ -80,10 +85,12 @@ class AttachRequest(_message.Message):
         service: _builtins.str = ...,
         pid: _builtins.int = ...,
         fingerprint: Global___Fingerprint | None = ...,
+        holder_id: _builtins.int = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "pid", b"pid", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "holder_id", b"holder_id", "pid", b"pid", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -128,6 +135,8 @@ class Attached(_message.Message):
     MODEL_CONFIG_JSON_FIELD_NUMBER: _builtins.int
     WEIGHT_MANIFEST_JSON_FIELD_NUMBER: _builtins.int
     KV_LAYOUT_JSON_FIELD_NUMBER: _builtins.int
+    SPARE_BLOCKS_FIELD_NUMBER: _builtins.int
+    LEASE_IDS_FIELD_NUMBER: _builtins.int
     holder_id: _builtins.int
     epoch: _builtins.int
     """of memd: changes when it starts with new segments"""
@@ -138,6 +147,14 @@ class Attached(_message.Message):
     kv_layout_json: _builtins.str
     @_builtins.property
     def fingerprint(self) -> Global___Fingerprint: ...
+    @_builtins.property
+    def spare_blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]:
+        """of a holder that attaches again: all that it has, whatever it remembers"""
+
+    @_builtins.property
+    def lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """likewise, the leases that it works on"""
+
     def __init__(
         self,
         *,
@@ -148,10 +165,12 @@ class Attached(_message.Message):
         model_config_json: _builtins.str = ...,
         weight_manifest_json: _builtins.str = ...,
         kv_layout_json: _builtins.str = ...,
+        spare_blocks: _abc.Iterable[Global___Block] | None = ...,
+        lease_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "handle_socket", b"handle_socket", "holder_id", b"holder_id", "kv_layout_json", b"kv_layout_json", "model_config_json", b"model_config_json", "weight_manifest_json", b"weight_manifest_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "handle_socket", b"handle_socket", "holder_id", b"holder_id", "kv_layout_json", b"kv_layout_json", "lease_ids", b"lease_ids", "model_config_json", b"model_config_json", "spare_blocks", b"spare_blocks", "weight_manifest_json", b"weight_manifest_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -100,7 +100,9 @@ class MemoryServiceServicer:
 
     def Attach(self, request, context):
         """The stream is the attachment: when it ends, by whatever cause, the holder is gone and its spare blocks
-        are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads.
+        are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads. The end
+        of memd itself ends no holder: it attaches again, to the next memd, unless that has begun with new segments
+        or has given the holder up (FAILED_PRECONDITION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

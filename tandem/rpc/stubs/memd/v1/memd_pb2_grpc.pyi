@@ -37,7 +37,9 @@ class MemoryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> MemoryServiceAsyncStub: ...
     Attach: _grpc.UnaryStreamMultiCallable[_memd_pb2.AttachRequest, _memd_pb2.AttachResponse]
     """The stream is the attachment: when it ends, by whatever cause, the holder is gone and its spare blocks
-    are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads.
+    are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads. The end
+    of memd itself ends no holder: it attaches again, to the next memd, unless that has begun with new segments
+    or has given the holder up (FAILED_PRECONDITION).
     """
     LeaseBlocks: _grpc.UnaryUnaryMultiCallable[_memd_pb2.LeaseBlocksRequest, _memd_pb2.LeaseBlocksResponse]
     """Spare blocks, ahead of need. Grants fewer than asked for, down to none, when the pool is low."""
@@ -64,7 +66,9 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.UnaryStreamMultiCallable[_memd_pb2.AttachRequest, _memd_pb2.AttachResponse]  # type: ignore[assignment]
     """The stream is the attachment: when it ends, by whatever cause, the holder is gone and its spare blocks
-    are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads.
+    are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads. The end
+    of memd itself ends no holder: it attaches again, to the next memd, unless that has begun with new segments
+    or has given the holder up (FAILED_PRECONDITION).
     """
     LeaseBlocks: _aio.UnaryUnaryMultiCallable[_memd_pb2.LeaseBlocksRequest, _memd_pb2.LeaseBlocksResponse]  # type: ignore[assignment]
     """Spare blocks, ahead of need. Grants fewer than asked for, down to none, when the pool is low."""
@@ -94,7 +98,9 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_memd_pb2.AttachResponse], _abc.AsyncIterator[_memd_pb2.AttachResponse]]:
         """The stream is the attachment: when it ends, by whatever cause, the holder is gone and its spare blocks
-        are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads.
+        are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads. The end
+        of memd itself ends no holder: it attaches again, to the next memd, unless that has begun with new segments
+        or has given the holder up (FAILED_PRECONDITION).
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,103 @@
+"""Simulated sequences whose prompts have contents, and a pool that keeps blocks by them, as memd's ledger does."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.simulate.sequences import BlockPool, SimSequence
+from bench.workloads.request import Span
+
+
+@dataclass(slots=True, eq=False)
+class SharingSequence(SimSequence):
+    """A request of a tenant. `keys` are those of its prompt's blocks that it may share, and publishes."""
+
+    tenant: str = ""
+    keys: tuple[bytes, ...] = ()
+    num_cached_tokens: int = 0  # found when it was last admitted
+    num_shared_blocks: int = 0  # of its blocks, those that stand under the first of its keys
+    sent_s: float | None = None  # to prefill, the first time
+
+
+def content_keys(spans: Sequence[Span], block_size: int, namespace: str) -> tuple[bytes, ...]:
+    """Of the prompt's full blocks but for its last token; equal keys are equal tokens, and equal tokens before them."""
+    keys: list[bytes] = []
+    digest = hashlib.sha256(namespace.encode()).digest()
+    num_tokens = sum(span.num_tokens for span in spans)
+    for parts in list(_blocks(spans, block_size))[: (num_tokens - 1) // block_size]:
+        digest = hashlib.sha256(digest + parts.encode()).digest()
+        keys.append(digest)
+    return tuple(keys)
+
+
+def _blocks(spans: Sequence[Span], block_size: int) -> Iterator[str]:
+    """What each block is made of: spans' names, with the places of the parts."""
+    parts: list[str] = []
+    room = block_size
+    for span in spans:
+        at = 0
+        while at < span.num_tokens:
+            taken = min(room, span.num_tokens - at)
+            parts.append(f"{span.content}:{at}+{taken}")
+            at, room = at + taken, room - taken
+            if room == 0:
+                yield "|".join(parts)
+                parts, room = [], block_size
+
+
+class CachingPool(BlockPool):
+    """Blocks in use, counted once however many share them, and published ones that nobody uses until room is needed.
+
+    `num_free` counts the latter too. The longest unused go first, ends of prompts before their beginnings.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        super().__init__(num_blocks)
+        self._block_size = block_size
+        self._num_users: dict[bytes, int] = {}  # of published blocks in use
+        self._unused: OrderedDict[bytes, None] = OrderedDict()  # longest unused first
+
+    def claim(self, sequence: SharingSequence) -> None:
+        """As many of its first blocks as are published become its own, in a sequence that has none."""
+        for key in sequence.keys:
+            if key in self._unused:
+                del self._unused[key]
+                self.num_free -= 1
+            elif key not in self._num_users:
+                break
+            self._num_users[key] = self._num_users.get(key, 0) + 1
+            sequence.num_shared_blocks += 1
+        sequence.num_blocks = sequence.num_shared_blocks
+        sequence.num_computed = sequence.num_shared_blocks * self._block_size
+
+    def give(self, sequence: SimSequence, num_blocks: int) -> None:
+        """See `BlockPool`."""
+        super().give(sequence, num_blocks)
+        while len(self._unused) > self.num_free:
+            self._unused.popitem(last=False)
+
+    def publish(self, sequence: SharingSequence) -> None:
+        """What is computed of it, up to the first block that another has published meanwhile."""
+        computed = sequence.keys[: sequence.num_computed // self._block_size]
+        for key in computed[sequence.num_shared_blocks :]:
+            if key in self._num_users or key in self._unused:
+                return
+            self._num_users[key] = 1
+            sequence.num_shared_blocks += 1
+
+    def take_back(self, sequence: SimSequence) -> None:
+        """See `BlockPool`."""
+        if isinstance(sequence, SharingSequence):
+            self._let_go(sequence)
+        super().take_back(sequence)
+
+    def _let_go(self, sequence: SharingSequence) -> None:
+        for key in reversed(sequence.keys[: sequence.num_shared_blocks]):
+            self._num_users[key] -= 1
+            if self._num_users[key]:
+                sequence.num_blocks -= 1  # it stays with the others
+            else:
+                del self._num_users[key]
+                self._unused[key] = None
+        sequence.num_shared_blocks = 0
