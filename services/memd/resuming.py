@@ -93,11 +93,8 @@ def _resume(config: MemdConfig, held: Deposit, identity: Identity, clock: Clock)
 
 
 def open_ledger(segment: SegmentHandle, epoch: int, layout: KvLayout) -> Ledger:
-    """Repaired and checked. LedgerCorruptError: not the ledger of that KV, or damaged in whatever way."""
-    try:
-        ledger = Ledger.open(mmap.mmap(segment.fd, segment.size_bytes))
-    except (ValueError, KeyError, IndexError, OverflowError) as error:
-        raise LedgerCorruptError(f"the ledger cannot be read: {error!r}") from error
+    """Repaired and checked. LedgerCorruptError: it is damaged, or not the ledger of that KV."""
+    ledger = Ledger.open(mmap.mmap(segment.fd, segment.size_bytes))
     counted = ledger.statistics()
     actual = (counted.epoch, counted.num_blocks, ledger.block_size)
     if actual != (epoch, layout.num_blocks, layout.block_size):
