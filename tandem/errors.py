@@ -21,6 +21,7 @@
     │   ├── FingerprintMismatchError both values in the message
     │   ├── StorageLostError         memd has other storage now: what was mapped and leased is nobody's
     │   ├── StaleBlockError          a generation that is not the block's
+    │   ├── PinQuotaError            more blocks than may be kept from eviction
     │   ├── LeaseError               a transition that the lease's or block's state does not allow
     │   └── LedgerCorruptError       the ledger contradicts itself; names who owns what
     └── DeviceError              a backend could not do what it must
@@ -121,6 +122,10 @@ class StaleBlockError(StorageError):
 
 class LeaseError(StorageError):
     """A transition that the state of the lease or the block does not allow."""
+
+
+class PinQuotaError(StorageError):
+    """More blocks than may be kept from eviction."""
 
 
 class LedgerCorruptError(StorageError):

@@ -6,7 +6,7 @@ from typing import cast
 from prometheus_client import CollectorRegistry
 
 from tandem.clock import MonotonicClock
-from tandem.kv.store import MemoryStore, SequenceLease, SequenceUpdate
+from tandem.kv.store import MemoryStore, PromptTokens, SequenceLease, SequenceUpdate
 from tandem.phase.crew import Crew
 from tandem.phase.joint import JointWork
 from tandem.phase.limits import PhaseLimits
@@ -38,7 +38,9 @@ class Blocks:
         """Every lease is there."""
         return self._adopted(lease_id)
 
-    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+    async def claim_prefix(
+        self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None
+    ) -> SequenceLease:
         """Nothing is shared."""
         return self._adopted(lease_id)
 

@@ -41,7 +41,7 @@ from tandem.phase.share import ShareKeeper
 from tandem.phase.stepper import Stepper
 from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import Draw, SampledToken, sample
-from tandem.runner.steps import LogitsThenDraws, Sampler
+from tandem.runner.steps import LogitsThenDraws, Sampler, TokenCopy
 from tandem.telemetry.logs import configure_logging
 from tandem.types import Phase, SamplingSpec, SequenceSpec, Split, StepStatistics, StopSpec, Submit
 
@@ -139,6 +139,10 @@ class Timed:
     clock: StepClock
     runner: ModelRunner
     sampler: Sampler
+
+    def copy_tokens(self, copies: Sequence[TokenCopy]) -> None:
+        """See `RowsRunner`."""
+        self.runner.copy_tokens(copies)
 
     def execute(self, rows: Sequence[SequenceRows]) -> torch.Tensor:
         """See `RowsRunner`."""

@@ -15,7 +15,7 @@ def ttft_table(result: ReuseResult) -> Table:
     savings = result.savings
     speedups = {(each.length, each.warmth): _compared(each, 2) for each in savings.speedups}
     marginal = {(each.length, each.warmth): _compared(each, 1) for each in savings.marginal_ms}
-    table = Table("prompt tokens", "", "reused", "TTFT, ms", "cold over it", "beyond one block, ms")
+    table = Table("prompt tokens", "", "reused", "TTFT, ms", "cold over it", "beyond one token, ms")
     for entry in savings.series:
         place = (entry.length, entry.warmth)
         table.add_row(

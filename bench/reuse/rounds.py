@@ -8,7 +8,7 @@ from bench.reuse.asking import Ask, Question, Reply
 from bench.workloads.request import Span
 from bench.workloads.tokens import TokenRange, span_tokens
 
-ONE_BLOCK_TOKENS = 16  # what a cached prompt has to compute anyway
+LEAST_TOKENS = 1  # what a cached prompt has to compute anyway
 
 
 class Warmth(StrEnum):
@@ -17,7 +17,7 @@ class Warmth(StrEnum):
     COLD = "cold"
     HALF = "half"
     CACHED = "cached"  # all of it
-    ONE_BLOCK = "one block"  # nothing, of a prompt of `ONE_BLOCK_TOKENS`
+    LEAST = "one token"  # nothing, of a prompt of `LEAST_TOKENS`
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Sample:
 
 def plan_round(lengths: Sequence[int], number: int) -> Iterator[Step]:
     """Which length comes first changes with `number`, and whether cold and cached come before half or after it."""
-    yield Step(Warmth.ONE_BLOCK, ONE_BLOCK_TOKENS, ONE_BLOCK_TOKENS, f"{number}/one")
+    yield Step(Warmth.LEAST, LEAST_TOKENS, LEAST_TOKENS, f"{number}/one")
     start = number % len(lengths)
     for length in (*lengths[start:], *lengths[:start]):
         whole, half = f"{number}/whole", f"{number}/half"
@@ -74,7 +74,7 @@ def measure(plan: Plan, ask: Ask, advance: Callable[[], None]) -> tuple[Sample, 
     """Of the counted rounds; `advance` is called after each step."""
     samples: list[Sample] = []
     for number in range(plan.num_rounds + 1):
-        prompts = {length: _prompt(plan, number, length) for length in (ONE_BLOCK_TOKENS, *plan.lengths)}
+        prompts = {length: _prompt(plan, number, length) for length in (LEAST_TOKENS, *plan.lengths)}
         for step in plan_round(plan.lengths, number):
             reply = ask(_question(plan, step, prompts))
             advance()

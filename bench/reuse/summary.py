@@ -59,7 +59,7 @@ class Savings:
 
     series: tuple[Series, ...]
     speedups: tuple[Comparison, ...]  # TTFT cold over warm
-    marginal_ms: tuple[Comparison, ...]  # TTFT cached, less that of a cold prompt of one block
+    marginal_ms: tuple[Comparison, ...]  # TTFT cached, less that of a cold prompt of one token
     growth: tuple[Growth, ...]  # none with a single length
     agreements: tuple[Agreement, ...]
 
@@ -69,7 +69,7 @@ def summarise(samples: Sequence[Sample]) -> Savings:
     series = _series(samples)
     ttfts = {(entry.warmth, entry.length): entry.ttft_ms for entry in series}
     lengths = [entry.length for entry in series if entry.warmth is Warmth.COLD]
-    (bare,) = [entry.ttft_ms for entry in series if entry.warmth is Warmth.ONE_BLOCK]
+    (bare,) = [entry.ttft_ms for entry in series if entry.warmth is Warmth.LEAST]
     speedups = [
         _comparison(warmth, length, _ratios(ttfts[Warmth.COLD, length], ttfts[warmth, length]))
         for length in lengths

@@ -23,8 +23,8 @@ from services.gateway.validation import (
 )
 from tandem.clock import Clock
 from tandem.config.settings import GatewayConfig
-from tandem.errors import InvalidRequestError
-from tandem.kv.contents import shared_namespace
+from tandem.errors import ConfigError, InvalidRequestError
+from tandem.kv.contents import block_keys, shared_namespace
 from tandem.model.metadata import ModelMetadata
 
 INLINE_CHARS = 16_384  # longer texts are tokenised on a thread, so that streams go on meanwhile
@@ -63,6 +63,14 @@ class ModelInfo:
     max_output_tokens_default: int
     eos_token_ids: tuple[int, ...]
     has_chat_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKeys:
+    """Where memd keeps a prompt's KV, if it does."""
+
+    namespace: bytes
+    keys: tuple[bytes, ...]  # of its whole blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,17 @@ class Frontend:
     async def tokenize_chat(self, messages: Sequence[ChatMessage], at: datetime | None = None) -> list[int]:
         """As `chat` would at that time, or now."""
         return await self._tokenised(self._template.render(messages, at), add_special_tokens=False)
+
+    def cache_keys(self, token_ids: Sequence[int], call: Call) -> CacheKeys:
+        """Of the blocks that hold a prompt's KV, for requests as `call`. ConfigError: none do. InvalidRequestError."""
+        check_cache_salt(call.cache_salt)
+        if token_ids:
+            check_prompt(token_ids, "token_ids", self._limits())
+        start = self._cache_namespace(call)
+        if not start:
+            problem = "is off, or the tenant shares nothing: nothing is kept of its prompts"
+            raise ConfigError("gateway.prefix_cache", problem)
+        return CacheKeys(start, block_keys(start, token_ids, self._pool.pool.block_size))
 
     def model_info(self) -> ModelInfo:
         """NotReadyError before memd was there: the pool bounds the context."""

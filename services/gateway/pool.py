@@ -22,7 +22,7 @@ class Pool:
 
     dtype: str
     contents: tuple[str, str]  # what KV depends on beside the tokens: the model's digest, the KV's dtype
-    max_tokens: int  # that one sequence can have in blocks, the reserve left alone
+    max_tokens: int  # that one sequence can have in blocks, the reserve and what may be pinned left alone
     lease_ttl_s: float
     block_size: int = 1
     num_blocks: int = 0  # that sequences can have
@@ -72,7 +72,8 @@ class PoolWatch:
 def pool_of(statistics: StorageStatistics) -> Pool:
     """See `Pool`."""
     fingerprint = statistics.fingerprint
-    num_blocks, block_size = statistics.num_blocks - statistics.num_reserve_blocks, fingerprint.block_size
+    num_blocks = statistics.num_blocks - statistics.num_reserve_blocks - statistics.num_pinnable_blocks
+    block_size = fingerprint.block_size
     contents = (fingerprint.model_digest, fingerprint.kv_dtype)
     max_tokens = num_blocks * block_size
     return Pool(fingerprint.dtype, contents, max_tokens, statistics.lease_ttl_s, block_size, num_blocks)

@@ -97,6 +97,12 @@ class GatewayServicer(GatewayServiceServicer):
             version=__version__,
         )
 
+    async def GetCacheKeys(self, request: pb.GetCacheKeysRequest, context: Context) -> pb.GetCacheKeysResponse:
+        """For operators."""
+        call = Call(cache_salt=request.cache_salt, tenant=self._caller(context))
+        where = self._frontend.cache_keys(request.token_ids.ids, call)
+        return pb.GetCacheKeysResponse(namespace=where.namespace, keys=where.keys)
+
     async def Abort(self, request: pb.AbortRequest, context: Context) -> pb.AbortResponse:
         """By any of its tenant's callers who knows the request_id."""
         self._frontend.abort(request.request_id, self._caller(context))

@@ -111,7 +111,7 @@ async def load_storage(
         weights, kv = await asyncio.to_thread(_make_segments, exporter, plan, layout)
         await child.fill(weights, kv)
     weights.seal()
-    ledger = MemfdExporter().create("ledger", ledger_bytes(layout.num_blocks))
+    ledger = MemfdExporter().create("ledger", ledger_bytes(layout.num_blocks, layout.block_size))
     segments = Segments(weights, kv, ledger, write_description(description))
     store = LocalStore(_new_ledger(ledger, layout), facts_of(config, description, segments), clock)
     _log.info(
@@ -201,4 +201,5 @@ def facts_of(config: MemdConfig, description: Description, segments: Segments) -
         kv_bytes=segments.kv.size_bytes,
         num_reserve_blocks=config.reserve_blocks,
         lease_ttl_s=config.lease_ttl_s,
+        num_pinnable_blocks=int((layout.num_blocks - config.reserve_blocks) * config.pin_fraction),
     )

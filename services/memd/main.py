@@ -12,7 +12,7 @@ from services.memd.daemon import Daemon, Storage, load_storage
 from services.memd.depositing import Depositor
 from services.memd.handles import HandleServer
 from services.memd.resuming import resume_storage
-from services.memd.service import SERVICE_NAME, add_to_server
+from services.memd.service import SERVICE_NAMES, add_to_server
 from services.memd.upkeep import keep_up
 from tandem.clock import MonotonicClock
 from tandem.config.settings import KEEPER_SOCKET, MemdConfig
@@ -35,7 +35,7 @@ async def serve(config: MemdConfig, stop: asyncio.Event) -> int:
     metrics = MemdMetrics.create(registry)
     metrics_server = start_metrics_server(registry, config.metrics_port, config.metrics_host)
     daemon = Daemon()
-    host = ServiceHost([SERVICE_NAME], [config.socket("memd")])
+    host = ServiceHost(SERVICE_NAMES, [config.socket("memd")])
     add_to_server(daemon, host.server)
     try:
         await host.start()

@@ -1,30 +1,39 @@
-"""Translates between memd's gRPC methods and the store."""
+"""Translates between memd's gRPC methods and its store and cache."""
 
 from __future__ import annotations  # grpc's generic types are so in its stub files only
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from operator import attrgetter
 from typing import Any, TypeAlias
 
 import grpc
 
+from services.memd.cache import LocalCache
 from services.memd.daemon import Daemon, Storage
 from services.memd.holders import LocalAttachment
 from services.memd.store import LocalStore
-from tandem.errors import NotReadyError
+from tandem.errors import InvalidRequestError, NotReadyError
+from tandem.rpc.cache_codecs import news_to_proto, position_from_proto, run_to_proto
 from tandem.rpc.memd_codecs import (
     blocks_from_proto,
     blocks_to_proto,
     fingerprint_from_proto,
     fingerprint_to_proto,
     lease_to_proto,
+    prompt_from_proto,
     statistics_to_proto,
     update_from_proto,
 )
+from tandem.rpc.stubs.memd.v1 import cache_pb2 as cache_pb
+from tandem.rpc.stubs.memd.v1 import cache_pb2_grpc as cache_pb_grpc
 from tandem.rpc.stubs.memd.v1 import memd_pb2 as pb
 from tandem.rpc.stubs.memd.v1 import memd_pb2_grpc as pb_grpc
 
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["MemoryService"].full_name
+SERVICE_NAMES = (
+    pb.DESCRIPTOR.services_by_name["MemoryService"].full_name,
+    cache_pb.DESCRIPTOR.services_by_name["CacheService"].full_name,
+)
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -69,7 +78,9 @@ class MemoryService(pb_grpc.MemoryServiceServicer):
 
     async def ClaimPrefix(self, request: pb.ClaimPrefixRequest, context: Context) -> pb.AcquireSequenceResponse:  # noqa: N802
         """Shares published blocks."""
-        return lease_to_proto(await self._store.claim_prefix(request.holder_id, request.lease_id, request.keys))
+        prompt = prompt_from_proto(request.prompt) if request.HasField("prompt") else None
+        claim = self._store.claim_prefix(request.holder_id, request.lease_id, request.keys, prompt)
+        return lease_to_proto(await claim)
 
     async def UpdateSequences(  # noqa: N802
         self, request: pb.UpdateSequencesRequest, context: Context
@@ -119,9 +130,47 @@ class MemoryService(pb_grpc.MemoryServiceServicer):
         return storage, storage.store.attach_again(request.holder_id)
 
 
+class CacheService(cache_pb_grpc.CacheServiceServicer):
+    """The gRPC face of memd's `LocalCache`. Every method raises NotReadyError while the model loads."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    @property
+    def _cache(self) -> LocalCache:
+        return self._daemon.storage.store.cache
+
+    async def ListCache(self, request: cache_pb.ListCacheRequest, context: Context) -> cache_pb.ListCacheResponse:  # noqa: N802
+        """What is published."""
+        return cache_pb.ListCacheResponse(runs=map(run_to_proto, await self._cache.runs()))
+
+    async def PinPrefix(self, request: cache_pb.PinPrefixRequest, context: Context) -> cache_pb.PinPrefixResponse:  # noqa: N802
+        """Keeps a prompt's blocks."""
+        return cache_pb.PinPrefixResponse(num_blocks=await self._cache.pin(request.keys))
+
+    async def RemoveCache(self, request: cache_pb.RemoveCacheRequest, context: Context) -> cache_pb.RemoveCacheResponse:  # noqa: N802
+        """Of a namespace, or everything."""
+        if request.WhichOneof("what") is None or (request.HasField("all") and not request.all):
+            raise InvalidRequestError("what", "is missing; set a namespace, or all to true")
+        withdrawal = await self._cache.remove(None if request.all else request.namespace)
+        return cache_pb.RemoveCacheResponse(
+            num_freed_blocks=withdrawal.num_freed_blocks, num_leased_blocks=withdrawal.num_leased_blocks
+        )
+
+    async def WatchCache(  # noqa: N802
+        self, request: cache_pb.WatchCacheRequest, context: Context
+    ) -> AsyncIterator[cache_pb.WatchCacheResponse]:
+        """Every change."""
+        after = position_from_proto(request.after) if request.HasField("after") else None
+        async with aclosing(self._cache.watch(after)) as watch:
+            async for news in watch:
+                yield news_to_proto(news)
+
+
 def add_to_server(daemon: Daemon, server: grpc.aio.Server) -> None:
     """Serves memd's methods."""
     pb_grpc.add_MemoryServiceServicer_to_server(MemoryService(daemon), server)
+    cache_pb_grpc.add_CacheServiceServicer_to_server(CacheService(daemon), server)
 
 
 def _attached(storage: Storage, attachment: LocalAttachment) -> pb.Attached:

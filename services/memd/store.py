@@ -1,16 +1,18 @@
 """`MemoryStore` over the ledger: who is asked to give blocks back, and what time ends."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import structlog
 
+from services.memd.cache import LocalCache
 from services.memd.holders import Holders, LocalAttachment
 from tandem.clock import Clock
 from tandem.errors import FingerprintMismatchError
 from tandem.kv.ledger import Ledger
 from tandem.kv.policy import reclaim_shares
-from tandem.kv.store import Holding, SequenceLease, SequenceUpdate, StorageStatistics
+from tandem.kv.store import Holding, PromptTokens, SequenceLease, SequenceUpdate, StorageStatistics
 from tandem.types import Block, Fingerprint
 
 _log = structlog.get_logger()
@@ -25,6 +27,27 @@ class StorageFacts:
     kv_bytes: int
     num_reserve_blocks: int
     lease_ttl_s: float
+    num_pinnable_blocks: int = 0
+
+
+@dataclass(slots=True)
+class ClaimTotals:
+    """What was asked for in claims so far, and what of it was there."""
+
+    num_asked_blocks: int = 0
+    num_claimed_blocks: int = 0
+    num_asked_tokens: int = 0
+    num_claimed_tokens: int = 0
+
+    def count(self, lease: SequenceLease, num_keys: int, prompt: PromptTokens | None, block_size: int) -> None:
+        """The answer to one claim; with nothing asked for, nothing is counted."""
+        num_claimed = min(len(lease.blocks), num_keys)
+        self.num_asked_blocks += num_keys
+        self.num_claimed_blocks += num_claimed
+        if prompt is not None:
+            self.num_asked_tokens += len(prompt.token_ids)
+            num_copied = lease.copy_source.num_tokens if lease.copy_source else 0
+            self.num_claimed_tokens += num_claimed * block_size + num_copied
 
 
 class LocalStore:
@@ -35,8 +58,10 @@ class LocalStore:
         self._ledger = ledger
         self._clock = clock
         self._holders = Holders(ledger, clock)
-        self._num_asked_blocks = 0
-        self._num_claimed_blocks = 0
+        self._claims = ClaimTotals()
+        self.cache = LocalCache(
+            ledger, clock, num_pinnable_blocks=facts.num_pinnable_blocks, stream_id=secrets.randbits(63)
+        )
 
     def attach(self, service: str, pid: int, claim: Fingerprint) -> LocalAttachment:
         """A new holder. FingerprintMismatchError; LeaseError when too many are attached; NotReadyError."""
@@ -60,8 +85,9 @@ class LocalStore:
         return self._holders.is_attached(holder_id)
 
     def close(self) -> None:
-        """Ends every attachment; what the holders have is the next memd's to give them."""
+        """Ends every attachment and watch; what the holders have is the next memd's to give them."""
         self._holders.close()
+        self.cache.close()
 
     def expire(self) -> int:
         """Ends and revokes the leases that nobody renewed in time, gives up who did not come back.
@@ -96,19 +122,22 @@ class LocalStore:
         _log.debug("lease.acquired", lease_id=lease_id, request_id=request_id, holder_id=holder_id, create=create)
         return lease
 
-    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+    async def claim_prefix(
+        self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None
+    ) -> SequenceLease:
         """See `MemoryStore`."""
         self._holders.check(holder_id)
-        lease = self._ledger.claim_prefix(holder_id, lease_id, keys, self.facts.num_reserve_blocks)
-        self._num_asked_blocks += len(keys)
-        self._num_claimed_blocks += min(len(lease.blocks), len(keys))
+        lease = self._ledger.claim_prefix(
+            holder_id, lease_id, keys, self.facts.num_reserve_blocks, prompt=prompt, now_s=self._clock.now()
+        )
+        self._claims.count(lease, len(keys), prompt, self._ledger.block_size)
         _log.debug("prefix.claimed", lease_id=lease_id, num_keys=len(keys), num_blocks=len(lease.blocks))
         return lease
 
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `MemoryStore`."""
         self._holders.check(holder_id)
-        lost = self._ledger.update_sequences(holder_id, updates)
+        lost = self._ledger.update_sequences(holder_id, updates, self._clock.now())
         if lost:
             _log.info("lease.refused", holder_id=holder_id, lease_ids=sorted(lost))
         return lost
@@ -156,8 +185,13 @@ class LocalStore:
             weight_bytes=self.facts.weight_bytes,
             kv_bytes=self.facts.kv_bytes,
             holders=counted.holders,
-            num_asked_blocks=self._num_asked_blocks,
-            num_claimed_blocks=self._num_claimed_blocks,
+            num_asked_blocks=self._claims.num_asked_blocks,
+            num_claimed_blocks=self._claims.num_claimed_blocks,
+            num_asked_tokens=self._claims.num_asked_tokens,
+            num_claimed_tokens=self._claims.num_claimed_tokens,
+            num_evictions=self._ledger.published.num_evictions,
+            num_pinned_blocks=counted.num_pinned_blocks,
+            num_pinnable_blocks=self.facts.num_pinnable_blocks,
             num_reserve_blocks=self.facts.num_reserve_blocks,
             lease_ttl_s=self.facts.lease_ttl_s,
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from tandem.kv.store import PromptTokens
 from tandem.phase.crew import Crew
 from tandem.phase.leases import Leases
 from tandem.phase.roster import Roster
@@ -71,7 +72,7 @@ class Doorman:
         """Asks memd for whose turn it is; of one prompt at a time."""
         if self._asking:
             return
-        while (plan := self._plan()).claim is not None and not self._keys(plan.claim):
+        while (plan := self._plan()).claim is not None and self._prompt(plan.claim) is None:
             self._settled.add(plan.claim)
             self._desk.wake()
         sharing = tuple(lease_id for lease_id in plan.give_up if self._desk.roster().get(lease_id).block_ids)
@@ -106,11 +107,15 @@ class Doorman:
         sequence = self._desk.roster().get(lease_id)
         return sequence.keys.claimable(sequence.token_ids)
 
+    def _prompt(self, lease_id: int) -> PromptTokens | None:
+        sequence = self._desk.roster().get(lease_id)
+        return sequence.keys.prompt(sequence.token_ids)
+
     async def _ask(self, plan: ClaimPlan) -> None:
         for lease_id in plan.give_up:
             if lease_id in self._line:  # one may have left while another was asked for
                 self._settled.discard(lease_id)
-                await self._exchange(lease_id, ())
+                await self._exchange(lease_id, (), None)
         if plan.claim is not None:
             await self._claim(plan.claim)
         self._asking = False
@@ -121,7 +126,7 @@ class Doorman:
         if lease_id not in self._line:
             return
         keys = self._keys(lease_id)
-        sequence = await self._exchange(lease_id, keys)
+        sequence = await self._exchange(lease_id, keys, self._prompt(lease_id))
         if sequence is None:
             return
         if self._is_computed_elsewhere(sequence, keys):
@@ -129,11 +134,22 @@ class Doorman:
             self._followers.append(sequence)
         else:
             self._settled.add(lease_id)
+            self._drop_copy_unless_admissible(sequence)
 
-    async def _exchange(self, lease_id: int, keys: Sequence[bytes]) -> PromptSequence | None:
+    def _drop_copy_unless_admissible(self, sequence: PromptSequence) -> None:
+        """Nobody keeps what is to be copied: when blocks are so short that the prompt must wait, it soon goes."""
+        room = self._desk.room()
+        before = takewhile(lambda prompt: prompt.lease_id != sequence.lease_id, self._line)
+        num_taken = sum(prompt.num_missing_blocks for prompt in before)
+        if num_taken + self._desk.view(sequence).num_missing_blocks > room.num_spare_blocks:
+            sequence.copy_source = None
+
+    async def _exchange(
+        self, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None
+    ) -> PromptSequence | None:
         """The prompt with what it shares now; None when it has left meanwhile."""
         sequence = self._desk.roster().get(lease_id)
-        lease = await self._leases.claim(lease_id, keys)
+        lease = await self._leases.claim(lease_id, keys, prompt)
         if sequence.state is not SequenceState.WAITING:
             return None
         if lease is not None:

@@ -68,7 +68,8 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
             sequence.num_computed += part.num_tokens
             if sequence.state is not SequenceState.RUNNING:
                 continue
-            self._leases.seal(sequence.lease_id, sequence.num_computed, sequence.publish())
+            copied_from = sequence.take_copied_from()
+            self._leases.seal(sequence.lease_id, sequence.num_computed, sequence.publish(), copied_from)
             if token is not None:
                 self._roster.enter(sequence, SequenceState.SEALING)
                 sealing.append(_Sealing(sequence, self._prefilled(sequence, token)))
@@ -113,6 +114,7 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
         if missing:
             blocks = self._leases.grow(sequence.lease_id, missing, sequence.num_computed)
             sequence.block_ids.extend(block.block_id for block in blocks)
+        sequence.begin_copy(self._outfit.limits.block_size)
         self._roster.enter(sequence, SequenceState.RUNNING)
 
     def _waiting_view(self, sequence: PromptSequence) -> WaitingPrompt:
@@ -126,9 +128,9 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
             sequence.started_s = self._outfit.clock.now()
         rows = sequence.rows(part.num_tokens)
         if part.num_tokens < sequence.num_uncomputed:
-            return StepPart(rows, None)
+            return StepPart(rows, None, sequence.take_copy())
         banned = banned_tokens(sequence.spec.stop, len(sequence.output_token_ids))
-        return StepPart(rows, sequence.draw(banned))
+        return StepPart(rows, sequence.draw(banned), sequence.take_copy())
 
     def _prefilled(self, sequence: PromptSequence, token: SampledToken) -> Prefilled:
         spec = sequence.spec

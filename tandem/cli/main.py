@@ -4,6 +4,7 @@ import click
 
 from tandem import __version__
 from tandem.cli.bench import bench
+from tandem.cli.cache import cache
 from tandem.cli.chat import chat
 from tandem.cli.controller import controller
 from tandem.cli.doctor import doctor
@@ -23,7 +24,7 @@ def main() -> None:
     """Serve a large language model: five services over one memory."""
 
 
-for command in (up, down, status, top, controller, doctor, generate, chat, restart, logs, model, keys, bench):
+for command in (up, down, status, top, controller, doctor, generate, chat, restart, logs, model, cache, keys, bench):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -95,6 +95,9 @@ class MemdConfig(CommonConfig):
     )
     lease_ttl_s: Seconds = Field(30.0, description="a sequence lease that nobody renews ends after this")
     reserve_blocks: NotNegative = Field(16, description="kept from prefill, so that running sequences can grow")
+    pin_fraction: Fraction = Field(
+        0.0, description="part of the other blocks that may be pinned to registered prompts; no request can have it"
+    )
 
 
 class PhaseConfig(CommonConfig):
@@ -134,7 +137,10 @@ class ControllerConfig(CommonConfig):
     """The controller."""
 
     metrics_port: Port = Field(0, description="0: no metrics endpoint")
-    planner: Literal["static", "semi-pd", "predictive"] = Field("static", description="what decides the split")
+    planner: Literal["static", "semi-pd", "predictive"] = Field("predictive", description="what decides the split")
+    step_times: str = Field(
+        "", description="a file of tandem bench micro that predictions start from; empty: what is known of the backend"
+    )
     prefill_percent: Percent = Field(50, description="prefill's share of the device at the start")
     decode_percent: Percent = Field(50, description="decode's share of the device at the start")
     window_requests: Positive = Field(400, description="newest requests over which latencies are reported")

@@ -22,7 +22,7 @@ TRANSITIONS: Mapping[BlockState, frozenset[BlockState]] = {
     BlockState.FREE: frozenset({BlockState.SPARE}),
     BlockState.SPARE: frozenset({BlockState.FREE, BlockState.LEASED}),
     BlockState.LEASED: frozenset({BlockState.LEASED, BlockState.FREE, BlockState.CACHED}),
-    BlockState.CACHED: frozenset({BlockState.LEASED, BlockState.SPARE}),
+    BlockState.CACHED: frozenset({BlockState.LEASED, BlockState.SPARE, BlockState.FREE}),
 }
 
 
@@ -61,6 +61,11 @@ def leave_lease(record: BlockRecord, *, is_published: bool) -> BlockRecord:
     if record.num_references > 1:
         return _moved(record, BlockState.LEASED, num_references=record.num_references - 1)
     return _moved(record, BlockState.CACHED if is_published else BlockState.FREE)
+
+
+def drop_contents(record: BlockRecord) -> BlockRecord:
+    """From the cached blocks to the pool: what it holds is withdrawn."""
+    return _moved(record, BlockState.FREE)
 
 
 def _moved(

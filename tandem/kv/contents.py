@@ -7,8 +7,9 @@ keys mean equal keys and values. Another namespace makes every key another one: 
 import hashlib
 import hmac
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -50,19 +51,28 @@ def block_keys(start: bytes, token_ids: Sequence[int], block_size: int) -> tuple
 
 @dataclass(slots=True)
 class ContentIndex:
-    """Published blocks by key, and those in no lease in the order in which they are given up.
+    """Published blocks by key and by what comes before them, and those that may be given up, in that order.
 
     Of two blocks with equal contents one is published. The order is that of leaving the last lease; the end of a
-    sequence goes before its beginning, which more others can share.
+    sequence goes before its beginning, which more others can share. Pinned blocks are not in it.
     """
 
     block_ids: dict[bytes, int] = field(default_factory=dict)
+    children: dict[bytes, dict[int, None]] = field(default_factory=dict)  # by the key before; the newest are last
     cached: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    num_pinned: int = 0
 
-    @classmethod
-    def build(cls, published: Iterable[tuple[int, bytes]], cached: Iterable[int]) -> "ContentIndex":
-        """From a ledger's records, which hold no order among the cached."""
-        return cls({key: block_id for block_id, key in published}, OrderedDict.fromkeys(cached))
+    def add(self, block_id: int, parent: bytes, key: bytes) -> None:
+        """It is published from now on."""
+        self.block_ids[key] = block_id
+        self.children.setdefault(parent, {})[block_id] = None
+
+    def discard(self, block_id: int, parent: bytes, key: bytes) -> None:
+        """It is published no more."""
+        del self.block_ids[key]
+        del self.children[parent][block_id]
+        if not self.children[parent]:
+            del self.children[parent]
 
     def run(self, keys: Sequence[bytes]) -> list[int]:
         """The blocks of the first keys, as far as they are published."""
@@ -73,3 +83,7 @@ class ContentIndex:
                 break
             found.append(block_id)
         return found
+
+    def newest_children(self, parent: bytes, most: int) -> list[int]:
+        """Up to `most` of the blocks that follow the one of key `parent`, or that begin the namespace `parent`."""
+        return list(islice(reversed(self.children.get(parent, {})), most))

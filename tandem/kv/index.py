@@ -95,9 +95,7 @@ class LedgerIndex:
         fresh = LedgerIndex.build(records)
         if (self.holders, self.leases) != (fresh.holders, fresh.leases):
             raise LedgerCorruptError("the index of holders and leases is not what their records imply")
-        if self.contents.block_ids != fresh.contents.block_ids or set(self.contents.cached) != set(
-            fresh.contents.cached
-        ):
+        if _unordered(self.contents) != _unordered(fresh.contents):
             raise LedgerCorruptError("the index of published and cached blocks is not what their records imply")
         for name in ("free_blocks", "free_holder_slots", "free_lease_slots", "free_reference_slots"):
             kept, implied = sorted(getattr(self, name)), sorted(getattr(fresh, name))
@@ -143,6 +141,18 @@ class LedgerIndex:
                 self.holders[owner].spare.add(block_id)
 
     def _read_contents(self, records: LedgerRecords) -> None:
-        published = np.flatnonzero(records.blocks["published"]).tolist()
-        cached = np.flatnonzero(records.blocks["state"] == BlockState.CACHED).tolist()
-        self.contents = ContentIndex.build(((each, records.content_key(each)) for each in published), cached)
+        """In the order of their last use, and what was used together as a sequence is given up: its end first."""
+        table = records.blocks
+        oldest_first = np.lexsort((-table["ordinal"].astype(np.int64), table["used_at_s"]))
+        for block_id in oldest_first[table["published"][oldest_first] != 0].tolist():
+            self.contents.add(block_id, records.parent_key(block_id), records.content_key(block_id))
+            if records.is_pinned(block_id):
+                self.contents.num_pinned += 1
+            elif table["state"].item(block_id) == BlockState.CACHED:
+                self.contents.cached[block_id] = None
+
+
+def _unordered(contents: ContentIndex) -> tuple[object, ...]:
+    """What two of them must agree on."""
+    children = {parent: set(found) for parent, found in contents.children.items()}
+    return contents.block_ids, children, set(contents.cached), contents.num_pinned

@@ -6,6 +6,7 @@ that raises has changed nothing. None of them reads a clock; none searches.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,13 +14,13 @@ from tandem.errors import LeaseError, StaleBlockError
 from tandem.kv import blocks
 from tandem.kv.blocks import BlockState
 from tandem.kv.check import check
-from tandem.kv.contents import KEY_BYTES
 from tandem.kv.index import HolderEntry, LeaseEntry, LedgerIndex
 from tandem.kv.outcomes import EndedLease, Expiry, LedgerStatistics
 from tandem.kv.policy import LeaseFate, grant_size, lease_fate
+from tandem.kv.published import PublishedBlocks, check_whole
 from tandem.kv.records import Buffer, LeaseState, LedgerRecords, Reference
 from tandem.kv.repair import Repairs, repair
-from tandem.kv.store import HolderStatistics, Holding, SequenceLease, SequenceUpdate
+from tandem.kv.store import HolderStatistics, Holding, PromptTokens, SequenceLease, SequenceUpdate
 from tandem.types import Block
 
 
@@ -30,10 +31,11 @@ class Ledger:
         self.repairs = repairs
         self._records = records
         self._index = LedgerIndex.build(records)
+        self.published = PublishedBlocks(records, self._index)
 
     @classmethod
     def create(cls, buffer: Buffer, *, num_blocks: int, block_size: int, epoch: int) -> "Ledger":
-        """Starts a ledger in a zeroed, writable buffer of `ledger_bytes(num_blocks)`."""
+        """Starts a ledger in a zeroed, writable buffer of `ledger_bytes`."""
         return cls(LedgerRecords.create(buffer, num_blocks, block_size, epoch), Repairs())
 
     @classmethod
@@ -106,7 +108,14 @@ class Ledger:
         return self._lease(lease_id, entry)
 
     def claim_prefix(
-        self, holder_id: int, lease_id: int, keys: Sequence[bytes], num_reserve_blocks: int
+        self,
+        holder_id: int,
+        lease_id: int,
+        keys: Sequence[bytes],
+        num_reserve_blocks: int,
+        *,
+        prompt: PromptTokens | None = None,
+        now_s: float,
     ) -> SequenceLease:
         """See `tandem.kv.store.MemoryStore`."""
         if lease_id not in self._index.holder(holder_id).lease_ids:
@@ -114,28 +123,35 @@ class Ledger:
             raise LeaseError(f"lease {lease_id} is worked on by holder {holder}, not {holder_id}")
         entry = self._index.lease(lease_id)
         num_sealed = self._records.lease_field(entry.slot, "num_sealed_tokens")
-        if num_sealed == len(entry.block_ids) * self.block_size:
-            if keys:
-                self._claim(lease_id, entry, keys, num_reserve_blocks)
-            else:
-                self._unclaim(entry)
-        return self._lease(lease_id, entry)
+        if num_sealed != len(entry.block_ids) * self.block_size:
+            return self._lease(lease_id, entry)
+        if not keys and prompt is None:
+            self._unclaim(entry)
+            return self._lease(lease_id, entry)
+        self.published.note_use(self._claim(lease_id, entry, keys, num_reserve_blocks), now_s)
+        lease = self._lease(lease_id, entry)
+        if prompt is None:
+            return lease
+        return replace(lease, copy_source=self.published.copy_source(prompt, keys, len(lease.blocks), now_s))
 
-    def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
+    def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate], now_s: float) -> frozenset[int]:
         """Extends, seals, publishes; returns the leases that are not the holder's, whose updates were left out.
 
+        A lease into which something was copied that was not there any more is not the holder's from now on.
         NotFoundError, StaleBlockError, LeaseError (a block that is not its spare one, more tokens sealed than the
         blocks hold, a block published that is not sealed): nothing was done.
         """
         holder = self._index.holder(holder_id)
-        applied = [update for update in updates if update.lease_id in holder.lease_ids]
-        lost = frozenset(update.lease_id for update in updates) - holder.lease_ids
+        spoilt = {each.lease_id for each in updates if not self._may_trust(each.copied_from)} & holder.lease_ids
+        held = holder.lease_ids - spoilt
+        applied = [update for update in updates if update.lease_id in held]
+        lost = frozenset(update.lease_id for update in updates) - held
         self._check_spare(holder_id, [block for update in applied for block in update.add_blocks])
         self._check_sealed(applied)
         self._check_published(applied)
         for update in applied:
-            self._update(holder, update)
-        self._unhold([update.lease_id for update in applied if update.let_go])
+            self._update(holder, update, now_s)
+        self._unhold([*spoilt, *(update.lease_id for update in applied if update.let_go)])
         return lost
 
     def fork_sequence(
@@ -205,6 +221,7 @@ class Ledger:
             num_spare_blocks=counts[BlockState.SPARE],
             num_leased_blocks=counts[BlockState.LEASED],
             num_cached_blocks=counts[BlockState.CACHED],
+            num_pinned_blocks=self._index.contents.num_pinned,
             num_sequences=len(self._index.leases),
             holders=tuple(
                 HolderStatistics(holder_id, entry.service, entry.pid, len(entry.spare), len(entry.lease_ids))
@@ -225,29 +242,22 @@ class Ledger:
         return len(self._index.free_blocks) + len(self._index.contents.cached)
 
     def _grant(self, holder_id: int, entry: HolderEntry) -> Block:
-        block_id = self._index.free_blocks.popleft() if self._index.free_blocks else self._evict()
+        block_id = self._index.free_blocks.popleft() if self._index.free_blocks else self.published.evict()
         record = blocks.grant(self._records.block(block_id), holder_id)
         self._records.write_block(block_id, record)
         entry.spare.add(block_id)
         return Block(block_id, record.generation)
 
-    def _evict(self) -> int:
-        """The cached block whose turn it is, unpublished; still CACHED."""
-        contents = self._index.contents
-        block_id, _ = contents.cached.popitem(last=False)
-        del contents.block_ids[self._records.content_key(block_id)]
-        self._records.unpublish(block_id)
-        return block_id
-
-    def _claim(self, lease_id: int, entry: LeaseEntry, keys: Sequence[bytes], num_reserve_blocks: int) -> None:
-        contents, num_shareable = self._index.contents, self._num_shareable()
-        for block_id in contents.run(keys)[len(entry.block_ids) :][:num_shareable]:
+    def _claim(self, lease_id: int, entry: LeaseEntry, keys: Sequence[bytes], num_reserve_blocks: int) -> list[int]:
+        contents, num_shareable, num_before = self._index.contents, self._num_shareable(), len(entry.block_ids)
+        for block_id in contents.run(keys)[num_before:][:num_shareable]:
             is_cached = block_id in contents.cached
             if is_cached and self._num_available() <= num_reserve_blocks:
                 break
             self._refer(lease_id, entry, block_id, blocks.share(self._records.block(block_id)))
-            contents.cached.pop(block_id, None)
+            self.published.use(block_id)
         self._records.set_lease(entry.slot, "num_sealed_tokens", len(entry.block_ids) * self.block_size)
+        return entry.block_ids[num_before:]
 
     def _unclaim(self, entry: LeaseEntry) -> None:
         self._records.set_lease(entry.slot, "num_sealed_tokens", 0)
@@ -259,22 +269,14 @@ class Ledger:
         entry.spare.remove(block_id)
         self._index.free_blocks.append(block_id)
 
-    def _update(self, holder: HolderEntry, update: SequenceUpdate) -> None:
+    def _update(self, holder: HolderEntry, update: SequenceUpdate, now_s: float) -> None:
         entry = self._index.leases[update.lease_id]
         for block in update.add_blocks:
             self._refer(update.lease_id, entry, block.block_id, blocks.join_lease(self._records.block(block.block_id)))
             holder.spare.remove(block.block_id)
         num_sealed = self._records.lease_field(entry.slot, "num_sealed_tokens")
         self._records.set_lease(entry.slot, "num_sealed_tokens", max(num_sealed, update.num_sealed_tokens))
-        for keyed in update.publish:
-            self._publish(entry.block_ids[keyed.ordinal], keyed.key)
-
-    def _publish(self, block_id: int, key: bytes) -> None:
-        """Unless the block has a key already, or an equal one is published."""
-        block_ids = self._index.contents.block_ids
-        if key not in block_ids and not self._records.is_published(block_id):
-            self._records.publish(block_id, key)
-            block_ids[key] = block_id
+        self.published.publish(entry.block_ids, update.publish, now_s)
 
     def _refer(self, lease_id: int, entry: LeaseEntry, block_id: int, record: blocks.BlockRecord) -> None:
         """Puts a block at the lease's next position: the reference first, then the block."""
@@ -337,7 +339,7 @@ class Ledger:
         if record.state is BlockState.FREE:
             self._index.free_blocks.append(block_id)
         elif record.state is BlockState.CACHED:
-            self._index.contents.cached[block_id] = None
+            self.published.keep(block_id)
         return record.state is not BlockState.LEASED
 
     def _lease(self, lease_id: int, entry: LeaseEntry) -> SequenceLease:
@@ -367,14 +369,19 @@ class Ledger:
             state = f"spare of holder {record.owner}" if record.state is BlockState.SPARE else record.state.name
             raise LeaseError(f"block {block.block_id} is no spare block of holder {holder_id}: it is {state}")
 
+    def _may_trust(self, copied_from: Block | None) -> bool:
+        """Whether nobody can have written to it since."""
+        return copied_from is None or self._records.is_current(copied_from)
+
     def _check_published(self, updates: Sequence[SequenceUpdate]) -> None:
         for update in updates:
             num_sealed = self._records.lease_field(self._index.leases[update.lease_id].slot, "num_sealed_tokens")
             num_full = max(num_sealed, update.num_sealed_tokens) // self.block_size
             for keyed in update.publish:
-                if len(keyed.key) != KEY_BYTES or not 0 <= keyed.ordinal < num_full:
-                    what = f"block {keyed.ordinal} under a key of {len(keyed.key)} bytes"
-                    raise LeaseError(f"lease {update.lease_id} with {num_full} sealed blocks publishes {what}")
+                check_whole(keyed, self.block_size)
+                if not 0 <= keyed.ordinal < num_full:
+                    publishes = f"with {num_full} sealed blocks publishes block {keyed.ordinal}"
+                    raise LeaseError(f"lease {update.lease_id} {publishes}")
 
     def _check_sealed(self, updates: Sequence[SequenceUpdate]) -> None:
         num_blocks = {u.lease_id: len(self._index.leases[u.lease_id].block_ids) for u in updates}

@@ -15,6 +15,7 @@ class LedgerStatistics:
     num_spare_blocks: int
     num_leased_blocks: int
     num_cached_blocks: int
+    num_pinned_blocks: int
     num_sequences: int
     holders: tuple[HolderStatistics, ...]
 
@@ -25,6 +26,14 @@ class EndedLease:
 
     lease_id: int
     num_freed_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """Blocks that are not found any more: those that are free by it, and those that leases still have."""
+
+    num_freed_blocks: int
+    num_leased_blocks: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
-"""The ledger segment: a header and four tables of fixed-size records, and how single records are read and written.
+"""The ledger segment: a header and tables of fixed-size records, and how single records are read and written.
 
 ============  ==============================  ====================================================================
 table         records                         a record is in use when
 ============  ==============================  ====================================================================
 holders       `MAX_HOLDERS`                   ``holder_id != 0``
 blocks        ``num_blocks``                  always
+tokens        ``num_blocks``                  its block is published: the tokens that it holds
 leases        ``num_blocks + EXTRA_LEASES``   ``state != UNUSED``
 references    ``REFERENCES_PER_BLOCK`` times  ``lease_id != 0``; says that a block stands at a position of a lease,
               ``num_blocks``                  so a shared block has as many references as leases
@@ -25,12 +26,14 @@ import numpy.typing as npt
 from tandem.errors import LedgerCorruptError
 from tandem.kv.blocks import BlockRecord, BlockState
 from tandem.kv.contents import KEY_BYTES
+from tandem.kv.store import KeyedBlock
+from tandem.types import Block
 
 Array = npt.NDArray[Any]
 Buffer = Any  # whatever numpy can view writable: mmap, bytearray, memoryview
 
 MAGIC = int.from_bytes(b"TDMLEDGR", "little")
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 MAX_HOLDERS = 64
 EXTRA_LEASES = 256  # leases that have no block yet
 REFERENCES_PER_BLOCK = 4
@@ -55,7 +58,13 @@ BLOCK = np.dtype(
         ("owner", "u8"),
         ("generation", "u4"),
         ("num_references", "u4"),
-        ("content_key", "u1", (KEY_BYTES,)),  # holds when `published` is 1
+        ("used_at_s", "f8"),  # published or claimed last; this and what follows holds when `published` is 1
+        ("content_key", "u1", (KEY_BYTES,)),
+        ("parent_key", "u1", (KEY_BYTES,)),  # of the block before it; of the first: the namespace
+        ("namespace", "u1", (KEY_BYTES,)),
+        ("ordinal", "u4"),  # its position in a sequence
+        ("num_hits", "u4"),  # claims that got it
+        ("pinned", "u1"),  # is not given up
         ("published", "u1"),
         ("state", "u1"),
     ],
@@ -73,6 +82,7 @@ LEASE = np.dtype(
     align=True,
 )
 REFERENCE = np.dtype([("lease_id", "u8"), ("block_id", "u4"), ("generation", "u4"), ("ordinal", "u4")], align=True)
+TOKEN = np.dtype("u4")
 
 
 class LeaseState(IntEnum):
@@ -94,12 +104,12 @@ class Reference:
     ordinal: int
 
 
-def ledger_bytes(num_blocks: int) -> int:
+def ledger_bytes(num_blocks: int, block_size: int) -> int:
     """Size of a ledger segment."""
-    return _offsets(num_blocks)[-1]
+    return _offsets(num_blocks, block_size)[-1]
 
 
-def _offsets(num_blocks: int) -> list[int]:
+def _offsets(num_blocks: int, block_size: int) -> list[int]:
     """Where the header and each table start, and the end."""
     sizes = [
         HEADER.itemsize,
@@ -107,6 +117,7 @@ def _offsets(num_blocks: int) -> list[int]:
         BLOCK.itemsize * num_blocks,
         LEASE.itemsize * (num_blocks + EXTRA_LEASES),
         REFERENCE.itemsize * num_blocks * REFERENCES_PER_BLOCK,
+        TOKEN.itemsize * num_blocks * block_size,
     ]
     offsets = [0]
     for size in sizes:
@@ -115,15 +126,20 @@ def _offsets(num_blocks: int) -> list[int]:
 
 
 class LedgerRecords:
-    """The tables of a ledger segment as numpy views: ``holders``, ``blocks``, ``leases``, ``references``."""
+    """The tables of a ledger segment as numpy views: ``holders``, ``blocks``, ``leases``, ``references``, ``tokens``.
 
-    def __init__(self, buffer: Buffer, num_blocks: int) -> None:
-        _, holders, blocks, leases, references, _ = _offsets(num_blocks)
+    ``tokens`` is ``[num_blocks, block_size]``.
+    """
+
+    def __init__(self, buffer: Buffer, num_blocks: int, block_size: int) -> None:
+        _, holders, blocks, leases, references, tokens, _ = _offsets(num_blocks, block_size)
         self.header: Array = np.frombuffer(buffer, HEADER, 1)
         self.holders: Array = np.frombuffer(buffer, HOLDER, MAX_HOLDERS, holders)
         self.blocks: Array = np.frombuffer(buffer, BLOCK, num_blocks, blocks)
         self.leases: Array = np.frombuffer(buffer, LEASE, num_blocks + EXTRA_LEASES, leases)
         self.references: Array = np.frombuffer(buffer, REFERENCE, num_blocks * REFERENCES_PER_BLOCK, references)
+        flat: Array = np.frombuffer(buffer, TOKEN, num_blocks * block_size, tokens)
+        self.tokens: Array = flat.reshape(num_blocks, block_size)
         self._block_fields = [self.blocks[name] for name in ("generation", "num_references", "owner", "state")]
         self._published: Array = self.blocks["published"]
         self._lease_fields = {name: self.leases[name] for name in LEASE.names or ()}
@@ -132,7 +148,7 @@ class LedgerRecords:
     @classmethod
     def create(cls, buffer: Buffer, num_blocks: int, block_size: int, epoch: int) -> "LedgerRecords":
         """Starts a ledger in a zeroed buffer of `ledger_bytes`."""
-        records = cls(buffer, num_blocks)
+        records = cls(buffer, num_blocks, block_size)
         header = records.header
         header["layout_version"] = LAYOUT_VERSION
         header["num_blocks"] = num_blocks
@@ -150,12 +166,14 @@ class LedgerRecords:
         header = np.frombuffer(buffer, HEADER, 1)
         if int(header["magic"][0]) != MAGIC:
             raise LedgerCorruptError("the segment does not start as a ledger does")
-        version, num_blocks = int(header["layout_version"][0]), int(header["num_blocks"][0])
+        version, num_blocks, block_size = (
+            int(header[name][0]) for name in ("layout_version", "num_blocks", "block_size")
+        )
         if version != LAYOUT_VERSION:
             raise LedgerCorruptError(f"the ledger has layout version {version}, this program {LAYOUT_VERSION}")
-        if size_bytes < ledger_bytes(num_blocks):
-            raise LedgerCorruptError(f"{num_blocks} blocks need {ledger_bytes(num_blocks)} bytes, not {size_bytes}")
-        return cls(buffer, num_blocks)
+        if size_bytes < (needed_bytes := ledger_bytes(num_blocks, block_size)):
+            raise LedgerCorruptError(f"{num_blocks} blocks need {needed_bytes} bytes, not {size_bytes}")
+        return cls(buffer, num_blocks, block_size)
 
     @property
     def num_blocks(self) -> int:
@@ -187,6 +205,10 @@ class LedgerRecords:
         values: list[int] = self.blocks["generation"][list(block_ids)].tolist()
         return values
 
+    def is_current(self, block: Block) -> bool:
+        """Whether it has had no other owner since it was referred to."""
+        return 0 <= block.block_id < self.num_blocks and self.block(block.block_id).generation == block.generation
+
     def write_block(self, block_id: int, record: BlockRecord) -> None:
         """Stores generation, references and owner, then the state."""
         generation, num_references, owner, state = self._block_fields
@@ -195,9 +217,16 @@ class LedgerRecords:
         owner[block_id] = record.owner
         state[block_id] = record.state
 
-    def publish(self, block_id: int, key: bytes) -> None:
-        """Stores the key of the block's contents, then that it holds."""
-        self.blocks["content_key"][block_id] = np.frombuffer(key, np.uint8)
+    def publish(self, block_id: int, contents: KeyedBlock, now_s: float) -> None:
+        """Stores what the block holds, then that this is so."""
+        self.blocks["content_key"][block_id] = np.frombuffer(contents.key, np.uint8)
+        self.blocks["parent_key"][block_id] = np.frombuffer(contents.parent, np.uint8)
+        self.blocks["namespace"][block_id] = np.frombuffer(contents.namespace, np.uint8)
+        self.blocks["ordinal"][block_id] = contents.ordinal
+        self.tokens[block_id] = contents.token_ids
+        self.blocks["num_hits"][block_id] = 0
+        self.blocks["pinned"][block_id] = 0
+        self.blocks["used_at_s"][block_id] = now_s
         self._published[block_id] = 1
 
     def unpublish(self, block_id: int) -> None:
@@ -210,8 +239,33 @@ class LedgerRecords:
 
     def content_key(self, block_id: int) -> bytes:
         """Of a published block."""
-        key: bytes = self.blocks["content_key"][block_id].tobytes()
-        return key
+        return self._key("content_key", block_id)
+
+    def parent_key(self, block_id: int) -> bytes:
+        """Of the block before a published one; of a sequence's first, its namespace."""
+        return self._key("parent_key", block_id)
+
+    def namespace(self, block_id: int) -> bytes:
+        """Of a published block."""
+        return self._key("namespace", block_id)
+
+    def is_pinned(self, block_id: int) -> bool:
+        """Whether a published block is not given up."""
+        return bool(self.blocks["pinned"].item(block_id))
+
+    def pin(self, block_id: int) -> None:
+        """A published block is not given up from now on."""
+        self.blocks["pinned"][block_id] = 1
+
+    def set_used(self, block_id: int, now_s: float) -> None:
+        """A published block was published or found now."""
+        self.blocks["used_at_s"][block_id] = now_s
+
+    def note_use(self, block_ids: Sequence[int], now_s: float) -> None:
+        """As `set_used`; a claim found them."""
+        chosen = list(block_ids)
+        self.blocks["num_hits"][chosen] += 1
+        self.blocks["used_at_s"][chosen] = now_s
 
     def write_reference(self, slot: int, reference: Reference) -> None:
         """Stores what it says, then the lease it belongs to."""
@@ -258,3 +312,7 @@ class LedgerRecords:
     def clear_holder(self, slot: int) -> None:
         """Puts the record out of use."""
         self.holders["holder_id"][slot] = 0
+
+    def _key(self, field: str, block_id: int) -> bytes:
+        key: bytes = self.blocks[field][block_id].tobytes()
+        return key

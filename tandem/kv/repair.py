@@ -8,7 +8,9 @@ grant     a cached block is unpublished first; then the block:   CACHED, not pub
 return    block: owner 0, then FREE                              SPARE without owner: it becomes FREE
 extend    reference (lease last); block: one reference, owner 0, SPARE with a reference: it becomes LEASED
           then LEASED; the lease's sealed tokens after all
-publish   block: its key, then that it is published              not published: the key means nothing
+publish   block: what it holds, then that it is published        not published: what it holds means nothing
+pin       the block: pinned                                      some are: whoever asked asks again
+withdraw  each block is unpublished; one in no lease: FREE       CACHED, not published: it becomes FREE
 claim     reference; block: the count, then LEASED; the          CACHED with a reference: it becomes LEASED;
           lease's sealed tokens after all                        what the lease has is sealed, and no more
 unclaim   the lease's sealed tokens 0; from its end each block   what the lease still has is sealed; a block

@@ -18,20 +18,43 @@ from tandem.types import Block, Fingerprint
 
 
 @dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """What a claim is for: all tokens that may be another's, in a namespace."""
+
+    namespace: bytes
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CopySource:
+    """A published block that is nobody's to keep: its first `num_tokens` tokens are those that a lease lacks next."""
+
+    block: Block
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceLease:
     """What the ledger holds of a sequence: its blocks by position, and how many tokens' KV is complete."""
 
     lease_id: int
     blocks: tuple[Block, ...]
     num_sealed_tokens: int
+    copy_source: CopySource | None = None  # as an answer to a claim
 
 
 @dataclass(frozen=True, slots=True)
 class KeyedBlock:
-    """The contents of a lease's block at position `ordinal` (see `tandem.kv.contents`)."""
+    """The contents of a lease's block at position `ordinal` (see `tandem.kv.contents`): a block's number of tokens.
+
+    `parent` is the key of the block before it, or, of the first, the namespace.
+    """
 
     ordinal: int
     key: bytes
+    parent: bytes
+    namespace: bytes
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +62,8 @@ class SequenceUpdate:
     """Extend, seal, publish: `add_blocks` come from the holder's spare ones; `num_sealed_tokens` never falls.
 
     Blocks in `publish` are sealed in full; others find them by their keys from then on. With `let_go`, the holder will
-    not write to the lease's blocks any more.
+    not write to the lease's blocks any more. KV in the lease was copied out of `copied_from`: when that has another
+    owner by now, what was read is not to be trusted, and the lease is taken from the holder.
     """
 
     lease_id: int
@@ -47,6 +71,7 @@ class SequenceUpdate:
     num_sealed_tokens: int
     publish: tuple[KeyedBlock, ...] = ()
     let_go: bool = False
+    copied_from: Block | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +110,11 @@ class StorageStatistics:
     holders: tuple[HolderStatistics, ...]
     num_asked_blocks: int = 0  # in claims so far: blocks that were asked for by key
     num_claimed_blocks: int = 0  # of them, those that were there
+    num_asked_tokens: int = 0  # in claims so far: tokens that might have been there
+    num_claimed_tokens: int = 0  # of them, those that were, in whole blocks or to be copied
+    num_evictions: int = 0  # cached blocks given up for others, so far
+    num_pinned_blocks: int = 0
+    num_pinnable_blocks: int = 0  # at most so many can be pinned
     num_reserve_blocks: int = 0  # kept from prefill
     lease_ttl_s: float = 30.0  # of a sequence lease that nobody renews
 
@@ -108,12 +138,16 @@ class HolderStore(Protocol):
         """Takes the lease over, or opens it when `create`. NotFoundError when it does not exist otherwise."""
         ...
 
-    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+    async def claim_prefix(
+        self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None
+    ) -> SequenceLease:
         """Lets a lease with no token of its own share the published blocks that `keys` name, from its start on.
 
         As many as follow one another without a gap, but those that are in no lease only while the reserve is whole.
-        With no keys, the lease gives up what it shares. A lease that holds more than full, sealed blocks stays as it
-        is. NotFoundError: no such holder or lease. LeaseError: the lease is another holder's.
+        Of the `prompt`, whose blocks these are, what comes next may stand at the beginning of a published block: the
+        answer names that, to copy from. With neither keys nor prompt, the lease gives up what it shares. A lease that
+        holds more than full, sealed blocks stays as it is. NotFoundError: no such holder or lease. LeaseError: the
+        lease is another holder's.
         """
         ...
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import structlog
 
 from tandem.errors import NotReadyError, StorageLostError
-from tandem.kv.store import HolderStore, Holding, SequenceLease, SequenceUpdate
+from tandem.kv.store import HolderStore, Holding, PromptTokens, SequenceLease, SequenceUpdate
 from tandem.phase.storage import AttachmentLike, until_memd_answers
 from tandem.types import Block
 
@@ -92,10 +92,12 @@ class Hold:
         with self._call():
             return await self._store.acquire_sequence(holder_id, lease_id, request_id, create)
 
-    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+    async def claim_prefix(
+        self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None
+    ) -> SequenceLease:
         """See `HolderStore`."""
         with self._call():
-            return await self._store.claim_prefix(holder_id, lease_id, keys)
+            return await self._store.claim_prefix(holder_id, lease_id, keys, prompt)
 
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `HolderStore`."""

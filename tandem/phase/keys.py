@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tandem.kv.contents import block_keys
-from tandem.kv.store import KeyedBlock
+from tandem.kv.store import KeyedBlock, PromptTokens
 
 
 class SequenceKeys:
@@ -28,6 +28,12 @@ class SequenceKeys:
         """Of the blocks that may be another's: at least the last token is computed, for its logits."""
         return self.of(token_ids[:-1])
 
+    def prompt(self, token_ids: Sequence[int]) -> PromptTokens | None:
+        """What may be another's, whole blocks or not; None: nothing can."""
+        if not self._namespace or len(token_ids) < 2:
+            return None
+        return PromptTokens(self._namespace, token_ids[:-1])
+
     def note_published(self, num_tokens: int) -> None:
         """The full blocks of the first `num_tokens` have been published, by whomever."""
         self._num_published = max(self._num_published, num_tokens // self._block_size)
@@ -37,4 +43,9 @@ class SequenceKeys:
         first = self._num_published
         self.note_published(len(sealed_token_ids))
         keys = self.of(sealed_token_ids)
-        return tuple(KeyedBlock(ordinal, keys[ordinal]) for ordinal in range(first, len(keys)))
+        return tuple(self._keyed(ordinal, sealed_token_ids) for ordinal in range(first, len(keys)))
+
+    def _keyed(self, ordinal: int, token_ids: Sequence[int]) -> KeyedBlock:
+        parent = self._keys[ordinal - 1] if ordinal else self._namespace
+        own = token_ids[ordinal * self._block_size : (ordinal + 1) * self._block_size]
+        return KeyedBlock(ordinal, self._keys[ordinal], parent, self._namespace, tuple(own))

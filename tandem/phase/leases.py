@@ -7,7 +7,7 @@ from functools import partial
 import structlog
 
 from tandem.errors import LeaseError, NotFoundError, NotReadyError, TandemError
-from tandem.kv.store import HolderStore, Holding, KeyedBlock, SequenceLease, SequenceUpdate
+from tandem.kv.store import HolderStore, Holding, KeyedBlock, PromptTokens, SequenceLease, SequenceUpdate
 from tandem.phase.supply import BlockSupply, SupplyPolicy
 from tandem.phase.updates import LostLease, UpdateSender
 from tandem.types import Block, DropReason, SequenceDropped, SequenceSpec
@@ -48,13 +48,13 @@ class Leases:
         self._held.add(spec.lease_id)
         return lease
 
-    async def claim(self, lease_id: int, keys: Sequence[bytes]) -> SequenceLease | None:
-        """Blocks that hold what `keys` name; with none, those that it claimed are given up. None: it cannot be done.
+    async def claim(self, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None) -> SequenceLease | None:
+        """What others have of a prompt; with nothing asked for, what it shares is given up. None: it cannot be done.
 
         Waits for a memd that is away: it may have done it, and then the lease is longer than the phase knows.
         """
         try:
-            return await _until_answered(partial(self._store.claim_prefix, self._holder_id, lease_id, keys))
+            return await _until_answered(partial(self._store.claim_prefix, self._holder_id, lease_id, keys, prompt))
         except TandemError as error:
             _log.info("prefix.not_claimed", lease_id=lease_id, error=str(error))
             return None
@@ -69,9 +69,14 @@ class Leases:
         self.updates.push(SequenceUpdate(lease_id, blocks, num_sealed_tokens, publish))
         return blocks
 
-    def seal(self, lease_id: int, num_tokens: int, publish: tuple[KeyedBlock, ...] = ()) -> None:
-        """The first `num_tokens` tokens' KV is complete, and others may find the blocks in `publish`."""
-        self.updates.push(SequenceUpdate(lease_id, (), num_tokens, publish))
+    def seal(
+        self, lease_id: int, num_tokens: int, publish: tuple[KeyedBlock, ...] = (), copied_from: Block | None = None
+    ) -> None:
+        """The first `num_tokens` tokens' KV is complete, and others may find the blocks in `publish`.
+
+        Some of it was copied out of `copied_from`: the lease is lost when that was another's by then.
+        """
+        self.updates.push(SequenceUpdate(lease_id, (), num_tokens, publish, copied_from=copied_from))
 
     def let_go(self, lease_id: int) -> None:
         """Between steps: the sequence is not worked on any more; its lease stays, to be released by its owner."""

@@ -7,12 +7,13 @@ from typing import Generic
 
 from tandem.errors import LeaseError
 from tandem.kv.layout import num_blocks_for
-from tandem.kv.store import KeyedBlock, SequenceLease
+from tandem.kv.store import CopySource, KeyedBlock, SequenceLease
 from tandem.model.batch import SequenceRows
 from tandem.phase.keys import SequenceKeys
 from tandem.phase.session import ResultT, Session
 from tandem.runner.sampler import Draw
-from tandem.types import SequenceDropped, SequenceSpec
+from tandem.runner.steps import TokenCopy
+from tandem.types import Block, SequenceDropped, SequenceSpec
 
 
 class SequenceState(Enum):
@@ -55,7 +56,10 @@ class WorkingSequence(Generic[ResultT]):
     output_token_ids: list[int] = field(default_factory=list)
     block_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose KV is in the blocks
-    num_cached: int = 0  # of them, those that were there when the lease was acquired
+    num_cached: int = 0  # of them, those that were there when the lease was acquired, or were copied
+    copy_source: CopySource | None = None  # found for the tokens behind its blocks
+    copy: TokenCopy | None = None  # to be made by its next step
+    copied_from: Block | None = None  # until memd is told
     started_s: float | None = None  # when the first of its steps began
 
     def __post_init__(self) -> None:
@@ -93,7 +97,29 @@ class WorkingSequence(Generic[ResultT]):
         """Takes what the ledger says as the truth; the last token is computed in any case, for its logits."""
         self.block_ids = [block.block_id for block in lease.blocks]
         self.num_computed = self.num_cached = min(lease.num_sealed_tokens, len(self.token_ids) - 1)
+        self.copy_source = lease.copy_source
         self.keys.note_published(lease.num_sealed_tokens)
+
+    def begin_copy(self, block_size: int) -> None:
+        """Its next step copies what was found, into the block behind those that it shares."""
+        source, self.copy_source = self.copy_source, None
+        if source is None:
+            return
+        target = self.block_ids[self.num_computed // block_size]
+        self.copy = TokenCopy(source.block.block_id, target, source.num_tokens)
+        self.copied_from = source.block
+        self.num_computed += source.num_tokens
+        self.num_cached = self.num_computed
+
+    def take_copy(self) -> TokenCopy | None:
+        """For the step that is being prepared."""
+        copy, self.copy = self.copy, None
+        return copy
+
+    def take_copied_from(self) -> Block | None:
+        """For the first update after the copy."""
+        block, self.copied_from = self.copied_from, None
+        return block
 
     def num_missing_blocks(self, block_size: int) -> int:
         """Blocks that the positions of `token_ids` need beyond those it has."""

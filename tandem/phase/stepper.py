@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tandem.model.batch import SequenceRows
 from tandem.runner.sampler import Draw, SampledToken
-from tandem.runner.steps import StepRunner
+from tandem.runner.steps import StepRunner, TokenCopy
 
 ValueT = TypeVar("ValueT")
 
@@ -21,6 +21,7 @@ class StepPart:
 
     rows: SequenceRows
     draw: Draw | None
+    copy: TokenCopy | None = None  # of what the rows look at, made before them
 
 
 class Stepper:
@@ -61,6 +62,8 @@ class Stepper:
     def _step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
         try:
             with self._turn(), self._work():
+                if copies := [part.copy for part in parts if part.copy is not None]:
+                    self._runner.copy_tokens(copies)
                 return self._runner.execute([part.rows for part in parts], [part.draw for part in parts])
         except Exception:
             self._check_device()

@@ -9,7 +9,7 @@ import grpc
 
 from tandem.errors import DeadlineError, NotReadyError
 from tandem.kv.layout import KvLayout
-from tandem.kv.store import Holding, SequenceLease, SequenceUpdate, StorageStatistics
+from tandem.kv.store import Holding, PromptTokens, SequenceLease, SequenceUpdate, StorageStatistics
 from tandem.model.config import ModelConfig, WeightManifest
 from tandem.rpc.handles_client import receive_segments
 from tandem.rpc.memd_codecs import (
@@ -18,6 +18,7 @@ from tandem.rpc.memd_codecs import (
     fingerprint_from_proto,
     fingerprint_to_proto,
     lease_from_proto,
+    prompt_to_proto,
     statistics_from_proto,
     update_to_proto,
 )
@@ -140,33 +141,37 @@ class MemdClient:
     async def lease_blocks(self, holder_id: int, num_blocks: int) -> tuple[Block, ...]:
         """See `MemoryStore`."""
         request = pb.LeaseBlocksRequest(holder_id=holder_id, num_blocks=num_blocks)
-        response = await _answer(self._stub.LeaseBlocks(request))
+        response = await answer_of(self._stub.LeaseBlocks(request))
         return blocks_from_proto(response.blocks)
 
     async def return_blocks(self, holder_id: int, blocks: Sequence[Block]) -> None:
         """See `MemoryStore`."""
         request = pb.ReturnBlocksRequest(holder_id=holder_id, blocks=blocks_to_proto(blocks))
-        await _answer(self._stub.ReturnBlocks(request))
+        await answer_of(self._stub.ReturnBlocks(request))
 
     async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
         """See `MemoryStore`."""
         request = pb.AcquireSequenceRequest(
             holder_id=holder_id, lease_id=lease_id, request_id=request_id, create=create
         )
-        response = await _answer(self._stub.AcquireSequence(request))
+        response = await answer_of(self._stub.AcquireSequence(request))
         return lease_from_proto(lease_id, response)
 
-    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+    async def claim_prefix(
+        self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None
+    ) -> SequenceLease:
         """See `MemoryStore`."""
-        request = pb.ClaimPrefixRequest(holder_id=holder_id, lease_id=lease_id, keys=keys)
-        response = await _answer(self._stub.ClaimPrefix(request))
+        request = pb.ClaimPrefixRequest(
+            holder_id=holder_id, lease_id=lease_id, keys=keys, prompt=prompt_to_proto(prompt) if prompt else None
+        )
+        response = await answer_of(self._stub.ClaimPrefix(request))
         return lease_from_proto(lease_id, response)
 
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `MemoryStore`."""
         messages = [update_to_proto(update) for update in updates]
         request = pb.UpdateSequencesRequest(holder_id=holder_id, updates=messages)
-        response = await _answer(self._stub.UpdateSequences(request))
+        response = await answer_of(self._stub.UpdateSequences(request))
         return frozenset(response.lost_lease_ids)
 
     async def fork_sequence(self, parent_lease_id: int, child_lease_id: int, request_id: str, num_tokens: int) -> int:
@@ -177,34 +182,34 @@ class MemdClient:
             request_id=request_id,
             num_tokens=num_tokens,
         )
-        response = await _answer(self._stub.ForkSequence(request, timeout=CALL_TIMEOUT_S))
+        response = await answer_of(self._stub.ForkSequence(request, timeout=CALL_TIMEOUT_S))
         return int(response.num_shared_tokens)
 
     async def renew_sequences(self, lease_ids: Sequence[int]) -> frozenset[int]:
         """See `MemoryStore`."""
         request = pb.RenewSequencesRequest(lease_ids=lease_ids)
-        response = await _answer(self._stub.RenewSequences(request, timeout=CALL_TIMEOUT_S))
+        response = await answer_of(self._stub.RenewSequences(request, timeout=CALL_TIMEOUT_S))
         return frozenset(response.lost_lease_ids)
 
     async def release_sequences(self, lease_ids: Sequence[int]) -> int:
         """See `MemoryStore`."""
         request = pb.ReleaseSequencesRequest(lease_ids=lease_ids)
-        response = await _answer(self._stub.ReleaseSequences(request, timeout=CALL_TIMEOUT_S))
+        response = await answer_of(self._stub.ReleaseSequences(request, timeout=CALL_TIMEOUT_S))
         return int(response.num_blocks_freed)
 
     async def abandon_sequences(self, lease_ids: Sequence[int]) -> None:
         """See `MemoryStore`."""
         request = pb.AbandonSequencesRequest(lease_ids=lease_ids)
-        await _answer(self._stub.AbandonSequences(request, timeout=CALL_TIMEOUT_S))
+        await answer_of(self._stub.AbandonSequences(request, timeout=CALL_TIMEOUT_S))
 
     async def statistics(self) -> StorageStatistics:
         """See `MemoryStore`."""
         return statistics_from_proto(
-            await _answer(self._stub.GetStatistics(pb.GetStatisticsRequest(), timeout=CALL_TIMEOUT_S))
+            await answer_of(self._stub.GetStatistics(pb.GetStatisticsRequest(), timeout=CALL_TIMEOUT_S))
         )
 
 
-async def _answer(call: Awaitable[_Answer]) -> _Answer:
+async def answer_of(call: Awaitable[_Answer]) -> _Answer:
     """What the call answers, or the error that memd raised; a memd that does not answer is away."""
     try:
         return await call
@@ -222,7 +227,7 @@ async def _first_event_in_time(call: _AttachCall) -> pb.Attached:
 
 
 async def _first_event(call: _AttachCall) -> pb.Attached:
-    response = await _answer(call.read())
+    response = await answer_of(call.read())
     if not isinstance(response, pb.AttachResponse) or not response.HasField("attached"):
         raise NotReadyError("memd ended the attachment at once")
     return response.attached

@@ -2,7 +2,15 @@
 
 from collections.abc import Iterable
 
-from tandem.kv.store import HolderStatistics, KeyedBlock, SequenceLease, SequenceUpdate, StorageStatistics
+from tandem.kv.store import (
+    CopySource,
+    HolderStatistics,
+    KeyedBlock,
+    PromptTokens,
+    SequenceLease,
+    SequenceUpdate,
+    StorageStatistics,
+)
 from tandem.rpc.stubs.memd.v1 import memd_pb2 as pb
 from tandem.types import Block, Fingerprint
 
@@ -35,22 +43,37 @@ def fingerprint_from_proto(message: pb.Fingerprint) -> Fingerprint:
 
 def blocks_to_proto(blocks: Iterable[Block]) -> list[pb.Block]:
     """See `Block`."""
-    return [pb.Block(block_id=block.block_id, generation=block.generation) for block in blocks]
+    return list(map(_block_to_proto, blocks))
 
 
 def blocks_from_proto(messages: Iterable[pb.Block]) -> tuple[Block, ...]:
     """See `Block`."""
-    return tuple(Block(message.block_id, message.generation) for message in messages)
+    return tuple(map(_block_from_proto, messages))
 
 
 def lease_to_proto(lease: SequenceLease) -> pb.AcquireSequenceResponse:
     """See `SequenceLease`; its id is the request's."""
-    return pb.AcquireSequenceResponse(blocks=blocks_to_proto(lease.blocks), num_sealed_tokens=lease.num_sealed_tokens)
+    return pb.AcquireSequenceResponse(
+        blocks=blocks_to_proto(lease.blocks),
+        num_sealed_tokens=lease.num_sealed_tokens,
+        copy_source=None if lease.copy_source is None else _source_to_proto(lease.copy_source),
+    )
 
 
 def lease_from_proto(lease_id: int, message: pb.AcquireSequenceResponse) -> SequenceLease:
     """See `SequenceLease`."""
-    return SequenceLease(lease_id, blocks_from_proto(message.blocks), message.num_sealed_tokens)
+    source = _source_from_proto(message.copy_source) if message.HasField("copy_source") else None
+    return SequenceLease(lease_id, blocks_from_proto(message.blocks), message.num_sealed_tokens, source)
+
+
+def prompt_to_proto(prompt: PromptTokens) -> pb.PromptTokens:
+    """See `PromptTokens`."""
+    return pb.PromptTokens(namespace=prompt.namespace, token_ids=prompt.token_ids)
+
+
+def prompt_from_proto(message: pb.PromptTokens) -> PromptTokens:
+    """See `PromptTokens`."""
+    return PromptTokens(message.namespace, tuple(message.token_ids))
 
 
 def update_to_proto(update: SequenceUpdate) -> pb.SequenceUpdate:
@@ -60,15 +83,20 @@ def update_to_proto(update: SequenceUpdate) -> pb.SequenceUpdate:
         add_blocks=blocks_to_proto(update.add_blocks),
         num_sealed_tokens=update.num_sealed_tokens,
         let_go=update.let_go,
-        publish=[pb.KeyedBlock(ordinal=keyed.ordinal, key=keyed.key) for keyed in update.publish],
+        publish=[_keyed_to_proto(keyed) for keyed in update.publish],
+        copied_from=None if update.copied_from is None else _block_to_proto(update.copied_from),
     )
 
 
 def update_from_proto(message: pb.SequenceUpdate) -> SequenceUpdate:
     """See `SequenceUpdate`."""
-    publish = tuple(KeyedBlock(keyed.ordinal, keyed.key) for keyed in message.publish)
     return SequenceUpdate(
-        message.lease_id, blocks_from_proto(message.add_blocks), message.num_sealed_tokens, publish, message.let_go
+        message.lease_id,
+        blocks_from_proto(message.add_blocks),
+        message.num_sealed_tokens,
+        publish=tuple(map(_keyed_from_proto, message.publish)),
+        let_go=message.let_go,
+        copied_from=_block_from_proto(message.copied_from) if message.HasField("copied_from") else None,
     )
 
 
@@ -88,6 +116,11 @@ def statistics_to_proto(statistics: StorageStatistics) -> pb.GetStatisticsRespon
         holders=[_holder_to_proto(holder) for holder in statistics.holders],
         num_asked_blocks=statistics.num_asked_blocks,
         num_claimed_blocks=statistics.num_claimed_blocks,
+        num_asked_tokens=statistics.num_asked_tokens,
+        num_claimed_tokens=statistics.num_claimed_tokens,
+        num_evictions=statistics.num_evictions,
+        num_pinned_blocks=statistics.num_pinned_blocks,
+        num_pinnable_blocks=statistics.num_pinnable_blocks,
         num_reserve_blocks=statistics.num_reserve_blocks,
         lease_ttl_s=statistics.lease_ttl_s,
     )
@@ -109,9 +142,44 @@ def statistics_from_proto(message: pb.GetStatisticsResponse) -> StorageStatistic
         holders=tuple(_holder_from_proto(holder) for holder in message.holders),
         num_asked_blocks=message.num_asked_blocks,
         num_claimed_blocks=message.num_claimed_blocks,
+        num_asked_tokens=message.num_asked_tokens,
+        num_claimed_tokens=message.num_claimed_tokens,
+        num_evictions=message.num_evictions,
+        num_pinned_blocks=message.num_pinned_blocks,
+        num_pinnable_blocks=message.num_pinnable_blocks,
         num_reserve_blocks=message.num_reserve_blocks,
         lease_ttl_s=message.lease_ttl_s,
     )
+
+
+def _block_to_proto(block: Block) -> pb.Block:
+    return pb.Block(block_id=block.block_id, generation=block.generation)
+
+
+def _block_from_proto(message: pb.Block) -> Block:
+    return Block(message.block_id, message.generation)
+
+
+def _source_to_proto(source: CopySource) -> pb.CopySource:
+    return pb.CopySource(block=_block_to_proto(source.block), num_tokens=source.num_tokens)
+
+
+def _source_from_proto(message: pb.CopySource) -> CopySource:
+    return CopySource(_block_from_proto(message.block), message.num_tokens)
+
+
+def _keyed_to_proto(keyed: KeyedBlock) -> pb.KeyedBlock:
+    return pb.KeyedBlock(
+        ordinal=keyed.ordinal,
+        key=keyed.key,
+        parent=keyed.parent,
+        namespace=keyed.namespace,
+        token_ids=keyed.token_ids,
+    )
+
+
+def _keyed_from_proto(message: pb.KeyedBlock) -> KeyedBlock:
+    return KeyedBlock(message.ordinal, message.key, message.parent, message.namespace, tuple(message.token_ids))
 
 
 def _holder_to_proto(holder: HolderStatistics) -> pb.HolderStatistics:

@@ -47,6 +47,7 @@ _CODES: dict[type[errors.TandemError], grpc.StatusCode] = {
     errors.FingerprintMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StorageLostError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.StaleBlockError: grpc.StatusCode.ABORTED,
+    errors.PinQuotaError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.LeaseError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.LedgerCorruptError: grpc.StatusCode.DATA_LOSS,
     errors.DeviceError: grpc.StatusCode.INTERNAL,

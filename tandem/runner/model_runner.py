@@ -6,6 +6,7 @@ import torch
 
 from tandem.model.batch import ForwardBatch, SequenceRows, prepare_batch
 from tandem.model.family import Decoder
+from tandem.runner.steps import TokenCopy
 
 
 class ModelRunner:
@@ -16,6 +17,13 @@ class ModelRunner:
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._block_size = block_size
+
+    @torch.inference_mode()
+    def copy_tokens(self, copies: Sequence[TokenCopy]) -> None:
+        """Of all layers; on a GPU, in the order of what runs on the calling thread's stream."""
+        for copy in copies:
+            source = self._kv_cache[:, :, copy.source_block_id, : copy.num_tokens]
+            self._kv_cache[:, :, copy.target_block_id, : copy.num_tokens] = source
 
     @torch.inference_mode()
     def execute(self, rows: Sequence[SequenceRows]) -> torch.Tensor:

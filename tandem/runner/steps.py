@@ -10,8 +10,21 @@ from tandem.model.batch import SequenceRows
 from tandem.runner.sampler import Draw, SampledToken
 
 
+@dataclass(frozen=True, slots=True)
+class TokenCopy:
+    """KV of a block's first `num_tokens` tokens, to the same place in another block."""
+
+    source_block_id: int
+    target_block_id: int
+    num_tokens: int
+
+
 class StepRunner(Protocol):
     """One step at a time, all from one thread."""
+
+    def copy_tokens(self, copies: Sequence[TokenCopy]) -> None:
+        """Before the next step, for its rows."""
+        ...
 
     def execute(self, rows: Sequence[SequenceRows], draws: Sequence[Draw | None]) -> list[SampledToken | None]:
         """Stores the rows' KV; a token for each sequence whose entry in `draws` is not None.
@@ -23,6 +36,10 @@ class StepRunner(Protocol):
 
 class RowsRunner(Protocol):
     """What `tandem.runner.model_runner.ModelRunner` is to a step."""
+
+    def copy_tokens(self, copies: Sequence[TokenCopy]) -> None:
+        """See `StepRunner`."""
+        ...
 
     def execute(self, rows: Sequence[SequenceRows]) -> torch.Tensor:
         """Logits of each sequence's last row, ``[num_seqs, vocab_size]``."""
@@ -43,6 +60,10 @@ class LogitsThenDraws:
 
     runner: RowsRunner
     sampler: Sampler
+
+    def copy_tokens(self, copies: Sequence[TokenCopy]) -> None:
+        """See `StepRunner`."""
+        self.runner.copy_tokens(copies)
 
     def execute(self, rows: Sequence[SequenceRows], draws: Sequence[Draw | None]) -> list[SampledToken | None]:
         """See `StepRunner`."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pytest
 
 from tandem.errors import FingerprintMismatchError, LeaseError, NotFoundError, StaleBlockError
-from tandem.kv.store import KeyedBlock, MemoryStore, SequenceUpdate
+from tandem.kv.store import CopySource, MemoryStore, PromptTokens, SequenceUpdate
 from tandem.rpc.memd_client import MemdClient
 from tandem.types import Block, Fingerprint
+from tests.support.contents import NAMESPACE, block_tokens, key, keyed
 from tests.support.memd import BLOCK_SIZE, FINGERPRINT, NUM_BLOCKS, NUM_RESERVE_BLOCKS, TTL_S, LocalMemd, local_memd
 
 
@@ -210,10 +211,10 @@ async def test_no_claim_fits_everything(subject):
 async def test_published_blocks_are_claimed_by_their_keys(subject: Subject):
     one, other = await subject.attach("prefill"), await subject.attach("prefill")
     store = subject.store
-    keys = [bytes([number]) * 32 for number in range(3)]
+    keys = [key(number) for number in range(3)]
     await store.acquire_sequence(one.holder_id, 1, "a", create=True)
     blocks = await store.lease_blocks(one.holder_id, 3)
-    publish = tuple(KeyedBlock(ordinal, key) for ordinal, key in enumerate(keys[:2]))
+    publish = (keyed(0), keyed(1))
     await store.update_sequences(one.holder_id, [SequenceUpdate(1, blocks, 2 * BLOCK_SIZE + 1, publish)])
     await store.release_sequences([1])
     assert (await store.statistics()).num_cached_blocks == 2
@@ -229,6 +230,30 @@ async def test_published_blocks_are_claimed_by_their_keys(subject: Subject):
     assert (await store.statistics()).num_cached_blocks == 2
     with pytest.raises(NotFoundError):
         await store.claim_prefix(other.holder_id, 3, keys)
+
+
+async def test_what_begins_a_published_block_can_be_copied_while_that_is_there(subject: Subject):
+    holder = await subject.attach("decode")
+    store = subject.store
+    await store.acquire_sequence(holder.holder_id, 1, "a", create=True)
+    blocks = await store.lease_blocks(holder.holder_id, 2)
+    publish = (keyed(0), keyed(1))
+    await store.update_sequences(holder.holder_id, [SequenceUpdate(1, blocks, 2 * BLOCK_SIZE, publish)])
+    await store.release_sequences([1])
+    await store.acquire_sequence(holder.holder_id, 2, "b", create=True)
+    prompt = PromptTokens(NAMESPACE, (*block_tokens(0), *block_tokens(1)[:3]))
+    lease = await store.claim_prefix(holder.holder_id, 2, [key(0)], prompt)
+    assert lease.copy_source == CopySource(blocks[1], 3)
+    (own,) = await store.lease_blocks(holder.holder_id, 1)
+    update = SequenceUpdate(2, (own,), BLOCK_SIZE + 3, copied_from=lease.copy_source.block)
+    assert await store.update_sequences(holder.holder_id, [update]) == frozenset()
+    assert len(await store.lease_blocks(holder.holder_id, NUM_BLOCKS)) == NUM_BLOCKS - 2  # the source is given away
+    later = SequenceUpdate(2, (), BLOCK_SIZE + 4, copied_from=lease.copy_source.block)
+    assert await store.update_sequences(holder.holder_id, [later]) == {2}
+    assert await store.update_sequences(holder.holder_id, [SequenceUpdate(2, (), BLOCK_SIZE + 4)]) == {2}
+    statistics = await store.statistics()
+    assert (statistics.num_asked_tokens, statistics.num_claimed_tokens) == (BLOCK_SIZE + 3, BLOCK_SIZE + 3)
+    assert statistics.num_evictions == 1
 
 
 async def test_an_abandoned_lease_ends_when_nobody_holds_it(subject: Subject):

@@ -34,13 +34,13 @@ def test_warm_prompts_find_what_they_share_and_are_answered_as_the_cold_ones(mod
     assert isinstance(result, ReuseResult)
     found = {(each.warmth, each.length): each.num_cached_tokens for each in result.savings.series}
     assert found == {
-        (Warmth.ONE_BLOCK, 16): (0, 0),
+        (Warmth.LEAST, 1): (0, 0),
         (Warmth.COLD, 64): (0, 0),
         (Warmth.HALF, 64): (32, 32),
-        (Warmth.CACHED, 64): (48, 48),
+        (Warmth.CACHED, 64): (63, 63),
         (Warmth.COLD, 200): (0, 0),
-        (Warmth.HALF, 200): (96, 96),
-        (Warmth.CACHED, 200): (192, 192),
+        (Warmth.HALF, 200): (100, 100),
+        (Warmth.CACHED, 200): (199, 199),
     }
     assert [(each.num_answers, each.num_other_answers) for each in result.savings.agreements] == [(4, 0), (4, 0)]
 

@@ -3,10 +3,18 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from contextlib import closing
+from functools import partial
 
 import grpc
 import pytest
 
+from bench.commands.soak import kv_bytes
+from bench.reuse.asking import asker
+from bench.reuse.soak import SoakPlan, revive, soak
+from bench.workloads.tokens import TokenRange
+from tandem.clock import MonotonicClock
+from tandem.rpc.gateway_client import GatewayClient
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from tests.e2e.test_load import idle_statistics
@@ -45,8 +53,14 @@ async def test_a_prompt_seen_before_is_reused_and_answered_alike(stub):
     assert (num_first, num_again) == (0, 96)
     assert again == first
     other, num_other = await ask(stub, [*text(1, 50), *text(2, 50)])
-    assert num_other == 48
+    assert num_other == 50
     assert other == (await ask(stub, [*text(1, 50), *text(2, 50)], salt="cold"))[0]
+
+
+async def test_a_prompt_that_is_there_whole_computes_one_token(stub):
+    first, _ = await ask(stub, text(6, 96))
+    again, num_again = await ask(stub, text(6, 96))
+    assert (again, num_again) == (first, 95)
 
 
 async def test_a_salt_shares_with_itself_alone(stub):
@@ -70,44 +84,18 @@ async def test_reuse_can_be_switched_off(model):
             assert [(await ask(plain, text(1, 40)))[1] for _ in range(2)] == [0, 0]
 
 
-def shared_prefix(number: int) -> list[int]:
-    rng = random.Random(number)
-    return [*text(rng.randrange(6), rng.choice([16, 40, 90, 160])), *text(1000 + number, rng.randrange(1, 30))]
-
-
-async def test_shared_prefixes_under_load_eviction_and_kills_give_the_cold_answers(system, stub, model):
-    """The pool holds a part of the prompts only; prefill and decode are killed on the way."""
-    cold = [await ask(stub, shared_prefix(number), salt=str(number)) for number in range(NUM_REQUESTS)]
-    assert not any(num_cached for _, num_cached in cold)
-    roomy = await idle_statistics(system)
-    kv_bytes = roomy.kv_bytes // roomy.num_blocks * 90
-    small = {"memd": {"kv-bytes": kv_bytes, "dtype": "float32", "reserve-blocks": 4}}
-    with deployment(model, small) as tight:
-        async with grpc.aio.insecure_channel(tight.gateway) as channel:
-            warm = await load_with_kills(tight, pb_grpc.GatewayServiceStub(channel))
-        statistics = await idle_statistics(tight)
+def test_shared_prefixes_under_load_eviction_and_kills_give_the_cold_answers(model):
+    """`tandem bench soak`, short: the pool holds a part of the prompts only."""
+    plan = SoakPlan(NUM_REQUESTS, AT_ONCE, 3, TokenRange(1, 199))
+    small = {"memd": {"kv-bytes": kv_bytes(model, 90), "dtype": "float32", "reserve-blocks": 4}}
+    with deployment(model, small) as tight, closing(GatewayClient(tight.gateway)) as client:
+        result = soak(plan, asker(client, MonotonicClock()), partial(revive, tight), lambda: None)
+        statistics = asyncio.run(idle_statistics(tight))
         assert '"lease.expired"' not in tight.log("memd")
-    assert [tokens for tokens, _ in warm] == [tokens for tokens, _ in cold]
-    assert sum(num_cached > 0 for _, num_cached in warm) > NUM_REQUESTS // 4
-    assert statistics.num_claimed_blocks > 0
+    assert result.num_other_answers == 0
+    assert result.num_reusing_requests > NUM_REQUESTS // 4
+    assert statistics.num_claimed_tokens >= result.num_cached_tokens
+    assert statistics.num_evictions > 0
     assert statistics.num_free_blocks + statistics.num_spare_blocks + statistics.num_cached_blocks == (
         statistics.num_blocks
     )
-
-
-async def load_with_kills(system, stub) -> list[tuple[list[int], int]]:
-    slots = asyncio.Semaphore(AT_ONCE)
-    num_done = 0
-
-    async def one(number: int) -> tuple[list[int], int]:
-        nonlocal num_done
-        async with slots:
-            answer = await ask(stub, shared_prefix(number))
-        num_done += 1
-        if num_done in (30, 60, 90):
-            service = "decode" if num_done == 60 else "prefill"
-            system.kill(service)
-            system.start(service)
-        return answer
-
-    return await asyncio.gather(*(one(number) for number in range(NUM_REQUESTS)))

@@ -75,7 +75,7 @@ async def metrics(port: object) -> str:
             try:
                 with await asyncio.to_thread(urlopen, f"http://127.0.0.1:{port}/metrics") as answer:
                     return answer.read().decode()
-            except URLError:
+            except (URLError, ConnectionError):  # nobody has it, or one that ends took the connection
                 await asyncio.sleep(0.05)
 
 

@@ -12,7 +12,7 @@ from services.memd.daemon import HANDLE_SOCKET, Daemon, Segments, Storage
 from services.memd.description import Description, write_description
 from services.memd.handles import HandleServer
 from services.memd.loader_protocol import LoadPlan
-from services.memd.service import SERVICE_NAME, add_to_server
+from services.memd.service import SERVICE_NAMES, add_to_server
 from services.memd.store import LocalStore, StorageFacts
 from tandem.clock import ManualClock
 from tandem.device.cpu.memory import MemfdExporter
@@ -26,6 +26,7 @@ from tandem.types import Fingerprint
 NUM_BLOCKS = 16
 BLOCK_SIZE = 4
 NUM_RESERVE_BLOCKS = 2
+NUM_PINNABLE_BLOCKS = 4
 TTL_S = 30.0
 FINGERPRINT = Fingerprint("digest", "bfloat16", "bfloat16", "layout", BLOCK_SIZE, NUM_BLOCKS, "1.0")
 LAYOUT = KvLayout(2, NUM_BLOCKS, BLOCK_SIZE, 1, 8, "bfloat16")
@@ -71,7 +72,9 @@ class LocalMemd:
 
 def make_facts() -> StorageFacts:
     """Of the storage that `make_storage` makes."""
-    return StorageFacts(FINGERPRINT, MANIFEST.total_bytes, LAYOUT.total_bytes, NUM_RESERVE_BLOCKS, TTL_S)
+    return StorageFacts(
+        FINGERPRINT, MANIFEST.total_bytes, LAYOUT.total_bytes, NUM_RESERVE_BLOCKS, TTL_S, NUM_PINNABLE_BLOCKS
+    )
 
 
 def make_storage(run_dir: Path, clock: ManualClock) -> tuple[Storage, Ledger]:
@@ -81,7 +84,7 @@ def make_storage(run_dir: Path, clock: ManualClock) -> tuple[Storage, Ledger]:
     weights.seal()
     kv = exporter.create("kv", LAYOUT.total_bytes)
     description = write_description(Description({}, PLAN, LAYOUT))
-    segments = Segments(weights, kv, exporter.create("ledger", ledger_bytes(NUM_BLOCKS)), description)
+    segments = Segments(weights, kv, exporter.create("ledger", ledger_bytes(NUM_BLOCKS, BLOCK_SIZE)), description)
     ledger = Ledger.create(map_ledger(segments), num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, epoch=5)
     store = LocalStore(ledger, make_facts(), clock)
     return Storage(segments, store, PLAN, LAYOUT, run_dir / HANDLE_SOCKET), ledger
@@ -102,7 +105,7 @@ async def local_memd(*, loaded: bool = True) -> AsyncIterator[LocalMemd]:
         if loaded:
             daemon.ready(storage)
         address = f"unix:{name}/memd.sock"
-        host = ServiceHost([SERVICE_NAME], [address])
+        host = ServiceHost(SERVICE_NAMES, [address])
         add_to_server(daemon, host.server)
         handles = HandleServer(
             storage.handle_socket, (storage.segments.weights, storage.segments.kv), storage.store.is_attached

@@ -10,7 +10,7 @@ from tandem.clock import ManualClock
 from tandem.errors import NotReadyError
 from tandem.kv.ledger import Ledger
 from tandem.kv.records import ledger_bytes
-from tandem.kv.store import Holding, SequenceLease, SequenceUpdate
+from tandem.kv.store import Holding, PromptTokens, SequenceLease, SequenceUpdate
 from tandem.types import Block, Fingerprint, Phase
 from tests.support.phase_fakes import BLOCK_SIZE
 from tests.unit.kv.test_ledger_crash import run_killed_at
@@ -30,7 +30,7 @@ class MortalMemd:
         self.num_deaths = 0
         self._chance = chance
         self._kill_rate = kill_rate
-        self._buffer = bytearray(ledger_bytes(num_blocks))
+        self._buffer = bytearray(ledger_bytes(num_blocks, BLOCK_SIZE))
         self.ledger = Ledger.create(self._buffer, num_blocks=num_blocks, block_size=BLOCK_SIZE, epoch=1)
         self._store: LocalStore | None = self._serve(self.ledger)
         self._attachments: list[MortalAttachment] = []
@@ -66,8 +66,10 @@ class MortalMemd:
     async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
         return await self._call(lambda store: store.acquire_sequence(holder_id, lease_id, request_id, create))
 
-    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
-        return await self._call(lambda store: store.claim_prefix(holder_id, lease_id, keys), RARE)
+    async def claim_prefix(
+        self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None
+    ) -> SequenceLease:
+        return await self._call(lambda store: store.claim_prefix(holder_id, lease_id, keys, prompt), RARE)
 
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         return await self._call(lambda store: store.update_sequences(holder_id, updates))

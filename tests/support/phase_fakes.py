@@ -15,7 +15,7 @@ from services.prefill.engine import PrefillEngine
 from tandem.clock import Clock, MonotonicClock
 from tandem.device.partition import Applied, RestartRequired
 from tandem.errors import LeaseError, NotFoundError, NotReadyError, StaleBlockError, TandemError
-from tandem.kv.store import SequenceLease, SequenceUpdate, StorageStatistics
+from tandem.kv.store import PromptTokens, SequenceLease, SequenceUpdate, StorageStatistics
 from tandem.model.batch import SequenceRows
 from tandem.phase.crew import Crew
 from tandem.phase.joint import JointWork
@@ -27,7 +27,7 @@ from tandem.phase.share import ShareKeeper
 from tandem.phase.stepper import Stepper
 from tandem.phase.supply import SupplyPolicy
 from tandem.runner.sampler import Draw, SampledToken
-from tandem.runner.steps import LogitsThenDraws
+from tandem.runner.steps import LogitsThenDraws, TokenCopy
 from tandem.telemetry.metrics import PhaseMetrics
 from tandem.types import (
     AbortSequence,
@@ -80,6 +80,11 @@ class Slots:
         end = rows.start + len(rows.token_ids)
         return [self.tokens.get(self._slot(rows, position), -1) for position in range(end)]
 
+    def copy(self, copies: Sequence[TokenCopy]) -> None:
+        for copy in copies:
+            for offset in range(copy.num_tokens):
+                self.tokens[copy.target_block_id, offset] = self.tokens[copy.source_block_id, offset]
+
     def _slot(self, rows: SequenceRows, position: int) -> tuple[int, int]:
         return rows.block_ids[position // BLOCK_SIZE], position % BLOCK_SIZE
 
@@ -94,6 +99,9 @@ class FakeRunner:
         self.gate.set()
         self.entered = threading.Event()
         self._slots = slots
+
+    def copy_tokens(self, copies: Sequence[TokenCopy]) -> None:
+        self._slots.copy(copies)
 
     def execute(self, rows: Sequence[SequenceRows]) -> torch.Tensor:
         copies = tuple(SequenceRows(tuple(r.token_ids), r.start, tuple(r.block_ids)) for r in rows)
@@ -199,7 +207,9 @@ class FakeStore:
         lease.holder_id = holder_id
         return SequenceLease(lease_id, tuple(lease.blocks), lease.num_sealed)
 
-    async def claim_prefix(self, holder_id: int, lease_id: int, keys: Sequence[bytes]) -> SequenceLease:
+    async def claim_prefix(
+        self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None
+    ) -> SequenceLease:
         """This store publishes nothing."""
         lease = self.leases[lease_id]
         return SequenceLease(lease_id, tuple(lease.blocks), lease.num_sealed)

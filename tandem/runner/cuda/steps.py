@@ -20,6 +20,7 @@ from tandem.runner.cuda.inputs import StaticInputs, StaticOutputs, make_inputs, 
 from tandem.runner.cuda.stage import DecodeRow, Stage, decode_row
 from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import Draw, SampledToken, sample
+from tandem.runner.steps import TokenCopy
 
 SampleRows = Callable[[torch.Tensor, SamplingRows], torch.Tensor]
 """`kernels.gpu.sample_tokens.sample_tokens`."""
@@ -47,6 +48,10 @@ class CudaSteps:
         self._places: dict[Bucket, _Place] = {}
         self._outputs: dict[int, StaticOutputs] = {}  # by number of rows
         self._replays: dict[tuple[StreamShare, Bucket], Callable[[], None]] = {}
+
+    def copy_tokens(self, copies: Sequence[TokenCopy]) -> None:
+        """See `StepRunner`. What comes after it waits for it, on the device."""
+        self._runner(self._graphs.share().num_sms).copy_tokens(copies)
 
     @torch.inference_mode()
     def execute(self, rows: Sequence[SequenceRows], draws: Sequence[Draw | None]) -> list[SampledToken | None]:

@@ -1,6 +1,6 @@
 """`tandem bench reuse` and `hits`: what is asked in which order, what is made of the replies, and the replay."""
 
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from bench.reuse.asking import Question, Reply
 from bench.reuse.display import answer_table, hits_table, ttft_table
 from bench.reuse.replay import Served, replay
 from bench.reuse.results import HitsResult, ReuseResult, hit_rate
-from bench.reuse.rounds import ONE_BLOCK_TOKENS, Plan, Sample, Warmth, measure, plan_round
+from bench.reuse.rounds import LEAST_TOKENS, Plan, Sample, Warmth, measure, plan_round
 from bench.reuse.summary import summarise
 from bench.reuse.trace import ANY_SIZE, IDLE_POOL, POOL, Replay, Text, replays, serve
 from bench.workloads.request import PlannedRequest, Span
@@ -25,7 +25,7 @@ from tandem.cli.main import main
 from tandem.kv.contents import block_keys
 from tandem.kv.ledger import Ledger
 from tandem.kv.records import ledger_bytes
-from tandem.kv.store import KeyedBlock, SequenceUpdate, StorageStatistics
+from tandem.kv.store import KeyedBlock, PromptTokens, SequenceUpdate, StorageStatistics
 from tandem.types import Fingerprint
 
 BLOCK = 16
@@ -56,7 +56,7 @@ def test_every_round_finds_what_its_warmth_says_and_no_more():
     assert len(steps) == len(cache.questions) == PLAN.num_steps == 4 * (1 + 2 * 4)
     found = {(each.warmth, each.length): each.reply.num_cached_tokens for each in samples}
     assert found == {
-        (Warmth.ONE_BLOCK, ONE_BLOCK_TOKENS): 0,
+        (Warmth.LEAST, LEAST_TOKENS): 0,
         **{(Warmth.COLD, length): 0 for length in PLAN.lengths},
         **{(Warmth.HALF, length): length // 2 for length in PLAN.lengths},
         **{(Warmth.CACHED, length): length - BLOCK for length in PLAN.lengths},
@@ -86,7 +86,7 @@ def test_savings_are_the_rounds_ratios_and_the_lines_through_their_medians():
     speedups = {(each.warmth, each.length): each.median for each in savings.speedups}
     assert speedups[Warmth.CACHED, 64] == pytest.approx(7.4 / 2.6)
     assert speedups[Warmth.HALF, 128] == pytest.approx(13.8 / 7.4)
-    assert [each.median for each in savings.marginal_ms] == pytest.approx([0, 0])
+    assert [each.median for each in savings.marginal_ms] == pytest.approx([1.5, 1.5])
     growth = {each.warmth: (each.at_zero_ms, each.ms_per_1000_tokens) for each in savings.growth}
     assert growth[Warmth.COLD] == pytest.approx((1, 100))
     assert growth[Warmth.HALF] == pytest.approx((1, 50))
@@ -95,14 +95,14 @@ def test_savings_are_the_rounds_ratios_and_the_lines_through_their_medians():
 
 
 def sample(number: int, warmth: Warmth, ttft_ms: float, *token_ids: int) -> Sample:
-    length = ONE_BLOCK_TOKENS if warmth is Warmth.ONE_BLOCK else 64
+    length = LEAST_TOKENS if warmth is Warmth.LEAST else 64
     return Sample(number, warmth, length, Reply(ttft_ms, token_ids, 0))
 
 
 def uneven_samples() -> list[Sample]:
     """Two rounds of one length; half's answers differ late, cached's from the first token on in the second round."""
     return [
-        *(sample(number, Warmth.ONE_BLOCK, 2.0, 1, 1) for number in (1, 2)),
+        *(sample(number, Warmth.LEAST, 2.0, 1, 1) for number in (1, 2)),
         *(sample(number, Warmth.COLD, 10.0 * number, 5, 6) for number in (1, 2)),
         *(sample(number, Warmth.HALF, 8.0, 5, 7) for number in (1, 2)),
         sample(1, Warmth.CACHED, 4.0, 5, 6),
@@ -124,8 +124,9 @@ def served(*prompts: str, answer: str = "!") -> list[Served]:
     return [Served(tuple(map(ord, prompt)), tuple(map(ord, answer)), 0) for prompt in prompts]
 
 
-def test_a_replay_reuses_whole_blocks_and_computes_the_last_token():
-    assert replay(served("abcdef", "abcdxx", "abcdefgh", "abcdefgh"), 2, None) == (0, 4, 6, 6)
+def test_a_replay_reuses_all_that_is_there_and_computes_the_last_token():
+    assert replay(served("abcdef", "abcdxx", "abcdefgh", "abcdefgh"), 2, None) == (0, 4, 6, 7)
+    assert replay(served("abcdef", "abcdex", "abxxxx", "axbxxx"), 3, None) == (0, 5, 2, 1)
 
 
 def test_a_replay_reuses_answers_but_for_their_last_token():
@@ -139,21 +140,35 @@ def test_a_full_replay_gives_up_the_longest_unused_and_ends_first():
     assert replay(served("aabbc", "ddc", "aabbc", "ddc"), 2, 3) == (0, 0, 2, 0)
 
 
+ROOT = b"N" * 32
+
+
 def through_ledger(requests: list[Served], block_size: int, num_blocks: int) -> tuple[int, ...]:
     """What memd's own ledger shares with each, its holder having nothing ahead."""
-    buffer = bytearray(ledger_bytes(num_blocks))
+    buffer = bytearray(ledger_bytes(num_blocks, block_size))
     ledger = Ledger.create(buffer, num_blocks=num_blocks, block_size=block_size, epoch=1)
     holder = ledger.add_holder("decode", 1)
     found = []
     for lease_id, request in enumerate(requests, start=1):
-        keys = block_keys(b"", request.prompt, block_size)
+        keys = block_keys(ROOT, request.prompt, block_size)
         ledger.acquire_sequence(holder, lease_id, "r", create=True, now_s=0.0)
-        lease = ledger.claim_prefix(holder, lease_id, block_keys(b"", request.prompt[:-1], block_size), 0)
-        found.append(lease.num_sealed_tokens)
+        claimable = request.prompt[:-1]
+        lease = ledger.claim_prefix(
+            holder,
+            lease_id,
+            block_keys(ROOT, claimable, block_size),
+            0,
+            prompt=PromptTokens(ROOT, claimable),
+            now_s=0.0,
+        )
+        found.append(lease.num_sealed_tokens + (lease.copy_source.num_tokens if lease.copy_source else 0))
         missing = -(-len(request.prompt) // block_size) - len(lease.blocks)
         blocks = ledger.lease_blocks(holder, missing, 0)
-        publish = tuple(KeyedBlock(ordinal, key) for ordinal, key in enumerate(keys))
-        ledger.update_sequences(holder, [SequenceUpdate(lease_id, blocks, len(request.prompt), publish)])
+        publish = tuple(
+            KeyedBlock(ordinal, key, parent, ROOT, request.prompt[ordinal * block_size :][:block_size])
+            for ordinal, (parent, key) in enumerate(pairwise((ROOT, *keys)))
+        )
+        ledger.update_sequences(holder, [SequenceUpdate(lease_id, blocks, len(request.prompt), publish)], now_s=0.0)
         ledger.release_sequences([lease_id])
     ledger.check()
     return tuple(found)
@@ -165,7 +180,7 @@ def through_ledger(requests: list[Served], block_size: int, num_blocks: int) -> 
     num_blocks=st.integers(6, 14),
 )
 def test_a_replay_is_what_the_ledger_does(prompts, num_blocks):
-    """Of prompts that end within a block: of one that is there whole, the ledger leaves the last block where it is."""
+    """Of prompts that end within a block."""
     requests = served(*("".join(parts) + "." for parts in prompts))
     assert replay(requests, 2, num_blocks) == through_ledger(requests, 2, num_blocks)
 
@@ -178,7 +193,7 @@ def test_a_trace_is_asked_in_order_and_replayed_at_three_sizes():
     assert [each.num_cached_tokens for each in answers] == [0, 32, 32]
     pool = StorageStatistics(Fingerprint(block_size=BLOCK), 1, 9, 0, 4, 0, 0, 0, 0, 0, ())
     by_name = {each.name: (each.num_blocks, each.num_cached_tokens) for each in replays(answers, pool)}
-    assert by_name == {POOL: (9, (0, 32, 32)), IDLE_POOL: (5, (0, 32, 32)), ANY_SIZE: (None, (0, 32, 32))}
+    assert by_name == {POOL: (9, (0, 40, 40)), IDLE_POOL: (5, (0, 40, 40)), ANY_SIZE: (None, (0, 40, 40))}
 
 
 FACTS = WorkloadFacts("mooncake", "closed:1", 2, 1.0, 0)

@@ -44,6 +44,7 @@ def test_every_command_has_help():
         "logs",
         "model",
         "bench",
+        "cache",
     }
     for name in main.commands:
         assert invoke(name, "--help").exit_code == 0

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from services.gateway.chat import ChatMessage
 from services.gateway.service import SERVICE_NAME, add_to_server
 from tandem.config.settings import GatewayConfig
+from tandem.kv.contents import block_keys
 from tandem.model.metadata import read_metadata
 from tandem.rpc.server import ServiceHost
 from tandem.rpc.stubs.common.v1 import common_pb2
@@ -289,6 +290,21 @@ async def test_tokenize(server):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await server.stub.Tokenize(pb.TokenizeRequest())
     assert caught.value.code() == CODE.INVALID_ARGUMENT
+
+
+async def test_the_keys_of_a_prompt_are_those_that_its_phases_get(server):
+    where = await server.stub.GetCacheKeys(
+        pb.GetCacheKeysRequest(token_ids=pb.TokenIds(ids=range(40)), cache_salt="us")
+    )
+    call = server.stub.Generate(pb.GenerateRequest(text="hi", cache_salt="us"))
+    async with asyncio.timeout(20):
+        while not server.rig.prefill.held:
+            await asyncio.sleep(0.001)
+    assert {spec.cache_namespace for spec in server.rig.prefill.held.values()} == {where.namespace}
+    call.cancel()
+    assert tuple(where.keys) == block_keys(where.namespace, range(40), 16)
+    other = await server.stub.GetCacheKeys(pb.GetCacheKeysRequest(cache_salt="them"))
+    assert (other.namespace != where.namespace, list(other.keys)) == (True, [])
 
 
 async def test_model_info_and_status(server):

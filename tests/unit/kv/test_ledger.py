@@ -1,17 +1,22 @@
+from dataclasses import replace
+
 import pytest
 
 from tandem.errors import LeaseError, NotFoundError, StaleBlockError
 from tandem.kv.ledger import Ledger
 from tandem.kv.outcomes import EndedLease, Expiry
 from tandem.kv.records import MAX_HOLDERS, ledger_bytes
-from tandem.kv.store import KeyedBlock, SequenceLease, SequenceUpdate
+from tandem.kv.store import SequenceLease, SequenceUpdate
 from tandem.types import Block
+from tests.support.contents import key, keyed
 
 BLOCK_SIZE = 4
 
 
 def make(num_blocks: int = 8) -> Ledger:
-    return Ledger.create(bytearray(ledger_bytes(num_blocks)), num_blocks=num_blocks, block_size=BLOCK_SIZE, epoch=1)
+    return Ledger.create(
+        bytearray(ledger_bytes(num_blocks, BLOCK_SIZE)), num_blocks=num_blocks, block_size=BLOCK_SIZE, epoch=1
+    )
 
 
 def with_sequence(num_blocks: int, num_sealed: int) -> tuple[Ledger, int, tuple[Block, ...]]:
@@ -20,7 +25,7 @@ def with_sequence(num_blocks: int, num_sealed: int) -> tuple[Ledger, int, tuple[
     holder = ledger.add_holder("decode", 1)
     blocks = ledger.lease_blocks(holder, num_blocks, 0)
     ledger.acquire_sequence(holder, 100, "r", create=True, now_s=0.0)
-    assert ledger.update_sequences(holder, [SequenceUpdate(100, blocks, num_sealed)]) == frozenset()
+    assert ledger.update_sequences(holder, [SequenceUpdate(100, blocks, num_sealed)], now_s=0.0) == frozenset()
     return ledger, holder, blocks
 
 
@@ -76,7 +81,7 @@ def test_a_handover_keeps_the_blocks_and_refuses_the_one_before():
     lease = ledger.acquire_sequence(decode, 100, "r", create=False, now_s=1.0)
     assert (lease.blocks, lease.num_sealed_tokens) == (blocks, 10)
     (late,) = ledger.lease_blocks(prefill, 1, 0)
-    assert ledger.update_sequences(prefill, [SequenceUpdate(100, (late,), 12)]) == {100}
+    assert ledger.update_sequences(prefill, [SequenceUpdate(100, (late,), 12)], now_s=0.0) == {100}
     assert ledger.acquire_sequence(decode, 100, "r", create=True, now_s=1.0) == lease
     ledger.return_blocks(prefill, [late])
     assert counts(ledger) == (5, 0, 3, 0)
@@ -85,7 +90,9 @@ def test_a_handover_keeps_the_blocks_and_refuses_the_one_before():
 def test_a_refused_update_does_not_stop_the_others():
     ledger, holder, _ = with_sequence(1, 4)
     one, two = ledger.lease_blocks(holder, 2, 0)
-    assert ledger.update_sequences(holder, [SequenceUpdate(99, (one,), 4), SequenceUpdate(100, (two,), 8)]) == {99}
+    assert ledger.update_sequences(
+        holder, [SequenceUpdate(99, (one,), 4), SequenceUpdate(100, (two,), 8)], now_s=0.0
+    ) == {99}
     assert counts(ledger) == (5, 1, 2, 0)
 
 
@@ -95,19 +102,19 @@ def test_an_update_with_a_block_of_others_changes_nothing():
     ledger.acquire_sequence(holder, 101, "s", create=True, now_s=0.0)
     updates = [SequenceUpdate(101, (good,), 4), SequenceUpdate(100, (leased,), 8)]
     with pytest.raises(LeaseError, match="block 0 is no spare block of holder 1: it is LEASED"):
-        ledger.update_sequences(holder, updates)
+        ledger.update_sequences(holder, updates, now_s=0.0)
     assert ledger.acquire_sequence(holder, 101, "s", create=False, now_s=0.0).blocks == ()
     with pytest.raises(LeaseError, match="named twice"):
-        ledger.update_sequences(holder, [SequenceUpdate(101, (good,), 4), SequenceUpdate(100, (good,), 8)])
+        ledger.update_sequences(holder, [SequenceUpdate(101, (good,), 4), SequenceUpdate(100, (good,), 8)], now_s=0.0)
     assert counts(ledger) == (6, 1, 1, 0)
 
 
 def test_sealed_tokens_never_fall_and_never_pass_the_blocks():
     ledger, holder, _ = with_sequence(2, 7)
-    ledger.update_sequences(holder, [SequenceUpdate(100, (), 5)])
+    ledger.update_sequences(holder, [SequenceUpdate(100, (), 5)], now_s=0.0)
     assert ledger.acquire_sequence(holder, 100, "r", create=False, now_s=0.0).num_sealed_tokens == 7
     with pytest.raises(LeaseError, match="9 tokens sealed, its blocks hold 8"):
-        ledger.update_sequences(holder, [SequenceUpdate(100, (), 9)])
+        ledger.update_sequences(holder, [SequenceUpdate(100, (), 9)], now_s=0.0)
 
 
 @pytest.mark.parametrize(("num_tokens", "num_shared"), [(3, 0), (4, 4), (11, 8), (40, 8)])
@@ -144,7 +151,7 @@ def test_forks_leave_room_for_every_block_to_be_leased():
     assert shared[0] == 16
     assert shared[-1] == 0
     rest = ledger.lease_blocks(holder, 4, 0)
-    assert ledger.update_sequences(holder, [SequenceUpdate(100, rest, 32)]) == frozenset()
+    assert ledger.update_sequences(holder, [SequenceUpdate(100, rest, 32)], now_s=0.0) == frozenset()
     assert counts(ledger) == (0, 0, 8, 0)
 
 
@@ -181,7 +188,7 @@ def test_a_lease_that_nobody_renews_is_first_taken_from_its_holder():
     ledger, holder, _ = with_sequence(3, 10)
     assert ledger.expire(now_s=11.0, ttl_s=10.0) == Expiry((), (100,))
     assert counts(ledger) == (5, 0, 3, 0)
-    assert ledger.update_sequences(holder, [SequenceUpdate(100, (), 12)]) == {100}
+    assert ledger.update_sequences(holder, [SequenceUpdate(100, (), 12)], now_s=0.0) == {100}
     assert ledger.expire(now_s=21.0, ttl_s=10.0) == Expiry((), ())
     assert ledger.expire(now_s=21.1, ttl_s=10.0) == Expiry((EndedLease(100, 3),), ())
 
@@ -220,22 +227,18 @@ def test_the_largest_ids_fit():
     assert ledger.release_sequences([top]) == (EndedLease(top, 0),)
 
 
-def key(number: int) -> bytes:
-    return bytes([number]) * 32
-
-
 def with_cached(num_blocks: int) -> tuple[Ledger, int, tuple[Block, ...]]:
     """A ledger that keeps `num_blocks` blocks, published under keys 0, 1, 2 ..., for nobody."""
     ledger, holder, blocks = with_sequence(num_blocks, num_blocks * BLOCK_SIZE)
-    publish = tuple(KeyedBlock(ordinal, key(ordinal)) for ordinal in range(num_blocks))
-    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, publish)])
+    publish = tuple(keyed(ordinal) for ordinal in range(num_blocks))
+    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, publish)], now_s=0.0)
     ledger.release_sequences([100])
     return ledger, holder, blocks
 
 
 def claim(ledger: Ledger, holder: int, lease_id: int, numbers: range, num_reserve_blocks: int = 0) -> SequenceLease:
     ledger.acquire_sequence(holder, lease_id, "r", create=True, now_s=0.0)
-    return ledger.claim_prefix(holder, lease_id, [key(number) for number in numbers], num_reserve_blocks)
+    return ledger.claim_prefix(holder, lease_id, [key(number) for number in numbers], num_reserve_blocks, now_s=0.0)
 
 
 def test_published_blocks_outlive_their_lease_and_are_shared_by_the_next():
@@ -252,15 +255,15 @@ def test_published_blocks_outlive_their_lease_and_are_shared_by_the_next():
 def test_a_run_ends_at_the_first_key_that_nobody_has():
     ledger, holder, blocks = with_cached(3)
     ledger.acquire_sequence(holder, 200, "r", create=True, now_s=0.0)
-    lease = ledger.claim_prefix(holder, 200, [key(0), key(9), key(2)], 0)
+    lease = ledger.claim_prefix(holder, 200, [key(0), key(9), key(2)], 0, now_s=0.0)
     assert lease.blocks == blocks[:1]
 
 
 def test_a_claim_can_be_made_longer_and_given_up():
     ledger, holder, blocks = with_cached(3)
     claim(ledger, holder, 200, range(1))
-    assert ledger.claim_prefix(holder, 200, [key(0), key(1), key(2)], 0).blocks == blocks
-    assert ledger.claim_prefix(holder, 200, [], 0) == SequenceLease(200, (), 0)
+    assert ledger.claim_prefix(holder, 200, [key(0), key(1), key(2)], 0, now_s=0.0).blocks == blocks
+    assert ledger.claim_prefix(holder, 200, [], 0, now_s=0.0) == SequenceLease(200, (), 0)
     assert counts(ledger) == (5, 0, 0, 3)
 
 
@@ -268,10 +271,10 @@ def test_a_lease_with_tokens_of_its_own_claims_nothing():
     ledger, holder, _ = with_cached(2)
     claim(ledger, holder, 200, range(1))
     own = ledger.lease_blocks(holder, 1, 0)
-    ledger.update_sequences(holder, [SequenceUpdate(200, own, BLOCK_SIZE + 1)])
-    assert len(ledger.claim_prefix(holder, 200, [key(0), key(1)], 0).blocks) == 2
+    ledger.update_sequences(holder, [SequenceUpdate(200, own, BLOCK_SIZE + 1)], now_s=0.0)
+    assert len(ledger.claim_prefix(holder, 200, [key(0), key(1)], 0, now_s=0.0).blocks) == 2
     with pytest.raises(LeaseError, match=f"lease 200 is worked on by holder {holder}, not {holder + 1}"):
-        ledger.claim_prefix(ledger.add_holder("prefill", 2), 200, [], 0)
+        ledger.claim_prefix(ledger.add_holder("prefill", 2), 200, [], 0, now_s=0.0)
 
 
 def test_the_cached_go_last_and_the_end_of_a_sequence_before_its_beginning():
@@ -294,7 +297,7 @@ def test_of_equal_contents_one_is_published():
     ledger, holder, _ = with_cached(1)
     (own,) = ledger.lease_blocks(holder, 1, 0)
     ledger.acquire_sequence(holder, 200, "r", create=True, now_s=0.0)
-    ledger.update_sequences(holder, [SequenceUpdate(200, (own,), BLOCK_SIZE, (KeyedBlock(0, key(0)),))])
+    ledger.update_sequences(holder, [SequenceUpdate(200, (own,), BLOCK_SIZE, (keyed(0),))], now_s=0.0)
     ledger.release_sequences([200])
     assert counts(ledger) == (7, 0, 0, 1)
 
@@ -302,16 +305,17 @@ def test_of_equal_contents_one_is_published():
 def test_only_what_is_sealed_in_full_is_published():
     ledger, holder, _ = with_sequence(2, BLOCK_SIZE + 1)
     with pytest.raises(LeaseError, match="lease 100 with 1 sealed blocks publishes block 1"):
-        ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, (KeyedBlock(1, key(1)),))])
-    with pytest.raises(LeaseError, match="under a key of 3 bytes"):
-        ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, (KeyedBlock(0, b"key"),))])
+        ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, (keyed(1),))], now_s=0.0)
+    for broken in (replace(keyed(0), key=b"key"), replace(keyed(0), parent=b""), replace(keyed(0), token_ids=(1,))):
+        with pytest.raises(LeaseError, match=r"block 0 has \d tokens and keys of"):
+            ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, (broken,))], now_s=0.0)
 
 
 def test_an_abandoned_lease_ends_when_its_holder_lets_go():
     ledger, holder, _ = with_sequence(2, 5)
     assert ledger.abandon_sequences([100, 999]) == ()
     assert counts(ledger) == (6, 0, 2, 0)
-    assert ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)]) == frozenset()
+    assert ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)], now_s=0.0) == frozenset()
     assert counts(ledger) == (8, 0, 0, 0)
 
 
@@ -324,7 +328,7 @@ def test_an_abandoned_lease_ends_with_its_holder():
 
 def test_what_nobody_holds_is_abandoned_at_once():
     ledger, holder, _ = with_sequence(2, 5)
-    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)])
+    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)], now_s=0.0)
     assert counts(ledger) == (6, 0, 2, 0)
     assert ledger.abandon_sequences([100]) == (EndedLease(100, 2),)
     assert counts(ledger) == (8, 0, 0, 0)
@@ -332,5 +336,5 @@ def test_what_nobody_holds_is_abandoned_at_once():
 
 def test_a_lease_that_was_let_go_refuses_its_former_holder():
     ledger, holder, _ = with_sequence(2, 5)
-    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)])
-    assert ledger.update_sequences(holder, [SequenceUpdate(100, (), 6)]) == {100}
+    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)], now_s=0.0)
+    assert ledger.update_sequences(holder, [SequenceUpdate(100, (), 6)], now_s=0.0) == {100}

@@ -9,14 +9,19 @@ import pytest
 
 from tandem.errors import LedgerCorruptError
 from tandem.kv import ledger as ledger_module
+from tandem.kv import published as published_module
 from tandem.kv import records as records_module
 from tandem.kv import repair as repair_module
 from tandem.kv.ledger import Ledger
 from tandem.kv.records import LedgerRecords, ledger_bytes
 from tandem.kv.repair import Repairs, repair
-from tandem.kv.store import KeyedBlock, SequenceUpdate
+from tandem.kv.store import PromptTokens, SequenceUpdate
+from tests.support.contents import NAMESPACE, block_tokens, key, keyed
 
-FILES = {module.__file__ for module in (ledger_module, records_module, repair_module)}
+FILES = {module.__file__ for module in (ledger_module, published_module, records_module, repair_module)}
+
+
+PROMPT = PromptTokens(NAMESPACE, (*block_tokens(0), *block_tokens(1)[:3], 99))
 
 
 class KilledError(Exception):
@@ -50,27 +55,35 @@ def run_killed_at(line: int, action: Callable[[], object]) -> bool:
 
 def scene() -> tuple[bytearray, Ledger, dict[str, Callable[[], object]]]:
     """A ledger in use, and one operation of each kind on it."""
-    buffer = bytearray(ledger_bytes(16))
+    buffer = bytearray(ledger_bytes(16, 4))
     ledger = Ledger.create(buffer, num_blocks=16, block_size=4, epoch=1)
     prefill, decode = ledger.add_holder("prefill", 1), ledger.add_holder("decode", 2)
     ledger.acquire_sequence(prefill, 100, "r", create=True, now_s=0.0)
     blocks = ledger.lease_blocks(prefill, 8, 0)
-    ledger.update_sequences(prefill, [SequenceUpdate(100, blocks[:4], 16)])
+    ledger.update_sequences(prefill, [SequenceUpdate(100, blocks[:4], 16)], now_s=0.0)
     ledger.fork_sequence(100, 200, "r", 8, now_s=0.0)
     publish_and_release(ledger, prefill)
     ledger.acquire_sequence(decode, 500, "r", create=True, now_s=0.0)
     operations: dict[str, Callable[[], object]] = {
         "grant": lambda: ledger.lease_blocks(decode, 3, 0),
         "return": lambda: ledger.return_blocks(prefill, blocks[6:]),
-        "extend": lambda: ledger.update_sequences(prefill, [SequenceUpdate(100, blocks[4:6], 24)]),
+        "extend": lambda: ledger.update_sequences(prefill, [SequenceUpdate(100, blocks[4:6], 24)], now_s=0.0),
         "fork": lambda: ledger.fork_sequence(100, 300, "r", 16, now_s=0.0),
         "open": lambda: ledger.acquire_sequence(decode, 400, "r", create=True, now_s=0.0),
         "hand over": lambda: ledger.acquire_sequence(decode, 100, "r", create=False, now_s=0.0),
         "release": lambda: ledger.release_sequences([100]),
         "release shared": lambda: ledger.release_sequences([200, 100]),
-        "publish": lambda: ledger.update_sequences(prefill, [SequenceUpdate(100, (), 16, (KeyedBlock(2, key(9)),))]),
+        "publish": lambda: ledger.update_sequences(
+            prefill, [SequenceUpdate(100, (), 16, (keyed(9, ordinal=2),))], now_s=0.0
+        ),
         "grant the cached": lambda: ledger.lease_blocks(decode, 9, 0),
-        "claim": lambda: ledger.claim_prefix(decode, 500, [key(0), key(1)], 0),
+        "claim": lambda: ledger.claim_prefix(decode, 500, [key(0), key(1)], 0, now_s=0.0),
+        "claim to copy": lambda: ledger.claim_prefix(decode, 500, [key(0)], 0, prompt=PROMPT, now_s=0.0),
+        "copy of what was given away": lambda: copy_what_was_given_away(ledger, decode),
+        "pin": lambda: ledger.published.pin([key(0), key(1)], 2),
+        "withdraw": lambda: claim_and_withdraw(ledger, decode, NAMESPACE),
+        "withdraw all": lambda: claim_and_withdraw(ledger, decode, None),
+        "withdraw the pinned": lambda: (ledger.published.pin([key(0)], 2), ledger.published.withdraw(None)),
         "unclaim": lambda: unclaim(ledger, decode),
         "release published": lambda: claim_and_release(ledger, decode),
         "abandon": lambda: ledger.abandon_sequences([100, 200]),
@@ -82,32 +95,40 @@ def scene() -> tuple[bytearray, Ledger, dict[str, Callable[[], object]]]:
     return buffer, ledger, operations
 
 
-def key(number: int) -> bytes:
-    return bytes([number]) * 32
-
-
 def publish_and_release(ledger: Ledger, holder: int) -> None:
     """Leaves two cached blocks."""
     ledger.acquire_sequence(holder, 600, "r", create=True, now_s=0.0)
     blocks = ledger.lease_blocks(holder, 2, 0)
-    publish = (KeyedBlock(0, key(0)), KeyedBlock(1, key(1)))
-    ledger.update_sequences(holder, [SequenceUpdate(600, blocks, 8, publish)])
+    publish = (keyed(0), keyed(1))
+    ledger.update_sequences(holder, [SequenceUpdate(600, blocks, 8, publish)], now_s=0.0)
     ledger.release_sequences([600])
 
 
 def unclaim(ledger: Ledger, holder: int) -> None:
-    ledger.claim_prefix(holder, 500, [key(0), key(1)], 0)
-    ledger.claim_prefix(holder, 500, [], 0)
+    ledger.claim_prefix(holder, 500, [key(0), key(1)], 0, now_s=0.0)
+    ledger.claim_prefix(holder, 500, [], 0, now_s=0.0)
 
 
 def claim_and_release(ledger: Ledger, holder: int) -> None:
-    ledger.claim_prefix(holder, 500, [key(0), key(1)], 0)
+    ledger.claim_prefix(holder, 500, [key(0), key(1)], 0, now_s=0.0)
     ledger.release_sequences([500])
+
+
+def copy_what_was_given_away(ledger: Ledger, holder: int) -> None:
+    source = ledger.claim_prefix(holder, 500, [key(0)], 0, prompt=PROMPT, now_s=0.0).copy_source
+    ledger.lease_blocks(holder, 16, 0)
+    ledger.update_sequences(holder, [SequenceUpdate(500, (), 4, copied_from=source.block)], now_s=0.0)
+
+
+def claim_and_withdraw(ledger: Ledger, holder: int, namespace: bytes | None) -> None:
+    """One block that is withdrawn is in a lease, the other in none."""
+    ledger.claim_prefix(holder, 500, [key(0)], 0, now_s=0.0)
+    ledger.published.withdraw(namespace)
 
 
 def abandon_and_let_go(ledger: Ledger, holder: int) -> None:
     ledger.abandon_sequences([100])
-    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)])
+    ledger.update_sequences(holder, [SequenceUpdate(100, (), 0, let_go=True)], now_s=0.0)
 
 
 def abandon_and_drop(ledger: Ledger, holder: int) -> None:
@@ -128,7 +149,7 @@ def test_every_kill_leaves_a_ledger_to_go_on_with(name):
         everything_can_be_given_back(again)
         line += 1
     assert line > 10
-    assert repaired > 0 or name in {"grant", "publish", "open", "hand over", "attach"}  # others are counted
+    assert repaired > 0 or name in {"grant", "publish", "open", "hand over", "attach", "pin"}  # others are counted
 
 
 def everything_can_be_given_back(ledger: Ledger) -> None:
@@ -137,12 +158,15 @@ def everything_can_be_given_back(ledger: Ledger) -> None:
     ledger.expire(now_s=100.0, ttl_s=1.0)
     ledger.check()
     assert ledger.statistics().num_free_blocks + ledger.statistics().num_cached_blocks == 16
+    num_pinned = ledger.statistics().num_pinned_blocks
     holder = ledger.add_holder("decode", 1)
-    assert len(ledger.lease_blocks(holder, 16, 0)) == 16
+    assert len(ledger.lease_blocks(holder, 16, 0)) == 16 - num_pinned
+    assert ledger.published.withdraw(None).num_freed_blocks == num_pinned
+    ledger.check()
 
 
 @pytest.mark.parametrize(
-    "name", ["extend", "fork", "release", "release shared", "claim", "unclaim", "release published"]
+    "name", ["extend", "fork", "release", "release shared", "claim", "unclaim", "release published", "withdraw"]
 )
 def test_the_repair_itself_may_be_killed(name):
     def torn(line: int) -> bytearray | None:
@@ -169,10 +193,10 @@ def test_a_claim_that_was_cut_off_can_be_made_again(name):
             break
         again = Ledger.open(buffer)
         decode = next(each.holder_id for each in again.statistics().holders if each.service == "decode")
-        lease = again.claim_prefix(decode, 500, [key(0), key(1)], 0)
+        lease = again.claim_prefix(decode, 500, [key(0), key(1)], 0, now_s=0.0)
         assert [block.block_id for block in lease.blocks] == before._index.contents.run([key(0), key(1)])
         assert lease.num_sealed_tokens == 8
-        assert again.claim_prefix(decode, 500, [], 0).blocks == ()
+        assert again.claim_prefix(decode, 500, [], 0, now_s=0.0).blocks == ()
         again.check()
         line += 1
     assert line > 10
@@ -239,8 +263,8 @@ def test_what_is_no_ledger_is_refused():
         Ledger.open(buffer[:-64])
     with pytest.raises(LedgerCorruptError, match="less than its header"):
         Ledger.open(bytearray(8))
-    with pytest.raises(LedgerCorruptError, match="layout version 3, this program 2"):
-        Ledger.open(corrupted(put("header", 0, "layout_version", 3)))
+    with pytest.raises(LedgerCorruptError, match="layout version 4, this program 3"):
+        Ledger.open(corrupted(put("header", 0, "layout_version", 4)))
 
 
 def test_many_contradictions_are_counted():

@@ -1,23 +1,44 @@
 """Any sequence of operations, against a model of plain sets."""
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tandem.errors import LeaseError, StaleBlockError
+from tandem.errors import LeaseError, NotFoundError, PinQuotaError, StaleBlockError
+from tandem.kv.journal import BlockRemoved, BlockStored
 from tandem.kv.ledger import Ledger
 from tandem.kv.records import ledger_bytes
 from tandem.kv.repair import Repairs
-from tandem.kv.store import KeyedBlock, SequenceUpdate
+from tandem.kv.store import CopySource, KeyedBlock, PromptTokens, SequenceUpdate
 from tandem.types import Block
 
 NUM_BLOCKS = 24
 BLOCK_SIZE = 4
 RESERVE = 4
 TTL_S = 10.0
+NUM_PINNABLE = 5
+NAMESPACES = [bytes([number]) * 32 for number in (201, 201, 202, 202)]  # of each prompt
 KEYS = [[bytes([first, ordinal]) * 16 for ordinal in range(NUM_BLOCKS)] for first in range(4)]
+
+
+def prompt_tokens(first: int, num_blocks: int) -> list[int]:
+    """Two prompts of a namespace begin with the same two tokens, and with other blocks."""
+    return [each for ordinal in range(num_blocks) for each in (ordinal, 7, first, ordinal)]
+
+
+def keyed_block(first: int, ordinal: int) -> KeyedBlock:
+    parent = KEYS[first][ordinal - 1] if ordinal else NAMESPACES[first]
+    tokens = tuple(prompt_tokens(first, ordinal + 1)[-BLOCK_SIZE:])
+    return KeyedBlock(ordinal, KEYS[first][ordinal], parent, NAMESPACES[first], tokens)
+
+
+BLOCKS_BY_KEY = {
+    KEYS[first][ordinal]: keyed_block(first, ordinal) for first in range(4) for ordinal in range(NUM_BLOCKS)
+}
 
 
 @dataclass
@@ -32,7 +53,7 @@ class Sequence:
 class LedgerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.buffer = bytearray(ledger_bytes(NUM_BLOCKS))
+        self.buffer = bytearray(ledger_bytes(NUM_BLOCKS, BLOCK_SIZE))
         self.ledger = Ledger.create(self.buffer, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, epoch=9)
         self.now_s = 0.0
         self.last_lease_id = 0
@@ -42,6 +63,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.seen: set[Block] = set()
         self.published: dict[bytes, Block] = {}
         self.cached: set[Block] = set()
+        self.pinned: set[Block] = set()
+        self.view: dict[bytes, BlockStored] = {}  # of somebody who hears of every change
+        self.num_heard = 0
 
     def leased(self) -> set[Block]:
         return {block for sequence in self.sequences.values() for block in sequence.blocks}
@@ -88,8 +112,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @has_holder
     @rule(data=st.data(), num=st.integers(0, 10))
     def lease_blocks(self, data: st.DataObject, num: int) -> None:
-        holder = self.a_holder(data)
-        num_free = NUM_BLOCKS - len({block.block_id for block in self.owned()})
+        self.lease_for(self.a_holder(data), num)
+
+    def lease_for(self, holder: int, num: int) -> None:
+        num_free = NUM_BLOCKS - len({block.block_id for block in self.owned()}) - len(self.pinned & self.cached)
         reserve = RESERVE if self.services[holder] == "prefill" else 0
         blocks = self.ledger.lease_blocks(holder, num, RESERVE)
         assert len(blocks) == max(0, min(num, num_free - reserve))
@@ -97,11 +123,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not {b.block_id for b in blocks} & {b.block_id for b in self.owned()}, "a block has two owners"
         self.seen |= set(blocks)
         self.spare[holder] |= set(blocks)
-        self.note_evictions({block.block_id for block in blocks}, num_free - len(self.cached))
+        self.note_evictions({block.block_id for block in blocks}, num_free - len(self.cached - self.pinned))
 
     def note_evictions(self, block_ids: set[int], num_free: int) -> None:
         evicted = {block for block in self.cached if block.block_id in block_ids}
         assert len(evicted) == max(0, len(block_ids) - num_free), "cached blocks go when no other is free"
+        assert not evicted & self.pinned
         self.cached -= evicted
         self.published = {key: block for key, block in self.published.items() if block not in evicted}
 
@@ -135,8 +162,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @has_holder
     @rule(data=st.data())
     def open_sequence(self, data: st.DataObject) -> None:
+        self.open_for(self.a_holder(data))
+
+    def open_for(self, holder: int) -> None:
         self.last_lease_id += 1
-        holder = self.a_holder(data)
         lease = self.ledger.acquire_sequence(holder, self.last_lease_id, "r", create=True, now_s=self.now_s)
         assert (lease.blocks, lease.num_sealed_tokens) == ((), 0)
         self.sequences[self.last_lease_id] = Sequence(holder, self.now_s)
@@ -155,42 +184,62 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), num=st.integers(0, 4), part=st.floats(0, 1))
     def update(self, data: st.DataObject, num: int, part: float) -> None:
         holder, lease_id = self.a_holder(data), self.a_lease(data)
+        self.extend(holder, lease_id, sorted_blocks(self.spare[holder])[:num], part)
+
+    def extend(self, holder: int, lease_id: int, blocks: list[Block], part: float) -> None:
         sequence = self.sequences[lease_id]
-        blocks = sorted_blocks(self.spare[holder])[:num]
         num_sealed = int(part * BLOCK_SIZE * (len(sequence.blocks) + len(blocks)))
-        lost = self.ledger.update_sequences(holder, [SequenceUpdate(lease_id, tuple(blocks), num_sealed)])
+        lost = self.ledger.update_sequences(holder, [SequenceUpdate(lease_id, tuple(blocks), num_sealed)], now_s=0.0)
         assert lost == (frozenset() if sequence.holder_id == holder else {lease_id})
         if not lost:
             sequence.blocks += blocks
             sequence.num_sealed = max(sequence.num_sealed, num_sealed)
             self.spare[holder] -= set(blocks)
 
+    @has_holder
+    @rule(data=st.data(), first=st.integers(0, 3), num=st.integers(1, 6), is_released=st.booleans())
+    def compute_a_prompt(self, data: st.DataObject, first: int, num: int, is_released: bool) -> None:
+        """What a phase does step by step, whole: the other rules seldom get there."""
+        holder = self.a_holder(data)
+        self.lease_for(holder, num)
+        self.open_for(holder)
+        lease_id = self.last_lease_id
+        self.extend(holder, lease_id, sorted_blocks(self.spare[holder])[:num], 1.0)
+        self.publish_as(lease_id, first)
+        if is_released:
+            self.release_one(lease_id)
+
     @has_both
     @rule(data=st.data(), first=st.integers(0, 3))
     def publish(self, data: st.DataObject, first: int) -> None:
-        lease_id = self.a_lease(data)
+        self.publish_as(self.a_lease(data), first)
+
+    def publish_as(self, lease_id: int, first: int) -> None:
         sequence = self.sequences[lease_id]
         blocks = sequence.blocks[: sequence.num_sealed // BLOCK_SIZE]
-        keyed = tuple(KeyedBlock(ordinal, KEYS[first][ordinal]) for ordinal in range(len(blocks)))
+        keyed = tuple(keyed_block(first, ordinal) for ordinal in range(len(blocks)))
         if sequence.holder_id == 0:
             return
-        self.ledger.update_sequences(sequence.holder_id, [SequenceUpdate(lease_id, (), 0, keyed)])
+        self.ledger.update_sequences(sequence.holder_id, [SequenceUpdate(lease_id, (), 0, keyed)], now_s=0.0)
         for block, each in zip(blocks, keyed, strict=True):
             if each.key not in self.published and block not in self.published.values():
                 self.published[each.key] = block
 
     @has_both
-    @rule(data=st.data(), first=st.integers(0, 3), num=st.integers(0, 6))
-    def claim(self, data: st.DataObject, first: int, num: int) -> None:
+    @rule(data=st.data(), first=st.integers(0, 3), num=st.integers(0, 6), num_more=st.integers(0, BLOCK_SIZE))
+    def claim(self, data: st.DataObject, first: int, num: int, num_more: int) -> None:
         lease_id = self.a_lease(data)
         sequence = self.sequences[lease_id]
         keys = KEYS[first][:num]
         if sequence.holder_id == 0:
             return
         before = self.leased()
-        lease = self.ledger.claim_prefix(sequence.holder_id, lease_id, keys, RESERVE)
+        token_ids = [*prompt_tokens(first, num + 1)[: num * BLOCK_SIZE + num_more], 99]
+        prompt = PromptTokens(NAMESPACES[first], token_ids) if keys else None
+        lease = self.ledger.claim_prefix(sequence.holder_id, lease_id, keys, RESERVE, prompt=prompt, now_s=self.now_s)
         if sequence.num_sealed == BLOCK_SIZE * len(sequence.blocks):
             self.check_claimed(sequence, lease.blocks, keys)
+            self.check_copy_source(lease.copy_source, keys[: len(lease.blocks)], len(lease.blocks), prompt)
             sequence.blocks, sequence.num_sealed = list(lease.blocks), lease.num_sealed_tokens
         assert (list(lease.blocks), lease.num_sealed_tokens) == (sequence.blocks, sequence.num_sealed)
         self.note_left(before)
@@ -204,10 +253,69 @@ class LedgerMachine(RuleBasedStateMachine):
         assert list(blocks[:num_held]) == sequence.blocks
         assert list(blocks[num_held:]) == [self.published[key] for key in keys[num_held : len(blocks)]]
         if len(blocks) < len(keys) and all(key in self.published for key in keys):
-            num_open = NUM_BLOCKS - len({block.block_id for block in self.owned()})
+            num_open = NUM_BLOCKS - len({block.block_id for block in self.owned()}) - len(self.pinned & self.cached)
             room = 4 * NUM_BLOCKS - sum(len(s.blocks) for s in self.sequences.values())
-            num_taken = len(self.cached & set(blocks))
+            num_taken = len((self.cached - self.pinned) & set(blocks))
             assert num_open - num_taken <= RESERVE or room < NUM_BLOCKS + len(keys)
+
+    def check_copy_source(
+        self, source: CopySource | None, keys: list[bytes], num_blocks: int, prompt: PromptTokens | None
+    ) -> None:
+        lengths: dict[Block, int] = {}
+        for key, block in self.published.items() if prompt and len(keys) == num_blocks else ():
+            if BLOCKS_BY_KEY[key].parent == (keys[-1] if keys else prompt.namespace):
+                wanted = prompt.token_ids[num_blocks * BLOCK_SIZE :][:BLOCK_SIZE]
+                lengths[block] = num_equal(BLOCKS_BY_KEY[key].token_ids, wanted)
+        longest = max(lengths.values(), default=0)
+        assert (source.num_tokens if source else 0) == longest
+        assert source is None or lengths[source.block] == longest
+
+    @has_both
+    @rule(data=st.data())
+    def update_after_a_copy(self, data: st.DataObject) -> None:
+        lease_id = self.a_lease(data)
+        sequence = self.sequences[lease_id]
+        source = data.draw(st.sampled_from(sorted_blocks(self.seen)), "source") if self.seen else None
+        if sequence.holder_id == 0 or source is None:
+            return
+        newest = max(block.generation for block in self.seen if block.block_id == source.block_id)
+        update = SequenceUpdate(lease_id, (), 0, copied_from=source)
+        lost = self.ledger.update_sequences(sequence.holder_id, [update], now_s=self.now_s)
+        assert lost == (frozenset() if source.generation == newest else {lease_id})
+        if lost:
+            sequence.holder_id = 0
+            self.end_abandoned([lease_id])
+
+    @precondition(lambda self: self.published)
+    @rule(first=st.integers(0, 3), num=st.integers(1, 6))
+    def pin(self, first: int, num: int) -> None:
+        blocks = [self.published.get(key) for key in KEYS[first][:num]]
+        wanted = self.pinned.union(block for block in blocks if block)
+        try:
+            num_fresh = self.ledger.published.pin(KEYS[first][:num], NUM_PINNABLE)
+        except NotFoundError:
+            assert None in blocks
+        except PinQuotaError:
+            assert None not in blocks
+            assert len(wanted) > NUM_PINNABLE
+        else:
+            assert num_fresh == len(wanted - self.pinned)
+            self.pinned = wanted
+
+    @precondition(lambda self: self.published)
+    @rule(namespace=st.sampled_from([None, *sorted(set(NAMESPACES))]))
+    def withdraw(self, namespace: bytes | None) -> None:
+        gone = {
+            key: block
+            for key, block in self.published.items()
+            if namespace is None or BLOCKS_BY_KEY[key].namespace == namespace
+        }
+        outcome = self.ledger.published.withdraw(namespace)
+        num_freed = len(self.cached & set(gone.values()))
+        assert (outcome.num_freed_blocks, outcome.num_leased_blocks) == (num_freed, len(gone) - num_freed)
+        self.cached -= set(gone.values())
+        self.pinned -= set(gone.values())
+        self.published = {key: block for key, block in self.published.items() if key not in gone}
 
     @has_both
     @rule(data=st.data())
@@ -220,7 +328,7 @@ class LedgerMachine(RuleBasedStateMachine):
         own = sorted_blocks(self.spare[holder])[:1]
         update = SequenceUpdate(lease_id, (*own, data.draw(st.sampled_from(foreign), "foreign")), 0)
         try:
-            self.ledger.update_sequences(holder, [update])
+            self.ledger.update_sequences(holder, [update], now_s=0.0)
         except (StaleBlockError, LeaseError):
             return
         raise AssertionError(f"{update} was applied")
@@ -248,7 +356,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @has_lease
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        lease_id = self.a_lease(data)
+        self.release_one(self.a_lease(data))
+
+    def release_one(self, lease_id: int) -> None:
         before = self.leased()
         del self.sequences[lease_id]
         (ended,) = self.ledger.release_sequences([lease_id, 1 << 40])
@@ -271,7 +381,7 @@ class LedgerMachine(RuleBasedStateMachine):
         holder = self.sequences[lease_id].holder_id
         if holder == 0:
             return
-        assert not self.ledger.update_sequences(holder, [SequenceUpdate(lease_id, (), 0, let_go=True)])
+        assert not self.ledger.update_sequences(holder, [SequenceUpdate(lease_id, (), 0, let_go=True)], now_s=0.0)
         self.sequences[lease_id].holder_id = 0
         self.end_abandoned([lease_id])
 
@@ -296,6 +406,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger.open(self.buffer)
         assert self.ledger.repairs == Repairs()
         assert self.ledger.statistics() == statistics
+        self.view = {block.key: block for block in self.ledger.published.stored()}
+        self.num_heard = 0
 
     @invariant()
     def nothing_is_lost_or_owned_twice(self) -> None:
@@ -310,8 +422,40 @@ class LedgerMachine(RuleBasedStateMachine):
         assert len({block.block_id for block in self.owned()}) == num_spare + len(self.leased())
 
     @invariant()
+    def whoever_hears_of_every_change_knows_what_is_published(self) -> None:
+        events = self.ledger.published.journal.after(self.num_heard, 1000)
+        assert events is not None
+        self.num_heard += len(events)
+        for event in events:
+            match event:
+                case BlockStored():
+                    assert event.key not in self.view
+                    self.view[event.key] = event
+                case BlockRemoved():
+                    del self.view[event.key]
+                case _:
+                    self.view.clear()
+        assert self.view.keys() == self.published.keys()
+        for key, stored in self.view.items():
+            assert (stored.parent, stored.namespace) == (BLOCKS_BY_KEY[key].parent, BLOCKS_BY_KEY[key].namespace)
+        assert {block.key: block for block in self.ledger.published.stored()} == self.view
+
+    @invariant()
+    def rows_tell_of_every_published_block(self) -> None:
+        runs = self.ledger.published.runs(self.now_s)
+        assert sum(run.num_blocks for run in runs) == len(self.published)
+        assert sum(run.num_leased_blocks for run in runs) == len(set(self.published.values()) - self.cached)
+        assert sum(run.num_blocks for run in runs if run.pinned) == len(self.pinned)
+        assert self.ledger.statistics().num_pinned_blocks == len(self.pinned)
+
+    @invariant()
     def a_copy_of_the_bytes_is_the_same_ledger(self) -> None:
         assert Ledger.open(bytearray(self.buffer)).statistics() == self.ledger.statistics()
+
+
+def num_equal(one: SequenceOf[int], other: SequenceOf[int]) -> int:
+    """How many of the first are equal."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
 
 
 def sorted_blocks(blocks: set[Block]) -> list[Block]:

@@ -17,7 +17,7 @@ class Memds:
 
     def __init__(self) -> None:
         self.clock = ManualClock(100.0)
-        self.buffer = bytearray(ledger_bytes(NUM_BLOCKS))
+        self.buffer = bytearray(ledger_bytes(NUM_BLOCKS, BLOCK_SIZE))
         Ledger.create(self.buffer, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, epoch=5)
 
     def next(self) -> LocalStore:

@@ -26,15 +26,15 @@ from tandem.device.cuda.vmm_export import VmmExporter
 from tandem.device.memory import ExportedSegment, MemoryExporter, SegmentKind
 from tandem.errors import ConfigError, LedgerCorruptError, NotReadyError
 from tandem.kv.records import LedgerRecords
-from tandem.kv.store import KeyedBlock, SequenceUpdate
+from tandem.kv.store import SequenceUpdate
 from tandem.rpc.segments import ReceivedSegment
 from tandem.types import Fingerprint
+from tests.support.contents import key, keyed
 from tests.support.fake_cuda.host import fake_driver, importers_over
 from tests.support.memd import PLAN
 from tests.unit.memd.test_keeper import start, wait_until_it_answers
 from tests.unit.memd.test_loading import BLOCK_BYTES
 
-KEY = bytes(32)
 TTL_S = 30.0
 
 
@@ -81,7 +81,7 @@ async def loaded_and_left(config: MemdConfig, clock: ManualClock, exporter: Memo
     holder = store.attach("decode", 7, Fingerprint()).holder_id
     blocks = await store.lease_blocks(holder, 5)
     await store.acquire_sequence(holder, 100, "r", create=True)
-    await store.update_sequences(holder, [SequenceUpdate(100, blocks[:2], 8, (KeyedBlock(0, KEY),))])
+    await store.update_sequences(holder, [SequenceUpdate(100, blocks[:2], 8, (keyed(0),))])
     leave(config, storage.segments, epoch_of(storage))
     return storage
 
@@ -109,7 +109,7 @@ async def test_a_memd_goes_on_where_the_one_before_ended(config):
     assert (len(holding.spare), holding.lease_ids) == (3, {100})
     other = again.store.attach("prefill", 8, Fingerprint()).holder_id
     await again.store.acquire_sequence(other, 200, "r", create=True)
-    assert len((await again.store.claim_prefix(other, 200, [KEY])).blocks) == 1, "published contents are found"
+    assert len((await again.store.claim_prefix(other, 200, [key(0)])).blocks) == 1, "published contents are found"
 
 
 async def test_the_time_that_memd_was_away_ends_no_lease(config):

@@ -62,7 +62,7 @@ async def test_whenever_memd_is_killed_nothing_is_lost(seed: int) -> None:
         start = COMMON[: chance.choice((0, 4, 8, 12))]
         prompts[lease_id] = [*start, *(chance.randrange(VOCAB_SIZE) for _ in range(chance.randint(1, 9)))]
         spec = make_spec(lease_id, prompts[lease_id], max_tokens=chance.randint(1, 14))
-        gateway.submit(replace(spec, cache_namespace=b"tenant"))
+        gateway.submit(replace(spec, cache_namespace=b"tenant".ljust(32)))
         for _ in range(chance.randrange(12)):
             await asyncio.sleep(0)
         await chance.choice((prefill, decode)).reclaim(2)

@@ -179,7 +179,7 @@ async def test_the_client_reads_the_status(hosted, link):
     link.report_step(STEP)
     await until(lambda: decode_status(hosted).statistics.step.num_samples == 1)
     status = await ask(hosted)
-    assert (status.decision.split, status.planner) == (Split(40, 60), "static")
+    assert (status.decision.split, status.planner) == (Split(40, 60), "predictive")
     decode = next(phase for phase in status.phases if phase.phase is Phase.DECODE)
     assert (decode.connected, decode.pid, decode.statistics.step.p99_ms) == (True, 42, 12.0)
 

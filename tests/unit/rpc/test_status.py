@@ -32,6 +32,7 @@ SAMPLES = [
     (errors.FingerprintMismatchError("dtype: a, b"), grpc.StatusCode.FAILED_PRECONDITION),
     (errors.StorageLostError("epoch 1, not 2"), grpc.StatusCode.FAILED_PRECONDITION),
     (errors.StaleBlockError("x"), grpc.StatusCode.ABORTED),
+    (errors.PinQuotaError("9 of 8 blocks"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.LeaseError("x"), grpc.StatusCode.FAILED_PRECONDITION),
     (errors.LedgerCorruptError("x"), grpc.StatusCode.DATA_LOSS),
     (errors.DeviceError("größe"), grpc.StatusCode.INTERNAL),

@@ -5,6 +5,7 @@ import torch
 
 from tandem.model.batch import ForwardBatch, SequenceRows
 from tandem.runner.model_runner import ModelRunner
+from tandem.runner.steps import TokenCopy
 
 
 class EchoDecoder:
@@ -30,6 +31,16 @@ def test_logits_of_each_sequence_s_last_row_alone() -> None:
     assert logits.tolist() == [[7.0] * 3, [9.0] * 3, [4.0] * 3]
     assert decoder.num_logit_rows == 3
     assert kv_cache.view(-1).nonzero()[:, 0].tolist() == [0, 4, 14, 15, 24, 25]
+
+
+def test_the_beginning_of_a_block_is_copied_in_all_layers() -> None:
+    kv_cache = torch.arange(2 * 2 * 8 * 4, dtype=torch.float32).view(2, 2, 8, 4, 1, 1)
+    before = kv_cache.clone()
+    ModelRunner(EchoDecoder(), kv_cache, block_size=4).copy_tokens([TokenCopy(6, 1, 3), TokenCopy(2, 0, 1)])
+    assert torch.equal(kv_cache[:, :, 1, :3], before[:, :, 6, :3])
+    assert torch.equal(kv_cache[:, :, 0, :1], before[:, :, 2, :1])
+    assert torch.equal(kv_cache[:, :, 1, 3:], before[:, :, 1, 3:])
+    assert torch.equal(kv_cache[:, :, 2:], before[:, :, 2:])
 
 
 def test_no_sequences_are_refused() -> None:

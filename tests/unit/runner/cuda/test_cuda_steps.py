@@ -19,7 +19,7 @@ from tandem.runner.cuda.graphs import StreamShare
 from tandem.runner.cuda.steps import CudaSteps, DeviceModel
 from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import Draw, SampledToken, sample
-from tandem.runner.steps import LogitsThenDraws, StepRunner
+from tandem.runner.steps import LogitsThenDraws, StepRunner, TokenCopy
 from tandem.types import SamplingSpec
 from tests.support.paged_decoder import one_thread
 from tests.support.recorded_graphs import RecordedGraphs
@@ -239,3 +239,12 @@ def test_a_replay_that_reads_a_step_s_own_memory_is_found_out() -> None:
     with pytest.raises(AssertionError, match="was not there"):
         live[0] = held.clone()
         replay()
+
+
+def test_a_step_reads_what_was_copied_before_it() -> None:
+    subject, tokens = Subject(), [*range(3, 3 + BLOCK_SIZE)]
+    draw = Draw(GREEDY, BLOCK_SIZE, (), ())
+    expected = plain(empty_cache()).execute([SequenceRows(tokens, 0, [1])], [draw])
+    subject.steps.execute([SequenceRows(tokens, 0, [0])], [None])
+    subject.steps.copy_tokens([TokenCopy(0, 5, BLOCK_SIZE - 1)])
+    assert subject.steps.execute([SequenceRows(tokens[-1:], BLOCK_SIZE - 1, [5])], [draw]) == expected

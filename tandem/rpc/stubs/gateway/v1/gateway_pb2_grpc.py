@@ -65,6 +65,11 @@ class GatewayServiceStub:
                 request_serializer=tandem_dot_gateway_dot_v1_dot_gateway__pb2.AbortRequest.SerializeToString,
                 response_deserializer=tandem_dot_gateway_dot_v1_dot_gateway__pb2.AbortResponse.FromString,
                 _registered_method=True)
+        self.GetCacheKeys = channel.unary_unary(
+                '/tandem.gateway.v1.GatewayService/GetCacheKeys',
+                request_serializer=tandem_dot_gateway_dot_v1_dot_gateway__pb2.GetCacheKeysRequest.SerializeToString,
+                response_deserializer=tandem_dot_gateway_dot_v1_dot_gateway__pb2.GetCacheKeysResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/tandem.gateway.v1.GatewayService/GetStatus',
                 request_serializer=tandem_dot_gateway_dot_v1_dot_gateway__pb2.GetStatusRequest.SerializeToString,
@@ -114,6 +119,13 @@ class GatewayServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCacheKeys(self, request, context):
+        """Where memd keeps a prompt's KV, if it does: for operators, who list, pin and remove it there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """What `tandem status` shows of the gateway.
         """
@@ -153,6 +165,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.Abort,
                     request_deserializer=tandem_dot_gateway_dot_v1_dot_gateway__pb2.AbortRequest.FromString,
                     response_serializer=tandem_dot_gateway_dot_v1_dot_gateway__pb2.AbortResponse.SerializeToString,
+            ),
+            'GetCacheKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCacheKeys,
+                    request_deserializer=tandem_dot_gateway_dot_v1_dot_gateway__pb2.GetCacheKeysRequest.FromString,
+                    response_serializer=tandem_dot_gateway_dot_v1_dot_gateway__pb2.GetCacheKeysResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -323,6 +340,33 @@ class GatewayService:
             '/tandem.gateway.v1.GatewayService/Abort',
             tandem_dot_gateway_dot_v1_dot_gateway__pb2.AbortRequest.SerializeToString,
             tandem_dot_gateway_dot_v1_dot_gateway__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCacheKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.gateway.v1.GatewayService/GetCacheKeys',
+            tandem_dot_gateway_dot_v1_dot_gateway__pb2.GetCacheKeysRequest.SerializeToString,
+            tandem_dot_gateway_dot_v1_dot_gateway__pb2.GetCacheKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class GatewayServiceStub:
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetModelInfoRequest, _gateway_pb2.GetModelInfoResponse]
     Abort: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.AbortRequest, _gateway_pb2.AbortResponse]
     """Ends a running request: its stream closes with FINISH_REASON_ABORT. NOT_FOUND when it is not running."""
+    GetCacheKeys: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetCacheKeysRequest, _gateway_pb2.GetCacheKeysResponse]
+    """Where memd keeps a prompt's KV, if it does: for operators, who list, pin and remove it there."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_gateway_pb2.GetStatusRequest, _gateway_pb2.GetStatusResponse]
     """What `tandem status` shows of the gateway."""
 
@@ -57,6 +59,8 @@ class GatewayServiceAsyncStub(GatewayServiceStub):
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetModelInfoRequest, _gateway_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     Abort: _aio.UnaryUnaryMultiCallable[_gateway_pb2.AbortRequest, _gateway_pb2.AbortResponse]  # type: ignore[assignment]
     """Ends a running request: its stream closes with FINISH_REASON_ABORT. NOT_FOUND when it is not running."""
+    GetCacheKeys: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetCacheKeysRequest, _gateway_pb2.GetCacheKeysResponse]  # type: ignore[assignment]
+    """Where memd keeps a prompt's KV, if it does: for operators, who list, pin and remove it there."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetStatusRequest, _gateway_pb2.GetStatusResponse]  # type: ignore[assignment]
     """What `tandem status` shows of the gateway."""
 
@@ -106,6 +110,14 @@ class GatewayServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_gateway_pb2.AbortResponse, _abc.Awaitable[_gateway_pb2.AbortResponse]]:
         """Ends a running request: its stream closes with FINISH_REASON_ABORT. NOT_FOUND when it is not running."""
+
+    @_abc_1.abstractmethod
+    def GetCacheKeys(
+        self,
+        request: _gateway_pb2.GetCacheKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_gateway_pb2.GetCacheKeysResponse, _abc.Awaitable[_gateway_pb2.GetCacheKeysResponse]]:
+        """Where memd keeps a prompt's KV, if it does: for operators, who list, pin and remove it there."""
 
     @_abc_1.abstractmethod
     def GetStatus(

@@ -335,24 +335,55 @@ class AcquireSequenceResponse(_message.Message):
 
     BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_SEALED_TOKENS_FIELD_NUMBER: _builtins.int
+    COPY_SOURCE_FIELD_NUMBER: _builtins.int
     num_sealed_tokens: _builtins.int
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]:
         """in the order of the sequence's positions"""
+
+    @_builtins.property
+    def copy_source(self) -> Global___CopySource:
+        """in answer to a claim with a prompt"""
 
     def __init__(
         self,
         *,
         blocks: _abc.Iterable[Global___Block] | None = ...,
         num_sealed_tokens: _builtins.int = ...,
+        copy_source: Global___CopySource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["copy_source", b"copy_source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "num_sealed_tokens", b"num_sealed_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "copy_source", b"copy_source", "num_sealed_tokens", b"num_sealed_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AcquireSequenceResponse: _TypeAlias = AcquireSequenceResponse  # noqa: Y015
+
+@_typing.final
+class CopySource(_message.Message):
+    """A published block that is nobody's to keep: its first tokens are those that a lease lacks next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    num_tokens: _builtins.int
+    @_builtins.property
+    def block(self) -> Global___Block: ...
+    def __init__(
+        self,
+        *,
+        block: Global___Block | None = ...,
+        num_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "num_tokens", b"num_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopySource: _TypeAlias = CopySource  # noqa: Y015
 
 @_typing.final
 class ClaimPrefixRequest(_message.Message):
@@ -361,11 +392,16 @@ class ClaimPrefixRequest(_message.Message):
     HOLDER_ID_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     holder_id: _builtins.int
     lease_id: _builtins.int
     @_builtins.property
     def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """of the first blocks, in order"""
+
+    @_builtins.property
+    def prompt(self) -> Global___PromptTokens:
+        """whose blocks these are: what comes behind them may stand at the beginning of another"""
 
     def __init__(
         self,
@@ -373,14 +409,40 @@ class ClaimPrefixRequest(_message.Message):
         holder_id: _builtins.int = ...,
         lease_id: _builtins.int = ...,
         keys: _abc.Iterable[_builtins.bytes] | None = ...,
+        prompt: Global___PromptTokens | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "keys", b"keys", "lease_id", b"lease_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "keys", b"keys", "lease_id", b"lease_id", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClaimPrefixRequest: _TypeAlias = ClaimPrefixRequest  # noqa: Y015
+
+@_typing.final
+class PromptTokens(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.bytes
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """those that may be another's"""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.bytes = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptTokens: _TypeAlias = PromptTokens  # noqa: Y015
 
 @_typing.final
 class KeyedBlock(_message.Message):
@@ -390,19 +452,32 @@ class KeyedBlock(_message.Message):
 
     ORDINAL_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
     ordinal: _builtins.int
     """its position in the lease"""
     key: _builtins.bytes
     """32 bytes"""
+    parent: _builtins.bytes
+    """key of the block before it; of the first: the namespace"""
+    namespace: _builtins.bytes
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """as many as a block holds"""
+
     def __init__(
         self,
         *,
         ordinal: _builtins.int = ...,
         key: _builtins.bytes = ...,
+        parent: _builtins.bytes = ...,
+        namespace: _builtins.bytes = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "ordinal", b"ordinal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "namespace", b"namespace", "ordinal", b"ordinal", "parent", b"parent", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -417,6 +492,7 @@ class SequenceUpdate(_message.Message):
     NUM_SEALED_TOKENS_FIELD_NUMBER: _builtins.int
     PUBLISH_FIELD_NUMBER: _builtins.int
     LET_GO_FIELD_NUMBER: _builtins.int
+    COPIED_FROM_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     num_sealed_tokens: _builtins.int
     """tokens whose KV is complete; never less than before"""
@@ -430,6 +506,10 @@ class SequenceUpdate(_message.Message):
     def publish(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyedBlock]:
         """sealed in full: others find them by key"""
 
+    @_builtins.property
+    def copied_from(self) -> Global___Block:
+        """into the lease; when it has another owner by now, the lease is lost"""
+
     def __init__(
         self,
         *,
@@ -438,10 +518,11 @@ class SequenceUpdate(_message.Message):
         num_sealed_tokens: _builtins.int = ...,
         publish: _abc.Iterable[Global___KeyedBlock] | None = ...,
         let_go: _builtins.bool = ...,
+        copied_from: Global___Block | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["copied_from", b"copied_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_blocks", b"add_blocks", "lease_id", b"lease_id", "let_go", b"let_go", "num_sealed_tokens", b"num_sealed_tokens", "publish", b"publish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_blocks", b"add_blocks", "copied_from", b"copied_from", "lease_id", b"lease_id", "let_go", b"let_go", "num_sealed_tokens", b"num_sealed_tokens", "publish", b"publish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -723,6 +804,11 @@ class GetStatisticsResponse(_message.Message):
     LEASE_TTL_S_FIELD_NUMBER: _builtins.int
     NUM_ASKED_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_CLAIMED_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_ASKED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_CLAIMED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_EVICTIONS_FIELD_NUMBER: _builtins.int
+    NUM_PINNED_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_PINNABLE_BLOCKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     num_blocks: _builtins.int
     """= free + spare + leased + cached"""
@@ -741,6 +827,15 @@ class GetStatisticsResponse(_message.Message):
     """in claims so far: blocks that were asked for by key"""
     num_claimed_blocks: _builtins.int
     """of them, those that were there"""
+    num_asked_tokens: _builtins.int
+    """in claims so far: tokens that might have been there"""
+    num_claimed_tokens: _builtins.int
+    """of them, those that were, in whole blocks or to be copied"""
+    num_evictions: _builtins.int
+    """cached blocks given up for others, so far"""
+    num_pinned_blocks: _builtins.int
+    num_pinnable_blocks: _builtins.int
+    """at most so many can be pinned"""
     @_builtins.property
     def fingerprint(self) -> Global___Fingerprint: ...
     @_builtins.property
@@ -763,10 +858,15 @@ class GetStatisticsResponse(_message.Message):
         lease_ttl_s: _builtins.float = ...,
         num_asked_blocks: _builtins.int = ...,
         num_claimed_blocks: _builtins.int = ...,
+        num_asked_tokens: _builtins.int = ...,
+        num_claimed_tokens: _builtins.int = ...,
+        num_evictions: _builtins.int = ...,
+        num_pinned_blocks: _builtins.int = ...,
+        num_pinnable_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "holders", b"holders", "kv_bytes", b"kv_bytes", "lease_ttl_s", b"lease_ttl_s", "num_asked_blocks", b"num_asked_blocks", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_claimed_blocks", b"num_claimed_blocks", "num_free_blocks", b"num_free_blocks", "num_leased_blocks", b"num_leased_blocks", "num_reserve_blocks", b"num_reserve_blocks", "num_sequences", b"num_sequences", "num_spare_blocks", b"num_spare_blocks", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "holders", b"holders", "kv_bytes", b"kv_bytes", "lease_ttl_s", b"lease_ttl_s", "num_asked_blocks", b"num_asked_blocks", "num_asked_tokens", b"num_asked_tokens", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_claimed_blocks", b"num_claimed_blocks", "num_claimed_tokens", b"num_claimed_tokens", "num_evictions", b"num_evictions", "num_free_blocks", b"num_free_blocks", "num_leased_blocks", b"num_leased_blocks", "num_pinnable_blocks", b"num_pinnable_blocks", "num_pinned_blocks", b"num_pinned_blocks", "num_reserve_blocks", b"num_reserve_blocks", "num_sequences", b"num_sequences", "num_spare_blocks", b"num_spare_blocks", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
