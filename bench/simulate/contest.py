@@ -100,7 +100,7 @@ def control_of(contest: Contest, mode: str) -> ControlOptions | None:
         raise ConfigError("mode", f"{mode!r} is none of {COLOCATED}, {STATIC}:X,Y, semi-pd, predictive")
     initial = parse_split(shares) if shares else contest.initial
     slos = SloPolicy(PlannedSlo(contest.slo.ttft_ms, contest.slo.tpot_ms))
-    options = PlannerOptions(initial, slos, contest.margin, contest.system.laws)
+    options = PlannerOptions(initial, slos, contest.margin)
     return ControlOptions(make_planner(name, options), initial, contest.limits, contest.interval_s)
 
 

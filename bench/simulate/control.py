@@ -21,6 +21,14 @@ class ControlOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """What the machine's partition backend can do."""
+
+    backend: str
+    splits: tuple[Split, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Switch:
     """A decision that changed the split."""
 
@@ -35,13 +43,13 @@ class Control:
     def __init__(
         self,
         options: ControlOptions,
-        splits: tuple[Split, ...],
+        offer: Offer,
         events: EventQueue,
         assign: Callable[[Split], None],
         delay_s: float,
     ) -> None:
         self.switches: list[Switch] = []
-        self._splits = splits
+        self._offer = offer
         self._events = events
         self._assign = assign
         self._delay_s = delay_s
@@ -61,7 +69,7 @@ class Control:
 
     def _decide(self) -> None:
         now_s = self._events.now_s
-        plan = self._steering.plan(now_s, self._decided, self._splits)
+        plan = self._steering.plan(now_s, self._decided, self._offer.splits, self._offer.backend)
         if plan is None or plan.split == self._decided:
             return
         self._decided = plan.split

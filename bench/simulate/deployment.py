@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.load.records import RequestRecord
-from bench.simulate.control import Control, ControlOptions, Switch
+from bench.simulate.control import Control, ControlOptions, Offer, Switch
 from bench.simulate.events import EventQueue
 from bench.simulate.gateway import SimGateway
 from bench.simulate.pace import CadencePace, Pace, SharedPace
@@ -90,7 +90,8 @@ class SimDeployment:
     def _controlled(self, options: ControlOptions) -> Control:
         for process in self._processes.values():
             process.split = options.initial
-        return Control(options, self._system.splits, self.events, self._assign, self._system.switch.delay_s)
+        offer = Offer(self._system.backend, self._system.splits)
+        return Control(options, offer, self.events, self._assign, self._system.switch.delay_s)
 
     def _assign(self, split: Split) -> None:
         for process in self._processes.values():

@@ -8,7 +8,6 @@ from bench.simulate.pace import CadenceSteps
 from bench.simulate.step_times import WHOLE_PERCENT, Contention, DeviceTable, table_of
 from tandem.device.cpu.cadence import SPLITS as CADENCE_SPLITS
 from tandem.errors import ConfigError
-from tandem.partition.step_times import CPU_LAWS, StepLaw, StepLaws
 from tandem.types import Phase, Split
 
 
@@ -42,8 +41,8 @@ class System:
     contention: Contention
     limits: EngineLimits
     switch: SwitchCost
+    backend: str  # that the planner is told of
     splits: tuple[Split, ...]
-    laws: StepLaws  # the planner's prior
     length_scale: float  # of loads' prompts and answers: what suits so fast a machine
     cadence: CadenceSteps | None = None  # None: each phase has its share whatever the other does
 
@@ -77,8 +76,8 @@ def cpu_system(path: Path | None) -> System:
             handover_ms=3.0,
         ),
         switch=SwitchCost(delay_s=0.05, stall_ms=5.0),
+        backend="cpu-cadence",
         splits=CADENCE_SPLITS,
-        laws=CPU_LAWS,
         length_scale=0.25,
         cadence=CadenceSteps(num_layers=30, short_rows=64),
     )
@@ -156,11 +155,8 @@ def h200_system() -> System:
             handover_ms=1.0,
         ),
         switch=SwitchCost(delay_s=0.0, stall_ms=0.2),
+        backend="mps-green",
         splits=_splits(24, 36, 48, 61, 73, 85),
-        laws=StepLaws(
-            prefill=StepLaw(base_ms=2.0, row_ms=0.03, key_ms=0.0, pair_ms=1e-6, parallel=1.0),
-            decode=StepLaw(base_ms=5.0, row_ms=0.02, key_ms=3e-5, pair_ms=0.0, parallel=0.1),
-        ),
         length_scale=1.0,
     )
 

@@ -31,6 +31,8 @@ from tandem.types import Phase, RequestObservation, Split, StepStatistics
 _log = structlog.get_logger()
 
 STATIC = "static"
+OLDEST_STEP_S = 1.0  # when it is reported
+NANO = 1e9
 APPLY_PATIENCE_S = 5.0  # a phase answers a decision at its step's end, or when it has been idle for a moment
 NOTHING_DECIDED, AS_CONFIGURED = 0, 1  # decision ids: the configured split is the first decision
 
@@ -147,7 +149,7 @@ class Controller:
         """Takes one step of a phase in, and asks the planner when it is time."""
         if not self._distrust.believes_step(phase, step):
             return
-        self._monitor.add_step(phase, step, self._clock.now())
+        self._monitor.add_step(phase, step, self._clock.now(), self._age_s(step))
         self._ask()
 
     def report_applied(self, phase: Phase, applied: ShareApplied) -> None:
@@ -229,7 +231,7 @@ class Controller:
         if self._control is Control.HAND:
             return
         try:
-            plan = self._steering.plan(self._clock.now(), self._decision.split, self._offered())
+            plan = self._steering.plan(self._clock.now(), self._decision.split, self._offered(), self._backend())
             if plan is not None:
                 _check_split(plan.split)
                 self._advise(plan.admission)
@@ -237,6 +239,11 @@ class Controller:
         except Exception as error:
             self._metrics.planner_failures.inc()
             _log.error("planner.failed", planner=self._steering.name, exc_info=error)
+
+    def _age_s(self, step: StepStatistics) -> float:
+        """How long ago it ended, by its sender's clock, where that makes sense: phases gather steps for a moment."""
+        age_s = (self._unix_ns() - step.unix_ns) / NANO
+        return age_s if 0 <= age_s <= OLDEST_STEP_S else 0.0
 
     def _advise(self, advice: AdmissionAdvice | None) -> None:
         """The newest plan's advice counts; it is told of when it comes and when it ends."""
@@ -257,6 +264,11 @@ class Controller:
         """What both phases can have; what is no split at all is not among it."""
         prefill, decode = (self._phases[phase].splits for phase in (Phase.PREFILL, Phase.DECODE))
         return tuple(split for split in prefill if split in decode and _is_split(split))
+
+    def _backend(self) -> str:
+        """The phases' own, when they have the same."""
+        names = {record.status.partition_backend for record in self._phases.values()}
+        return names.pop() if len(names) == 1 else ""
 
     def _decide(self, plan: Plan) -> None:
         is_first = self._decision.decision_id == NOTHING_DECIDED

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -9,14 +10,19 @@ from services.controller.controller import Controller
 from services.controller.service import SERVICE_NAME, add_to_server
 from tandem.clock import MonotonicClock
 from tandem.config.settings import ControllerConfig
+from tandem.config.step_times import read_step_times
+from tandem.partition.law_fit import fit_laws
 from tandem.partition.monitor import Monitor, WindowLimits
 from tandem.partition.registry import PlannerOptions, make_planner
 from tandem.partition.slo import Slo, SloPolicy
 from tandem.partition.steering import Steering
+from tandem.partition.step_times import StepLaws
+from tandem.partition.traits import CPU_LAWS
 from tandem.rpc.server import ServiceHost, service_main
 from tandem.telemetry.metrics import ControllerMetrics, start_metrics_server
 from tandem.types import RequestClass, Split
 
+STEP_TIMES = "controller.step_times"
 STOP_GRACE_S = 0.2  # the controller holds nothing that a peer would miss
 
 
@@ -24,7 +30,7 @@ def make_controller(config: ControllerConfig, registry: CollectorRegistry) -> Co
     """The controller as configured."""
     initial = Split(config.prefill_percent, config.decode_percent)
     slos = _slos(config)
-    planner = make_planner(config.planner, PlannerOptions(initial, slos, config.slo_margin))
+    planner = make_planner(config.planner, PlannerOptions(initial, slos, config.slo_margin, _laws(config)))
     monitor = Monitor(WindowLimits(config.window_s, config.window_requests), initial, slos)
     steering = Steering(planner, monitor, config.decision_interval_s)
     return Controller(steering, initial, MonotonicClock(), ControllerMetrics.create(registry))
@@ -33,6 +39,13 @@ def make_controller(config: ControllerConfig, registry: CollectorRegistry) -> Co
 def _slos(config: ControllerConfig) -> SloPolicy:
     batch = Slo(config.batch_slo_ttft_ms, config.batch_slo_tpot_ms)
     return SloPolicy(Slo(config.slo_ttft_ms, config.slo_tpot_ms), {RequestClass.BATCH: batch})
+
+
+def _laws(config: ControllerConfig) -> StepLaws | None:
+    """Of the file that was measured; None: what is known of the backend. ConfigError."""
+    if not config.step_times:
+        return None
+    return fit_laws(read_step_times(Path(config.step_times), STEP_TIMES), CPU_LAWS, STEP_TIMES)
 
 
 async def serve(config: ControllerConfig, stop: asyncio.Event) -> int:

@@ -2,16 +2,19 @@
 
 Both phases are followed as fluids over a horizon: prompts wait for what is before them, sequences gather in decode
 until it gives out tokens as fast as prompts bring new ones. Around the fluid lies the randomness of arrivals: the tail
-of an M/G/1 queue's wait for TTFT, a normal batch for TPOT. TTFT is always wait plus service.
+of an M/G/1 queue's wait for TTFT, a normal batch for TPOT. TTFT is always wait plus service. TPOT is a request's mean:
+it meets the batches of all its answer's time, not the one of a moment.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 from tandem.partition.load import Load
 from tandem.partition.slo import SloPolicy
-from tandem.partition.step_times import StepModel
+from tandem.partition.step_times import StepContent, StepModel
 from tandem.types import Split
 
 NUM_MOMENTS = 6
@@ -25,7 +28,7 @@ MOST_SEQUENCES = 4096.0
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """Step times of both phases, each beside the other one at work."""
+    """Step times of both phases."""
 
     prefill: StepModel
     decode: StepModel
@@ -36,7 +39,15 @@ class Moment:
     """A point of the horizon: what a request that arrives then finds."""
 
     wait_s: float  # of the fluid
-    num_sequences: float  # in decode
+    num_sequences: float  # in decode, a mean over the time that its answer takes
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """In which part of the time each phase is at work."""
+
+    prefill: float
+    decode: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +59,28 @@ class Forecast:
     models: Models
     horizon_s: float
     moments: tuple[Moment, ...]
+    busy: Busy
     service_s: tuple[float, ...]
-    mean_service_s: float
+
+    @property
+    def mean_service_s(self) -> float:
+        """Of a prompt."""
+        return fmean(self.service_s)
 
     @property
     def utilisation(self) -> float:
         """Of prefill."""
         return self.load.requests_per_s * self.mean_service_s
 
+    @property
+    def mean_residual_s(self) -> float:
+        """What is left of the service that an arriving prompt finds under way."""
+        return fmean(each**2 for each in self.service_s) / (2.0 * max(self.mean_service_s, 1e-9))
+
     def ttft_attainment(self, slos: SloPolicy) -> float:
         """The share of requests that meet it, over the shapes that come and the moments they may come at."""
         limits_s = (slos.of(shape.request_class).ttft_ms / 1e3 for shape in self.load.shapes)
-        return sum(map(self._ttft_met, limits_s, self.service_s)) / len(self.service_s)
+        return fmean(self._ttft_met([limit_s - each for limit_s, each in zip(limits_s, self.service_s, strict=True)]))
 
     def tpot_attainment(self, slos: SloPolicy, slack: float = 1.0) -> float:
         """As for TTFT; SLOs are multiplied by `slack`."""
@@ -69,8 +90,7 @@ class Forecast:
 
     def ttft_p90_ms(self) -> float:
         """What nine of ten requests stay within."""
-        count = len(self.service_s)
-        return _least_ms(lambda ms: sum(self._ttft_met(ms / 1e3, each) for each in self.service_s) / count)
+        return _least_ms(lambda ms: fmean(self._ttft_met([ms / 1e3 - each for each in self.service_s])))
 
     def tpot_p90_ms(self) -> float:
         """What nine of ten requests stay within."""
@@ -78,95 +98,118 @@ class Forecast:
 
     def thinned(self, share: float) -> "Forecast":
         """The same when only a part of the requests is let in."""
-        arriving = self.load.prefill.arriving_tokens_per_s * share
-        load = replace(
-            self.load,
-            prefill=replace(self.load.prefill, arriving_tokens_per_s=arriving),
-            queue_growth_per_s=self.load.queue_growth_per_s * share,
-        )
-        return forecast(self.split, load, self.models, self.horizon_s)
+        return forecast(self.split, self.load.scaled(share), self.models, self.horizon_s)
 
-    def _ttft_met(self, limit_s: float, service_s: float) -> float:
-        left_s = limit_s - service_s
-        return sum(self._wait_within(left_s - moment.wait_s) for moment in self.moments) / len(self.moments)
+    def _ttft_met(self, left_s: Sequence[float]) -> list[float]:
+        """For each of the times that may be waited: in how many cases it is enough.
 
-    def _wait_within(self, left_s: float) -> float:
-        """The wait in an M/G/1 queue whose service times vary as much as their mean."""
-        if left_s < 0:
-            return 0.0
+        Who waits at all in an M/G/1 queue waits for a time that is nearly exponential.
+        """
         utilisation = min(self.utilisation, HIGHEST_UTILISATION)
-        return 1.0 - utilisation * math.exp(-(1.0 - utilisation) * left_s / max(self.mean_service_s, 1e-6))
+        decay = (1.0 - utilisation) / max(self.mean_residual_s, 1e-6)
+        waits_s = Counter(moment.wait_s for moment in self.moments)  # mostly 0
+        return [
+            sum(
+                count * (1.0 - utilisation * math.exp(-decay * (left - wait)))
+                for wait, count in waits_s.items()
+                if left >= wait
+            )
+            / len(self.moments)
+            for left in left_s
+        ]
 
     def _tpot_met(self, limit_ms: float) -> float:
-        return sum(self._batch_within(moment.num_sequences, limit_ms) for moment in self.moments) / len(self.moments)
+        return fmean(self._batch_within(moment.num_sequences, limit_ms) for moment in self.moments)
 
     def _batch_within(self, num_sequences: float, limit_ms: float) -> float:
         """Sequences in decode vary like arrivals do: the deviation is about the root of their number."""
         deviation = math.sqrt(max(num_sequences, 1.0)) * DEVIATION
-        lower = tpot_ms(max(num_sequences - deviation, 1.0), self.split, self.load, self.models)
-        upper = tpot_ms(num_sequences + deviation, self.split, self.load, self.models)
+        decode = Decoding(self.split, self.load, self.models.decode)
+        lower = decode.tpot_ms(max(num_sequences - deviation, 1.0), self.busy.prefill)
+        upper = decode.tpot_ms(num_sequences + deviation, self.busy.prefill)
         middle, spread = (lower + upper) / 2, max((upper - lower) / 2, 0.03 * upper)
         return 0.5 * (1.0 + math.erf((limit_ms - middle) / (spread * math.sqrt(2.0))))
 
 
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Decode under a split."""
+
+    split: Split
+    load: Load
+    model: StepModel
+
+    def tpot_ms(self, num_sequences: float, prefill_busy: float) -> float:
+        """The mean time a token while so many are here: those beyond the batch's bound wait for a place in turn."""
+        batch = min(max(num_sequences, 1.0), self._batch_bound)
+        content = StepContent(batch, batch * max(self.load.decode.keys_per_sequence, 1.0), batch)
+        step_ms = self.model.ms(self.split.decode_percent, content, prefill_busy)
+        return step_ms * max(num_sequences, 1.0) / batch
+
+    def answer_s(self, num_sequences: float, prefill_busy: float) -> float:
+        """Of a whole answer."""
+        return self.tpot_ms(num_sequences, prefill_busy) / 1e3 * self.load.work_per_request
+
+    @property
+    def _batch_bound(self) -> float:
+        """How many run at once, known only while others wait for a place."""
+        return max(self.load.decode.num_running, 1.0) if self.load.decode.num_waiting >= 1 else MOST_SEQUENCES
+
+
 def forecast(split: Split, load: Load, models: Models, horizon_s: float) -> Forecast:
     """Follows the fluids from now to the horizon."""
-    return Forecast(
-        split=split,
-        load=load,
-        models=models,
-        horizon_s=horizon_s,
-        moments=_moments(split, load, models, horizon_s),
-        service_s=tuple(service_s(shape.num_prompt_tokens, split, load, models) for shape in load.shapes),
-        mean_service_s=service_s(load.mean_prompt_tokens, split, load, models),
-    )
+    ticks = _ticks(split, load, models, horizon_s / (NUM_MOMENTS * STEPS_A_MOMENT))
+    busy = Busy(fmean(tick.busy.prefill for tick in ticks), fmean(tick.busy.decode for tick in ticks))
+    services = (service_s(shape.num_prompt_tokens, split, load, models, busy.decode) for shape in load.shapes)
+    return Forecast(split, load, models, horizon_s, _moments(ticks), busy, tuple(services))
 
 
-def service_s(num_prompt_tokens: float, split: Split, load: Load, models: Models) -> float:
+def service_s(num_prompt_tokens: float, split: Split, load: Load, models: Models, decode_busy: float) -> float:
     """A prompt's steps without any wait."""
-    step_tokens = max(load.prefill.step_tokens, 1.0)
-    num_steps = max(1.0, num_prompt_tokens / step_tokens)
+    num_steps = max(1.0, num_prompt_tokens / max(load.prefill.step_tokens, 1.0))
     rows = num_prompt_tokens / num_steps
-    keys = num_prompt_tokens / 2 + rows / 2
-    return num_steps * models.prefill.ms(split.prefill_percent, rows, keys) / 1e3
+    content = StepContent(rows, num_prompt_tokens / 2 + rows / 2)
+    return num_steps * models.prefill.ms(split.prefill_percent, content, decode_busy) / 1e3
 
 
-def tpot_ms(num_sequences: float, split: Split, load: Load, models: Models) -> float:
-    """The mean time a token when so many are in decode: those beyond the batch's bound wait for a place in turn."""
-    batch = min(max(num_sequences, 1.0), _batch_bound(load))
-    step_ms = models.decode.ms(split.decode_percent, batch, batch * max(load.decode.keys_per_sequence, 1.0), batch)
-    return step_ms * max(num_sequences, 1.0) / batch
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    """One step of the fluids."""
+
+    wait_s: float
+    num_sequences: float
+    answer_ticks: float  # how many of them an answer takes
+    busy: Busy
 
 
-def _batch_bound(load: Load) -> float:
-    """How many decode runs at once, known only while others wait for a place."""
-    return max(load.decode.num_running, 1.0) if load.decode.num_waiting >= 1 else MOST_SEQUENCES
-
-
-def _moments(split: Split, load: Load, models: Models, horizon_s: float) -> tuple[Moment, ...]:
-    """Euler's method; prompts enter decode as fast as they arrive, or as prefill can compute them."""
-    per_request_s = service_s(load.mean_prompt_tokens, split, load, models)
-    backlog = load.prefill.backlog_tokens / load.mean_prompt_tokens + load.num_queued
-    num_sequences = load.decode.num_sequences
-    is_bounded = load.num_queued >= 1  # by the sequences that the phases take, so by decode as well
-    tick_s = horizon_s / (NUM_MOMENTS * STEPS_A_MOMENT)
-    moments: list[Moment] = []
-    for number in range(NUM_MOMENTS * STEPS_A_MOMENT):
-        leaving = _leaving_per_s(num_sequences, split, load, models)
-        capacity = min(1.0 / per_request_s, max(leaving, 1e-6)) if is_bounded else 1.0 / per_request_s
-        entering = min(capacity, load.requests_per_s + backlog / tick_s)
-        if number % STEPS_A_MOMENT == 0:
-            moments.append(Moment(backlog / capacity, num_sequences))
-        backlog = max(0.0, backlog + (load.requests_per_s - entering) * tick_s)
-        num_sequences = min(max(0.0, num_sequences + (entering - leaving) * tick_s), MOST_SEQUENCES)
+def _moments(ticks: Sequence[_Tick]) -> tuple[Moment, ...]:
+    moments = []
+    for start in range(0, len(ticks), STEPS_A_MOMENT):
+        end = start + max(1, round(ticks[start].answer_ticks))
+        moments.append(Moment(ticks[start].wait_s, fmean(tick.num_sequences for tick in ticks[start:end])))
     return tuple(moments)
 
 
-def _leaving_per_s(num_sequences: float, split: Split, load: Load, models: Models) -> float:
-    """Sequences that end."""
-    if num_sequences <= 0:
-        return 0.0
-    return num_sequences / (tpot_ms(num_sequences, split, load, models) / 1e3 * load.work_per_request)
+def _ticks(split: Split, load: Load, models: Models, tick_s: float) -> list[_Tick]:
+    """Euler's method; prompts enter decode as fast as they arrive, or as prefill can compute them."""
+    decode = Decoding(split, load, models.decode)
+    backlog = load.prefill.backlog_tokens / load.mean_prompt_tokens + load.num_queued
+    num_sequences = load.decode.num_sequences
+    is_bounded = load.num_queued >= 1  # by the sequences that the phases take, so by decode as well
+    ticks: list[_Tick] = []
+    prefill_busy = 1.0
+    for _ in range(NUM_MOMENTS * STEPS_A_MOMENT):
+        decode_busy = 1.0 - math.exp(-num_sequences)
+        per_request_s = service_s(load.mean_prompt_tokens, split, load, models, decode_busy)
+        answer_s = decode.answer_s(num_sequences, prefill_busy)
+        leaving = num_sequences / answer_s
+        capacity = min(1.0 / per_request_s, max(leaving, 1e-6)) if is_bounded else 1.0 / per_request_s
+        entering = min(capacity, load.requests_per_s + backlog / tick_s)
+        prefill_busy = min(1.0, entering * per_request_s)
+        ticks.append(_Tick(backlog / capacity, num_sequences, answer_s / tick_s, Busy(prefill_busy, decode_busy)))
+        backlog = max(0.0, backlog + (load.requests_per_s - entering) * tick_s)
+        num_sequences = min(max(0.0, num_sequences + (entering - leaving) * tick_s), MOST_SEQUENCES)
+    return ticks
 
 
 def _least_ms(met: Callable[[float], float]) -> float:

@@ -1,17 +1,19 @@
-"""What the phases have to do, read from the newest samples. Pure."""
+"""What the phases have to do, read from samples. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from tandem.partition.observations import Observations, PhaseSamples
 from tandem.partition.samples import RequestSample, StepSample
 from tandem.types import Phase, RequestClass
 
-FEW_REQUESTS = 32  # the newest, whose shapes stand for those that come
+MAX_SHAPES = 64  # that stand for all
 LATELY = 0.1  # of the window: what counts as now
 MIN_SPAN_S = 0.5
-MOST_CORRECTION = 2.0
+LEAST_RATE_PER_S = 1e-3
+MOST_CORRECTION = 2.0  # of answers' lengths
+MOST_STRETCH = 8.0  # of prompts' lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +27,23 @@ class RequestShape:
 
 @dataclass(frozen=True, slots=True)
 class PrefillLoad:
-    """`arriving` rates are of what came in, done or not."""
+    """`arriving` is what came in, done or not."""
 
     arriving_tokens_per_s: float
     backlog_tokens: float  # in the phase, not computed yet
     step_tokens: float  # of a full step
+    growth_tokens_per_s: float  # of the backlog
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeLoad:
-    """Lately."""
+    """Sequences and keys are those of the last moments."""
 
     num_running: float  # sequences in a step
     num_waiting: float  # that hold blocks, and found no place in the step
     keys_per_sequence: float
-    tokens_per_s: float  # computed over the window
-    growth_per_s: float  # of `num_sequences`, over the window
+    tokens_per_s: float  # computed
+    growth_per_s: float  # of `num_sequences`
 
     @property
     def num_sequences(self) -> float:
@@ -54,80 +57,99 @@ class Load:
 
     prefill: PrefillLoad
     decode: DecodeLoad
-    shapes: tuple[RequestShape, ...]
-    mean_prompt_tokens: float  # of `shapes`
-    mean_output_tokens: float
+    requests_per_s: float  # arriving
+    shapes: tuple[RequestShape, ...]  # of what arrives
+    mean_prompt_tokens: float
+    work_per_request: float  # answer tokens that a request brings
     num_queued: float
-    queue_growth_per_s: float
 
-    @property
-    def work_per_request(self) -> float:
-        """Answer tokens that a request brings, by what flows through decode: lengths of those that ended vary more."""
-        demand = self.decode.tokens_per_s + self.decode.growth_per_s * self.mean_output_tokens
-        by_flow = demand / max(self.requests_per_s, 1e-6)
-        return min(max(by_flow, self.mean_output_tokens / MOST_CORRECTION), self.mean_output_tokens * MOST_CORRECTION)
-
-    @property
-    def requests_per_s(self) -> float:
-        """Arriving, at the phases and in the gateway's queue."""
-        return max(0.0, self.prefill.arriving_tokens_per_s / self.mean_prompt_tokens + self.queue_growth_per_s)
+    def scaled(self, factor: float) -> "Load":
+        """The same when so many times as many requests come; what is there already stays."""
+        return replace(self, requests_per_s=self.requests_per_s * factor)
 
 
-def load_of(observations: Observations) -> Load | None:
-    """None while too little is known: no request has been served in the window."""
-    if not observations.served:
+def load_of(observations: Observations, stretch_s: float) -> Load | None:
+    """Rates and lengths are those of the last `stretch_s`.
+
+    None while too little is known: no request has been served lately. Who arrives is counted by what has ended and what
+    there is more of inside than before; how long their prompts are, by the tokens that came in. Those of requests that
+    ended are older than that by an answer's time.
+    """
+    served = observations.served_since(observations.now_s - stretch_s)
+    if not served:
         return None
-    shapes = tuple(
-        RequestShape(sample.request_class, sample.num_prompt_tokens, sample.num_output_tokens)
-        for sample in observations.served[-FEW_REQUESTS:]
-    )
+    prefill = prefill_load(observations.samples(Phase.PREFILL), observations.now_s, stretch_s)
+    decode = _decode(observations, stretch_s)
+    span_s = max(min(stretch_s, observations.samples(Phase.DECODE).observed_s), MIN_SPAN_S)
+    mean_served = fmean(sample.num_prompt_tokens for sample in served)
+    more = decode.growth_per_s + prefill.growth_tokens_per_s / mean_served + _queue_growth(served)
+    requests_per_s = max(LEAST_RATE_PER_S, len(served) / span_s + more)
+    longer = min(max(prefill.arriving_tokens_per_s / requests_per_s / mean_served, 1 / MOST_STRETCH), MOST_STRETCH)
     return Load(
-        prefill=_prefill(observations.samples(Phase.PREFILL), observations.now_s),
-        decode=_decode(observations),
-        shapes=shapes,
-        mean_prompt_tokens=fmean(shape.num_prompt_tokens for shape in shapes),
-        mean_output_tokens=fmean(shape.num_output_tokens for shape in shapes),
+        prefill=prefill,
+        decode=decode,
+        requests_per_s=requests_per_s,
+        shapes=_shapes(served, longer),
+        mean_prompt_tokens=mean_served * longer,
+        work_per_request=_work(decode, fmean(sample.num_output_tokens for sample in served), requests_per_s),
         num_queued=_queued(observations),
-        queue_growth_per_s=_queue_growth(observations.served),
     )
 
 
-def _prefill(samples: PhaseSamples, now_s: float) -> PrefillLoad:
-    steps = samples.window
+def _work(decode: DecodeLoad, mean_output_tokens: float, requests_per_s: float) -> float:
+    """By what flows through decode: lengths of those that ended vary more."""
+    demand = decode.tokens_per_s + decode.growth_per_s * mean_output_tokens
+    by_flow = demand / requests_per_s
+    return min(max(by_flow, mean_output_tokens / MOST_CORRECTION), mean_output_tokens * MOST_CORRECTION)
+
+
+def _shapes(served: Sequence[RequestSample], longer: float) -> tuple[RequestShape, ...]:
+    """Every so many-th, the newest among them; prompts are made so many times as long."""
+    stride = -(-len(served) // MAX_SHAPES)
+    return tuple(
+        RequestShape(sample.request_class, max(1, round(sample.num_prompt_tokens * longer)), sample.num_output_tokens)
+        for sample in served[::-stride]
+    )
+
+
+def prefill_load(samples: PhaseSamples, now_s: float, stretch_s: float) -> PrefillLoad:
+    """Over the last `stretch_s`."""
+    steps = samples.since(now_s - stretch_s)
     if not steps:
-        return PrefillLoad(0.0, 0.0, 1.0)
-    span_s = max(samples.observed_s, MIN_SPAN_S)
-    backlog = steps[-1].num_backlog_tokens
+        return PrefillLoad(0.0, 0.0, 1.0, 0.0)
+    span_s = max(min(stretch_s, samples.observed_s), MIN_SPAN_S)
+    backlog, carried = steps[-1].num_backlog_tokens, _carried(steps[0], now_s - span_s)
     computed = sum(step.num_tokens for step in steps)
-    arrived = max(0, computed + backlog - _carried(steps[0], now_s - span_s))
     return PrefillLoad(
-        arriving_tokens_per_s=arrived / span_s,
+        arriving_tokens_per_s=max(0, computed + backlog - carried) / span_s,
         backlog_tokens=backlog,
         step_tokens=max(step.num_tokens for step in steps),
+        growth_tokens_per_s=(backlog - carried) / span_s,
     )
 
 
 def _carried(first: StepSample, start_s: float) -> int:
-    """What had arrived before the window: all that its first step found, if it was under way when the window began."""
-    was_busy = first.at_s - first.duration_ms / 1e3 <= start_s
-    return first.num_tokens + first.num_backlog_tokens if was_busy else 0
+    """What had arrived before the stretch: all that its first step found, if it was under way when that began."""
+    return first.num_tokens + first.num_backlog_tokens if first.begun_s <= start_s else 0
 
 
-def _decode(observations: Observations) -> DecodeLoad:
+def _decode(observations: Observations, stretch_s: float) -> DecodeLoad:
     samples = observations.samples(Phase.DECODE)
-    if not samples.window:
+    steps = samples.since(observations.now_s - stretch_s)
+    if not steps:
         return DecodeLoad(0.0, 0.0, 0.0, 0.0, 0.0)
-    steps = samples.window
     recent = _since(steps, observations.now_s - observations.window_s * LATELY)
     num_running = fmean(step.num_sequences for step in recent) if recent else 0.0
     num_waiting = float(min(step.num_waiting for step in recent)) if recent else 0.0  # who came since the step joins
-    span_s = max(samples.observed_s, MIN_SPAN_S)
+    span_s = max(min(stretch_s, samples.observed_s), MIN_SPAN_S)
+    first = steps[0]
+    before = first.num_sequences + first.num_waiting if first.begun_s <= observations.now_s - span_s else 0
     return DecodeLoad(
         num_running=num_running,
         num_waiting=num_waiting,
         keys_per_sequence=_keys_per_sequence(recent or steps[-1:]),
         tokens_per_s=sum(step.num_tokens for step in steps) / span_s,
-        growth_per_s=(num_running + num_waiting - steps[0].num_sequences - steps[0].num_waiting) / span_s,
+        growth_per_s=(num_running + num_waiting - before) / span_s,
     )
 
 
@@ -147,6 +169,6 @@ def _queued(observations: Observations) -> float:
 
 
 def _queue_growth(served: Sequence[RequestSample]) -> float:
-    """Requests a second over the window."""
+    """Requests a second."""
     span_s = served[-1].at_s - served[0].at_s
     return (served[-1].num_waiting - served[0].num_waiting) / span_s if span_s >= MIN_SPAN_S else 0.0

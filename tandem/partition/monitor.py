@@ -2,10 +2,13 @@
 
 import math
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
 
+from tandem.partition.beside import Besides
 from tandem.partition.observations import (
+    MEMORY_WINDOWS,
     Observations,
     PhaseSamples,
     PhaseStatistics,
@@ -19,9 +22,10 @@ from tandem.partition.samples import RequestSample, StepSample, request_sample, 
 from tandem.partition.slo import NOTHING_PROMISED, SloPolicy
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
-SAMPLES_PER_SHARE = 32
+SAMPLES_PER_SHARE = 64
 MAX_STEPS = 2048
 HISTORY_WINDOWS = 32
+MAX_SWITCHES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +42,31 @@ class PhaseMonitor:
     def __init__(self) -> None:
         self._statistics = StepWindow()
         self._steps: deque[StepSample] = deque(maxlen=MAX_STEPS)
+        self._besides = Besides()
         self._by_percent: dict[int, deque[StepSample]] = {}
         self._first_s = math.inf
 
-    def add(self, step: StepStatistics, now_s: float, percent: int) -> None:
-        """Takes one step in."""
-        self._statistics.add(step, now_s)
-        self._first_s = min(self._first_s, now_s)
-        sample = step_sample(step, now_s, percent)
+    def add(self, step: StepStatistics, ended_s: float, percent: int) -> StepSample | None:
+        """Takes one step in; None when it cannot be true. Steps end one after another."""
+        if self._steps:
+            ended_s = max(ended_s, self._steps[-1].at_s)
+        self._statistics.add(step, ended_s)
+        self._first_s = min(self._first_s, ended_s)
+        sample = step_sample(step, ended_s, percent)
         if sample is not None:
             self._steps.append(sample)
-            self._by_percent.setdefault(percent, deque(maxlen=SAMPLES_PER_SHARE)).append(sample)
+            self._besides.add(sample)
+        return sample
+
+    def peer_stepped(self, sample: StepSample) -> None:
+        """The other phase has taken a step."""
+        self._besides.peer_stepped(sample)
 
     def restarted(self) -> None:
         """Another process of the phase: its steps count anew; how fast a share is remains known."""
         self._statistics = StepWindow()
         self._steps.clear()
+        self._besides = Besides()
         self._first_s = math.inf
 
     def statistics(self, now_s: float) -> PhaseStatistics:
@@ -62,16 +75,20 @@ class PhaseMonitor:
 
     def samples(self, now_s: float, window_s: float) -> PhaseSamples:
         """For planners."""
-        recent = tuple(dropwhile(lambda step: step.at_s <= now_s - window_s, self._steps))
+        for step in self._besides.settle(now_s):
+            self._by_percent.setdefault(step.percent, deque(maxlen=SAMPLES_PER_SHARE)).append(step)
+        memory_s = window_s * MEMORY_WINDOWS
+        remembered = tuple(dropwhile(lambda step: step.at_s <= now_s - memory_s, self._steps))
         return PhaseSamples(
-            window=recent,
+            window=tuple(dropwhile(lambda step: step.at_s <= now_s - window_s, remembered)),
+            remembered=remembered,
             by_percent={percent: tuple(steps) for percent, steps in self._by_percent.items()},
-            observed_s=min(max(0.0, now_s - self._first_s), self._span_s(recent, now_s, window_s)),
+            observed_s=min(max(0.0, now_s - self._first_s), self._span_s(remembered, now_s, memory_s)),
         )
 
-    def _span_s(self, recent: tuple[StepSample, ...], now_s: float, window_s: float) -> float:
-        """The window, unless there were more steps in it than are kept."""
-        return now_s - recent[0].at_s if len(recent) == MAX_STEPS else window_s
+    def _span_s(self, remembered: tuple[StepSample, ...], now_s: float, memory_s: float) -> float:
+        """What is remembered, unless there were more steps in it than are kept."""
+        return now_s - remembered[0].at_s if len(remembered) == MAX_STEPS else memory_s
 
 
 class Monitor:
@@ -86,7 +103,7 @@ class Monitor:
         self._phases = {phase: PhaseMonitor() for phase in Phase}
         self._history: deque[WindowSummary] = deque(maxlen=HISTORY_WINDOWS)
         self._split = initial
-        self._switched_s = -math.inf
+        self._switches_s: deque[float] = deque(maxlen=MAX_SWITCHES)
         self._window_start_s: float | None = None
         self._now_s = -math.inf
 
@@ -94,9 +111,12 @@ class Monitor:
         """One phase's."""
         return self._phases[phase]
 
-    def add_step(self, phase: Phase, step: StepStatistics, now_s: float) -> None:
-        """Takes one step in, received at `now_s`."""
-        self._phases[phase].add(step, self._advance(now_s), self._split.percent(phase))
+    def add_step(self, phase: Phase, step: StepStatistics, now_s: float, age_s: float = 0.0) -> None:
+        """Takes one step in, received at `now_s`, that had ended `age_s` before."""
+        sample = self._phases[phase].add(step, self._advance(now_s) - age_s, self._split.percent(phase))
+        for other, monitor in self._phases.items():
+            if sample is not None and other is not phase:
+                monitor.peer_stepped(sample)
 
     def add_request(self, request: RequestObservation, now_s: float) -> None:
         """Takes one request in, received at `now_s`."""
@@ -110,14 +130,17 @@ class Monitor:
         """`split` is in force from now on."""
         if split != self._split:
             self._split = split
-            self._switched_s = self._advance(now_s)
+            self._switches_s.append(self._advance(now_s))
 
     def request_statistics(self) -> RequestStatistics:
         """For people."""
         return self._requests.statistics()
 
-    def observations(self, now_s: float, splits: tuple[Split, ...] = ()) -> Observations:
-        """All that there is to say at `now_s`; closes the window when it is due."""
+    def observations(self, now_s: float, splits: tuple[Split, ...] = (), backend: str = "") -> Observations:
+        """All that there is to say at `now_s`; closes the window when it is due.
+
+        `splits` and the name of the partition `backend` that offers them are passed on.
+        """
         now_s = self._advance(now_s)
         self._close_window(now_s)
         window_s = self._limits.window_s
@@ -127,10 +150,11 @@ class Monitor:
             now_s=now_s,
             window_s=window_s,
             splits=splits,
-            served=tuple(sample for sample in self._served if sample.at_s > now_s - window_s),
+            backend=backend,
+            served=tuple(sample for sample in self._served if sample.at_s > now_s - window_s * MEMORY_WINDOWS),
             steps={phase: monitor.samples(now_s, window_s) for phase, monitor in self._phases.items()},
             history=tuple(self._history),
-            since_switch_s=now_s - self._switched_s,
+            switch_ages_s=tuple(now_s - at_s for at_s in self._switches_s),
         )
 
     def _advance(self, now_s: float) -> float:
@@ -153,10 +177,16 @@ class Monitor:
             WindowSummary(
                 closed_s=now_s,
                 split=self._split,
-                is_mixed=self._switched_s > start_s,
+                is_mixed=any(at_s > start_s for at_s in self._switches_s),
                 num_requests=len(served),
                 requests_per_s=len(served) / max(now_s - start_s, 1e-3),
-                ttft_p90_ms=latency_statistics(sample.ttft_ms for sample in served).p90_ms,
-                tpot_p90_ms=latency_statistics(sample.tpot_ms for sample in served).p90_ms,
+                ttft_p90_ms=latency_statistics(self._ttfts_ms(served)).p90_ms,
+                tpot_p90_ms=latency_statistics(self._tpots_ms(served)).p90_ms,
             )
         )
+
+    def _ttfts_ms(self, served: Sequence[RequestSample]) -> Iterator[float]:
+        return (sample.ttft_ms * self.slos.ttft_weight(sample.request_class) for sample in served)
+
+    def _tpots_ms(self, served: Sequence[RequestSample]) -> Iterator[float]:
+        return (sample.tpot_ms * self.slos.tpot_weight(sample.request_class) for sample in served)

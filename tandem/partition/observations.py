@@ -5,6 +5,7 @@ would have spoiled, and of that one alone.
 """
 
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from tandem.partition.slo import NOTHING_PROMISED, SloPolicy
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
 RATE_HORIZON_S = 10.0
+MEMORY_WINDOWS = 8  # how far back samples go
 STEP_WINDOW = 2048
 
 
@@ -56,17 +58,25 @@ class WindowSummary:
     is_mixed: bool  # whether another split was in force in a part of it
     num_requests: int
     requests_per_s: float
-    ttft_p90_ms: float  # 0: nobody had one
+    ttft_p90_ms: float  # 0: nobody had one. Of a class with SLOs of its own, in proportion to them
     tpot_p90_ms: float
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseSamples:
-    """Steps of one phase, oldest first. `by_percent`: the newest few under each share, however old they are."""
+    """Steps of one phase, oldest first. `by_percent`: the newest few under each share, however old they are.
+
+    Those of `by_percent` are told from each other by what was beside them; of the newest that is not known yet.
+    """
 
     window: tuple[StepSample, ...] = ()
+    remembered: tuple[StepSample, ...] = ()  # of `MEMORY_WINDOWS`
     by_percent: Mapping[int, tuple[StepSample, ...]] = field(default_factory=dict)
-    observed_s: float = 0.0  # how much of the window the phase was watched for
+    observed_s: float = 0.0  # how much of what is remembered the phase was watched for
+
+    def since(self, at_s: float) -> tuple[StepSample, ...]:
+        """The remembered ones that were reported later."""
+        return self.remembered[bisect_right(self.remembered, at_s, key=lambda step: step.at_s) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +88,15 @@ class Observations:
     now_s: float = 0.0
     window_s: float = 10.0
     splits: tuple[Split, ...] = ()  # those that the backends offer; empty: none but the one in force
-    served: tuple[RequestSample, ...] = ()  # in the window, oldest first
+    backend: str = ""  # the partition backend's name
+    served: tuple[RequestSample, ...] = ()  # as far back as samples go, oldest first
     steps: Mapping[Phase, PhaseSamples] = field(default_factory=dict)
     history: tuple[WindowSummary, ...] = ()  # oldest first; the last closed now or earlier
-    since_switch_s: float = math.inf
+    switch_ages_s: tuple[float, ...] = ()  # of the newest switches, oldest first
+
+    def served_since(self, at_s: float) -> tuple[RequestSample, ...]:
+        """Those that were reported later."""
+        return self.served[bisect_right(self.served, at_s, key=lambda sample: sample.at_s) :]
 
     def samples(self, phase: Phase) -> PhaseSamples:
         """Empty ones of a phase that never stepped."""

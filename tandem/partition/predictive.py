@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tandem.partition.forecast import Forecast, Models, forecast
-from tandem.partition.load import Load, load_of
+from tandem.partition.load import Load
 from tandem.partition.observations import Observations
 from tandem.partition.planner import AdmissionAdvice, Plan, Prediction
 from tandem.partition.slo import SloPolicy
 from tandem.partition.step_times import StepLaws, calibrated
+from tandem.partition.stretch import expected_loads
+from tandem.partition.traits import traits_of
 from tandem.types import Phase, Split
 
 ENOUGH = 0.95  # a split keeps an SLO when that share of requests is predicted to meet it
 TARGET = 0.9  # below it under every split, admission is advised
-GAIN_OF_A_SWITCH = 0.1  # in predicted attainment: what one costs, and what forecasts err by
-GAIN_OF_A_HASTY_SWITCH = 0.3  # right after another
-CALM_WINDOWS = 5.0  # from a switch until the next is no longer hasty
+GAIN_OF_A_SWITCH = 0.02  # in predicted attainment: what one costs, and what forecasts err by
+GAIN_AFTER_A_SWITCH = 0.12  # more, for each switch lately
+CALM_WINDOWS = 10.0  # from a switch until it is forgotten
 EQUAL = 0.01
 ADMISSION_STEPS = 5
 
@@ -30,6 +32,7 @@ class _Outlook:
     """A forecast in the light of the SLOs: shares of requests that meet them."""
 
     forecast: Forecast
+    otherwise_met: float  # both SLOs, when the load is not what it seems
     ttft_met: float
     tpot_met: float
     tpot_met_with_margin: float
@@ -38,6 +41,11 @@ class _Outlook:
     def both_met(self) -> float:
         """Both SLOs."""
         return self.ttft_met * self.tpot_met
+
+    @property
+    def worth(self) -> float:
+        """What splits are compared by."""
+        return (self.both_met + self.otherwise_met) / 2
 
     @property
     def split(self) -> Split:
@@ -56,7 +64,7 @@ class PredictivePlanner:
     """`margin`: what TPOT is kept below its SLO by, as a part of it."""
 
     slos: SloPolicy
-    laws: StepLaws
+    laws: StepLaws | None  # None: what is known of the backend
     margin: float
 
     @property
@@ -72,33 +80,38 @@ class PredictivePlanner:
         alone = _phase_alone(observations)
         if alone is not None:
             return Plan(_most_for(alone, splits), f"{alone} is alone")
-        load = load_of(observations)
-        if load is None:
+        loads = expected_loads(observations)
+        if loads is None:
             return Plan(current, "nothing was served lately")
         models = self._models(observations)
-        offered = [self._outlook(forecast(split, load, models, observations.window_s)) for split in splits]
+        offered = [
+            self._outlook(*(forecast(split, load, models, observations.window_s) for load in loads)) for split in splits
+        ]
         return self._choose(offered, current, observations)
 
     def _models(self, observations: Observations) -> Models:
+        traits = traits_of(observations.backend)
+        laws = self.laws or traits.laws
         return Models(
-            prefill=calibrated(self.laws.prefill, observations.samples(Phase.PREFILL)),
-            decode=calibrated(self.laws.decode, observations.samples(Phase.DECODE)),
+            prefill=calibrated(laws.prefill, observations.samples(Phase.PREFILL), lends=traits.lends),
+            decode=calibrated(laws.decode, observations.samples(Phase.DECODE), lends=traits.lends),
         )
 
-    def _outlook(self, made: Forecast) -> _Outlook:
+    def _outlook(self, made: Forecast, otherwise: Forecast) -> _Outlook:
         return _Outlook(
             forecast=made,
+            otherwise_met=otherwise.ttft_attainment(self.slos) * otherwise.tpot_attainment(self.slos),
             ttft_met=made.ttft_attainment(self.slos),
             tpot_met=made.tpot_attainment(self.slos),
             tpot_met_with_margin=made.tpot_attainment(self.slos, 1.0 - self.margin),
         )
 
     def _choose(self, offered: Sequence[_Outlook], current: Split, observations: Observations) -> Plan:
-        best = _decode_first(offered) or _best_objective(offered)
+        best = _best(offered)
         now = next((each for each in offered if each.split == current), None)
         if now is None:
             return self._planned(best, f"no longer on offer -> {best.words}", offered)
-        if best.both_met - now.both_met <= _needed_gain(observations):
+        if best.worth - now.worth <= _needed_gain(observations):
             return self._planned(now, f"stays: {now.words}", offered)
         return self._planned(best, f"{now.words} -> {best.words}", offered)
 
@@ -114,29 +127,28 @@ class PredictivePlanner:
             return None
         for step in range(ADMISSION_STEPS - 1, 0, -1):
             share = step / ADMISSION_STEPS
-            if self._outlook(best.forecast.thinned(share)).both_met >= TARGET:
+            thinned = best.forecast.thinned(share)
+            if thinned.ttft_attainment(self.slos) * thinned.tpot_attainment(self.slos) >= TARGET:
                 return AdmissionAdvice(share, f"no split meets the SLOs; {100 * share:.0f} % of the load would fit")
         return AdmissionAdvice(0.0, "no split meets the SLOs before the backlog is gone")
 
 
-def _decode_first(offered: Sequence[_Outlook]) -> _Outlook | None:
-    """The least decode share that keeps TPOT, if prefill keeps TTFT beside it."""
-    keeping = [each for each in offered if each.tpot_met_with_margin >= ENOUGH]
-    least = min(keeping, key=lambda each: each.split.decode_percent, default=None)
-    return least if least is not None and least.ttft_met >= ENOUGH else None
-
-
-def _best_objective(offered: Sequence[_Outlook]) -> _Outlook:
-    highest = max(each.both_met for each in offered)
-    equals = [each for each in offered if each.both_met >= highest - EQUAL]
+def _best(offered: Sequence[_Outlook]) -> _Outlook:
+    """Between equals the least decode share that keeps both SLOs, or else the phase with the larger backlog."""
+    highest = max(each.worth for each in offered)
+    equals = [each for each in offered if each.worth >= highest - EQUAL]
+    keeping = [each for each in equals if min(each.tpot_met_with_margin, each.ttft_met) >= ENOUGH]
+    if keeping:
+        return min(keeping, key=lambda each: each.split.decode_percent)
     needy = _needy_phase(equals[0].forecast.load)
     return max(equals, key=lambda each: each.split.percent(needy))
 
 
 def _needed_gain(observations: Observations) -> float:
-    """The longer ago the last switch, the less another has to bring."""
-    age = min(1.0, observations.since_switch_s / (CALM_WINDOWS * observations.window_s))
-    return GAIN_OF_A_HASTY_SWITCH + (GAIN_OF_A_SWITCH - GAIN_OF_A_HASTY_SWITCH) * age
+    """The more switches lately, and the less long ago, the more another has to bring."""
+    calm_s = CALM_WINDOWS * observations.window_s
+    restlessness = sum(max(0.0, 1.0 - age_s / calm_s) for age_s in observations.switch_ages_s)
+    return GAIN_OF_A_SWITCH + GAIN_AFTER_A_SWITCH * restlessness
 
 
 def _phase_alone(observations: Observations) -> Phase | None:

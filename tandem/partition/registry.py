@@ -9,7 +9,7 @@ from tandem.partition.predictive import PredictivePlanner
 from tandem.partition.semi_pd import SemiPdPlanner
 from tandem.partition.slo import SloPolicy
 from tandem.partition.static import StaticPlanner
-from tandem.partition.step_times import CPU_LAWS, StepLaws
+from tandem.partition.step_times import StepLaws
 from tandem.types import Split
 
 
@@ -20,7 +20,7 @@ class PlannerOptions:
     initial: Split
     slos: SloPolicy
     margin: float
-    laws: StepLaws = CPU_LAWS
+    laws: StepLaws | None = None  # None: what is known of the partition backend
 
 
 PLANNERS: dict[str, Callable[[PlannerOptions], Planner]] = {

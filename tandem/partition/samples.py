@@ -1,7 +1,4 @@
-"""What was reported, as planners may rely on it: times of the controller's own clock, values that can be true.
-
-The senders' clocks have no part in it: one that is stepped, or a report from the future, changes nothing.
-"""
+"""What was reported, as planners may rely on it: times of the controller's own clock, values that can be true."""
 
 import math
 from dataclasses import dataclass
@@ -25,6 +22,12 @@ class StepSample:
     num_context_tokens: int  # keys attended over, summed over the sequences
     num_waiting: int
     num_backlog_tokens: int  # of prompts, left to compute
+    beside: float = 1.0  # the part of it in which the other phase was at work, as far as that is known
+
+    @property
+    def begun_s(self) -> float:
+        """By the clock of `at_s`."""
+        return self.at_s - self.duration_ms / 1e3
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,5 +31,15 @@ class SloPolicy:
         """What a request of that class is promised."""
         return self.by_class.get(request_class, self.deployment)
 
+    def ttft_weight(self, request_class: RequestClass) -> float:
+        """What a TTFT of that class counts among the deployment's: half of it under a promise twice as wide."""
+        own = self.of(request_class).ttft_ms
+        return 1.0 if own == self.deployment.ttft_ms else self.deployment.ttft_ms / own
+
+    def tpot_weight(self, request_class: RequestClass) -> float:
+        """As `ttft_weight`."""
+        own = self.of(request_class).tpot_ms
+        return 1.0 if own == self.deployment.tpot_ms else self.deployment.tpot_ms / own
+
 
 NOTHING_PROMISED = SloPolicy(Slo(math.inf, math.inf))

@@ -26,9 +26,9 @@ class Steering:
         """What the planner is told comes from it."""
         return self._monitor
 
-    def plan(self, now_s: float, current: Split, splits: tuple[Split, ...]) -> Plan | None:
+    def plan(self, now_s: float, current: Split, splits: tuple[Split, ...], backend: str = "") -> Plan | None:
         """None before the next decision is due. Raises whatever the planner raises."""
         if now_s - self._asked_s < self._interval_s:
             return None
         self._asked_s = now_s
-        return self._planner.plan(self._monitor.observations(now_s, splits), current)
+        return self._planner.plan(self._monitor.observations(now_s, splits, backend), current)

@@ -7,8 +7,9 @@ from statistics import median
 from tandem.partition.observations import PhaseSamples
 from tandem.partition.samples import StepSample
 
-WHOLE_PERCENT = 100.0
+WHOLE_PERCENT = 100
 MIN_SAMPLES = 4  # of a share, before it has a correction of its own
+MOSTLY_ALONE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,44 +41,71 @@ class StepLaws:
     decode: StepLaw
 
 
-# SmolLM2-135M in bfloat16 on two cores of a Zen 5 server (docs/benchmarks.md: steps with one and with two threads).
-CPU_LAWS = StepLaws(
-    prefill=StepLaw(base_ms=6.0, row_ms=0.28, key_ms=0.0, pair_ms=1.1e-4, parallel=1.0),
-    decode=StepLaw(base_ms=8.0, row_ms=0.25, key_ms=1.1e-3, pair_ms=0.0, parallel=0.75),
-)
+@dataclass(frozen=True, slots=True)
+class StepContent:
+    """What takes time: rows of the forward pass, keys summed over the sequences."""
+
+    num_rows: float
+    num_keys: float
+    num_sequences: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class StepModel:
-    """A law and its corrections: a factor for each share that has been in force, one for all others."""
+    """A law and its corrections: a factor for each share that has been in force, one for all others.
+
+    `lends`: the phase has the whole device while the other one is idle.
+    """
 
     law: StepLaw
     factor: float
     by_percent: Mapping[int, float]
+    lends: bool = False
 
-    def ms(self, percent: int, num_rows: float, num_keys: float, num_sequences: float = 1.0) -> float:
-        """As `StepLaw.ms`, corrected."""
+    def ms(self, percent: int, content: StepContent, beside: float = 1.0) -> float:
+        """`beside`: in which part of the time the other phase is at work."""
+        shared = self._ms(percent, content)
+        if not self.lends or beside >= 1.0:
+            return shared
+        return 1.0 / (beside / shared + (1.0 - beside) / self._ms(WHOLE_PERCENT, content))
+
+    def _ms(self, percent: int, content: StepContent) -> float:
         factor = self.by_percent.get(percent, self.factor)
-        return factor * self.law.ms(percent, num_rows, num_keys, num_sequences)
+        return factor * self.law.ms(percent, content.num_rows, content.num_keys, content.num_sequences)
 
 
-def calibrated(law: StepLaw, samples: PhaseSamples) -> StepModel:
-    """Medians of observed over expected: an outlier moves none of them. The law alone where nothing was observed."""
+def calibrated(law: StepLaw, samples: PhaseSamples, *, lends: bool = False) -> StepModel:
+    """Medians of observed over expected: an outlier moves none of them. The law alone where nothing was observed.
+
+    Where shares are lent, a step that was mostly alone says how fast the whole device is.
+    """
+    groups = _grouped(samples, lends=lends)
     measured = {
-        percent: _factor(law, steps) for percent, steps in samples.by_percent.items() if len(steps) >= MIN_SAMPLES
+        percent: _factor(law, steps, lends=lends) for percent, steps in groups.items() if len(steps) >= MIN_SAMPLES
     }
-    recent = samples.window[-MIN_SAMPLES * 8 :]
-    general = _factor(law, recent) if len(recent) >= MIN_SAMPLES else _middle(measured)
-    return StepModel(law, general, measured)
+    return StepModel(law, _general(measured, groups), measured, lends)
 
 
-def _factor(law: StepLaw, steps: Sequence[StepSample]) -> float:
-    return median(step.duration_ms / _expected_ms(law, step) for step in steps)
+def _grouped(samples: PhaseSamples, *, lends: bool) -> dict[int, list[StepSample]]:
+    groups: dict[int, list[StepSample]] = {}
+    for percent, steps in samples.by_percent.items():
+        for step in steps:
+            share = WHOLE_PERCENT if lends and step.beside < MOSTLY_ALONE else percent
+            groups.setdefault(share, []).append(step)
+    return groups
 
 
-def _expected_ms(law: StepLaw, step: StepSample) -> float:
-    return law.ms(step.percent, step.num_tokens, step.num_context_tokens, step.num_sequences)
+def _factor(law: StepLaw, steps: Sequence[StepSample], *, lends: bool) -> float:
+    plain = StepModel(law, 1.0, {}, lends)
+    return median(step.duration_ms / plain.ms(step.percent, content_of(step), step.beside) for step in steps)
 
 
-def _middle(measured: Mapping[int, float]) -> float:
-    return median(measured.values()) if measured else 1.0
+def content_of(step: StepSample) -> StepContent:
+    """What it computed."""
+    return StepContent(step.num_tokens, step.num_context_tokens, step.num_sequences)
+
+
+def _general(measured: Mapping[int, float], groups: Mapping[int, Sequence[StepSample]]) -> float:
+    """That of the share with the newest step."""
+    newest = max(measured, key=lambda percent: max(step.at_s for step in groups[percent]), default=None)
+    return 1.0 if newest is None else measured[newest]

@@ -11,13 +11,14 @@ from tests.e2e.test_services import answers, request
 from tests.support.deployment import POOL, deployment
 
 FIXED = Split(35, 65)
+STATIC = {**POOL, "controller": {"planner": "static"}}  # which leaves alone what somebody has fixed
 REQUESTS = [(number, 60) for number in range(6)]
 PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
 def system(tiny_model_dir):
-    with deployment(str(tiny_model_dir("llama")), POOL) as running:
+    with deployment(str(tiny_model_dir("llama")), STATIC) as running:
         yield running
 
 

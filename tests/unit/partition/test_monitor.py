@@ -1,12 +1,15 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.partition.monitor import HISTORY_WINDOWS, SAMPLES_PER_SHARE, Monitor, WindowLimits
+from tandem.partition.observations import MEMORY_WINDOWS
 from tandem.partition.samples import request_sample, step_sample
-from tandem.types import Phase, RequestObservation, Split, StepStatistics
+from tandem.partition.slo import Slo, SloPolicy
+from tandem.types import Phase, RequestClass, RequestObservation, Split, StepStatistics
 from tests.support.observed import Traffic, decode_step, feed, prefill_step, request
 
 SPLIT = Split(50, 50)
@@ -22,21 +25,57 @@ def test_samples_leave_the_window_with_time():
         watching.add_step(Phase.DECODE, decode_step(Traffic()), float(second))
         watching.add_request(request(Traffic()), float(second))
     seen = watching.observations(20.0)
-    assert [step.at_s for step in seen.samples(Phase.DECODE).window] == [float(second) for second in range(11, 20)]
-    assert len(seen.served) == 9
-    assert not watching.observations(40.0).served
+    decode = seen.samples(Phase.DECODE)
+    assert [step.at_s for step in decode.window] == [float(second) for second in range(11, 20)]
+    assert decode.remembered == decode.since(-1.0)
+    assert len(decode.since(14.0)) == len(seen.served_since(14.0)) == 5
+    assert len(seen.served) == 20
+    assert len(watching.observations(10.0 * MEMORY_WINDOWS + 5.0).served) == 14
+    assert not watching.observations(200.0).served
 
 
 def test_each_step_has_the_share_it_ran_under_and_shares_are_remembered():
     watching = monitor()
     watching.add_step(Phase.PREFILL, prefill_step(Traffic()), 1.0)
     watching.switched(Split(80, 20), 2.0)
-    for _ in range(100):
-        watching.add_step(Phase.PREFILL, prefill_step(Traffic()), 3.0)
-    seen = watching.observations(100.0)
+    for number in range(100):
+        watching.add_step(Phase.PREFILL, prefill_step(Traffic()), 3.0 + number)
+    seen = watching.observations(110.0)
     counts = {percent: len(steps) for percent, steps in seen.samples(Phase.PREFILL).by_percent.items()}
     assert counts == {50: 1, 80: SAMPLES_PER_SHARE}
-    assert seen.since_switch_s == 98.0
+    assert seen.switch_ages_s == (108.0,)
+
+
+def test_a_step_knows_what_was_beside_it_once_the_other_phase_has_reported():
+    watching = monitor()
+    long = replace(prefill_step(Traffic()), duration_ms=100.0)
+    short = replace(decode_step(Traffic()), duration_ms=10.0)
+    for hundredth in range(95, 100):  # decode from 0.94 to 0.99, prefill from 0.9 to 1.0
+        watching.add_step(Phase.DECODE, short, hundredth / 100)
+    watching.add_step(Phase.PREFILL, long, 1.1, age_s=0.1)
+    watching.add_step(Phase.DECODE, short, 1.1)  # alone
+    watching.add_step(Phase.PREFILL, long, 1.5)
+    seen = watching.observations(3.0)
+    assert [step.beside for step in seen.samples(Phase.PREFILL).by_percent[50]] == pytest.approx([0.5, 0.0])
+    assert [step.beside for step in seen.samples(Phase.DECODE).by_percent[50]] == pytest.approx([1, 1, 1, 1, 1, 0])
+
+
+def test_steps_of_a_phase_end_one_after_another_whatever_is_told():
+    watching = monitor()
+    for age_s in (0.0, 0.9, 0.1):
+        watching.add_step(Phase.DECODE, decode_step(Traffic()), 2.0, age_s)
+    ended_s = [step.at_s for step in watching.observations(3.0).samples(Phase.DECODE).window]
+    assert ended_s == sorted(ended_s)
+
+
+def test_in_a_closed_window_latencies_of_a_class_count_in_proportion_to_its_slo():
+    slos = SloPolicy(Slo(500.0, 50.0), {RequestClass.BATCH: Slo(5000.0, 100.0)})
+    watching = Monitor(WindowLimits(10.0, 400), SPLIT, slos)
+    watching.observations(0.0)
+    batch = replace(request(Traffic(ttft_ms=4000.0, tpot_ms=90.0)), request_class=RequestClass.BATCH)
+    watching.add_request(batch, 1.0)
+    (closed,) = watching.observations(10.0).history
+    assert (closed.ttft_p90_ms, closed.tpot_p90_ms) == (400.0, 45.0)
 
 
 def test_windows_close_by_time_and_by_count():
@@ -74,8 +113,9 @@ def test_history_is_bounded_and_silence_closes_no_window():
 def test_another_process_of_a_phase_starts_anew_but_speeds_stay_known():
     watching = monitor()
     watching.add_step(Phase.DECODE, decode_step(Traffic()), 1.0)
+    watching.observations(5.0)
     watching.phase(Phase.DECODE).restarted()
-    samples = watching.observations(2.0).samples(Phase.DECODE)
+    samples = watching.observations(6.0).samples(Phase.DECODE)
     assert not samples.window
     assert samples.by_percent[50]
 
@@ -130,4 +170,4 @@ def test_nothing_that_is_told_breaks_the_monitor(told):
             watching.add_step(Phase.PREFILL, each, at_s)
     seen = watching.observations(1e6)
     assert all(window.requests_per_s >= 0 for window in seen.history)
-    assert 0 <= seen.samples(Phase.PREFILL).observed_s <= seen.window_s
+    assert 0 <= seen.samples(Phase.PREFILL).observed_s <= seen.window_s * MEMORY_WINDOWS
