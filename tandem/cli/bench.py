@@ -18,6 +18,7 @@ NAMES = (
     "reuse",
     "run",
     "simulate",
+    "soak",
     "splits",
 )
 MODULES = {name: f"bench.commands.{name}" for name in NAMES}

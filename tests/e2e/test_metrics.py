@@ -27,9 +27,9 @@ Samples = Mapping[tuple[str, ...], float]  # by service, name without the prefix
 @pytest.fixture(scope="module")
 def system(tiny_model_dir):
     settings = {service: {"metrics-port": free_port()} for service in MODES["semi-pd"]}
-    with deployment(
-        str(tiny_model_dir("llama")), {**settings, "memd": {**settings["memd"], "kv-bytes": 16 << 20}}
-    ) as s:
+    settings["memd"]["kv-bytes"] = 16 << 20
+    settings["controller"]["planner"] = "static"
+    with deployment(str(tiny_model_dir("llama")), settings) as s:
         yield s
 
 
