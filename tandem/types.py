@@ -64,6 +64,34 @@ class StopSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Positions ``start .. end - 1`` of a prompt."""
+
+    start: int
+    end: int
+
+
+class ContentKind(IntEnum):
+    """What published KV is of. The numbers are the proto's."""
+
+    PROMPT = 0  # and its answer
+    SEGMENT = 1  # alone, behind the model's first token
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentReuse:
+    """KV of `spans` may be taken from entries under `namespace`: `first_token_id`, then the span's tokens.
+
+    Of the reused tokens a share of `ratio` is computed nevertheless.
+    """
+
+    ratio: float
+    spans: tuple[Span, ...]
+    namespace: bytes
+    first_token_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceSpec:
     """A sequence as a phase receives it: ``token_ids[:num_prompt_tokens]`` is the prompt, the rest was emitted."""
 
@@ -76,6 +104,9 @@ class SequenceSpec:
     priority: int = 0
     arrival_unix_ns: int = 0
     cache_namespace: bytes = b""  # among whose sequences KV is shared by contents; empty: with none
+    reuse: SegmentReuse | None = None  # None: only exact KV is reused
+    num_publishable_tokens: int | None = None  # behind them stands approximate KV, which has no key; None: nowhere
+    content_kind: ContentKind = ContentKind.PROMPT
 
     @property
     def num_output_tokens(self) -> int:
@@ -121,13 +152,29 @@ class SequenceDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class SegmentOutcome:
+    """A span's tokens by where their KV came from; `found`: there was an entry of it."""
+
+    num_exact: int
+    num_approximate: int
+    num_computed: int
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Prefilled:
-    """A prompt's first token; its KV is sealed and decode may take the lease over."""
+    """A prompt's first token; its KV is sealed and decode may take the lease over.
+
+    `segments` has one entry for each span of the sequence's `reuse`; decode is to publish no block beyond
+    `num_publishable_tokens`.
+    """
 
     output: SequenceOutput
     wait_ms: float
     compute_ms: float
     num_cached_tokens: int
+    segments: tuple[SegmentOutcome, ...] = ()
+    num_publishable_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tandem.reuse.segments import Span
+from tandem.types import Span
 
 Encode = Callable[[str], Sequence[int]]
 

@@ -82,6 +82,11 @@ class MemoryService(pb_grpc.MemoryServiceServicer):
         claim = self._store.claim_prefix(request.holder_id, request.lease_id, request.keys, prompt)
         return lease_to_proto(await claim)
 
+    async def FindBlocks(self, request: pb.FindBlocksRequest, context: Context) -> pb.FindBlocksResponse:  # noqa: N802
+        """Published blocks to copy from."""
+        runs = await self._store.find_blocks(request.holder_id, [run.keys for run in request.runs])
+        return pb.FindBlocksResponse(runs=[pb.BlockRun(blocks=blocks_to_proto(blocks)) for blocks in runs])
+
     async def UpdateSequences(  # noqa: N802
         self, request: pb.UpdateSequencesRequest, context: Context
     ) -> pb.UpdateSequencesResponse:

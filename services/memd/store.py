@@ -134,6 +134,12 @@ class LocalStore:
         _log.debug("prefix.claimed", lease_id=lease_id, num_keys=len(keys), num_blocks=len(lease.blocks))
         return lease
 
+    async def find_blocks(self, holder_id: int, runs: Sequence[Sequence[bytes]]) -> tuple[tuple[Block, ...], ...]:
+        """See `MemoryStore`."""
+        self._holders.check(holder_id)
+        now_s = self._clock.now()
+        return tuple(self._ledger.published.find(keys, now_s) for keys in runs)
+
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `MemoryStore`."""
         self._holders.check(holder_id)

@@ -369,9 +369,9 @@ class Ledger:
             state = f"spare of holder {record.owner}" if record.state is BlockState.SPARE else record.state.name
             raise LeaseError(f"block {block.block_id} is no spare block of holder {holder_id}: it is {state}")
 
-    def _may_trust(self, copied_from: Block | None) -> bool:
+    def _may_trust(self, copied_from: Sequence[Block]) -> bool:
         """Whether nobody can have written to it since."""
-        return copied_from is None or self._records.is_current(copied_from)
+        return all(map(self._records.is_current, copied_from))
 
     def _check_published(self, updates: Sequence[SequenceUpdate]) -> None:
         for update in updates:

@@ -75,6 +75,12 @@ class PublishedBlocks:
         )
         return self._most_alike(siblings, token_ids, now_s) if siblings else None
 
+    def find(self, keys: Sequence[bytes], now_s: float) -> tuple[Block, ...]:
+        """Those of the first keys, as far as they are published."""
+        found = self._contents.run(keys)
+        self.note_use(found, now_s)
+        return tuple(map(self._block, found))
+
     def note_use(self, block_ids: Sequence[int], now_s: float) -> None:
         """A claim found them."""
         self._records.note_use(block_ids, now_s)

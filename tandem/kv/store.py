@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tandem.types import Block, Fingerprint
+from tandem.types import Block, ContentKind, Fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class KeyedBlock:
     parent: bytes
     namespace: bytes
     token_ids: tuple[int, ...]
+    kind: ContentKind = ContentKind.PROMPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class SequenceUpdate:
     """Extend, seal, publish: `add_blocks` come from the holder's spare ones; `num_sealed_tokens` never falls.
 
     Blocks in `publish` are sealed in full; others find them by their keys from then on. With `let_go`, the holder will
-    not write to the lease's blocks any more. KV in the lease was copied out of `copied_from`: when that has another
+    not write to the lease's blocks any more. KV in the lease was copied out of `copied_from`: when one has another
     owner by now, what was read is not to be trusted, and the lease is taken from the holder.
     """
 
@@ -71,7 +72,7 @@ class SequenceUpdate:
     num_sealed_tokens: int
     publish: tuple[KeyedBlock, ...] = ()
     let_go: bool = False
-    copied_from: Block | None = None
+    copied_from: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,14 @@ class HolderStore(Protocol):
         answer names that, to copy from. With neither keys nor prompt, the lease gives up what it shares. A lease that
         holds more than full, sealed blocks stays as it is. NotFoundError: no such holder or lease. LeaseError: the
         lease is another holder's.
+        """
+        ...
+
+    async def find_blocks(self, holder_id: int, runs: Sequence[Sequence[bytes]]) -> tuple[tuple[Block, ...], ...]:
+        """Published blocks to copy from: of each run of keys as many as follow one another without a gap.
+
+        They are nobody's to keep: the update after the copy names them in `copied_from`. Finding counts as use.
+        NotFoundError: no such holder.
         """
         ...
 

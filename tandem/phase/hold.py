@@ -99,6 +99,11 @@ class Hold:
         with self._call():
             return await self._store.claim_prefix(holder_id, lease_id, keys, prompt)
 
+    async def find_blocks(self, holder_id: int, runs: Sequence[Sequence[bytes]]) -> tuple[tuple[Block, ...], ...]:
+        """See `HolderStore`."""
+        with self._call():
+            return await self._store.find_blocks(holder_id, runs)
+
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `HolderStore`."""
         with self._call():

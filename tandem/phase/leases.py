@@ -70,11 +70,11 @@ class Leases:
         return blocks
 
     def seal(
-        self, lease_id: int, num_tokens: int, publish: tuple[KeyedBlock, ...] = (), copied_from: Block | None = None
+        self, lease_id: int, num_tokens: int, publish: tuple[KeyedBlock, ...] = (), copied_from: tuple[Block, ...] = ()
     ) -> None:
         """The first `num_tokens` tokens' KV is complete, and others may find the blocks in `publish`.
 
-        Some of it was copied out of `copied_from`: the lease is lost when that was another's by then.
+        Some of it was copied out of `copied_from`: the lease is lost when one of them was another's by then.
         """
         self.updates.push(SequenceUpdate(lease_id, (), num_tokens, publish, copied_from=copied_from))
 

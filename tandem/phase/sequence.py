@@ -59,7 +59,7 @@ class WorkingSequence(Generic[ResultT]):
     num_cached: int = 0  # of them, those that were there when the lease was acquired, or were copied
     copy_source: CopySource | None = None  # found for the tokens behind its blocks
     copy: TokenCopy | None = None  # to be made by its next step
-    copied_from: Block | None = None  # until memd is told
+    copied_from: tuple[Block, ...] = ()  # until memd is told
     started_s: float | None = None  # when the first of its steps began
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class WorkingSequence(Generic[ResultT]):
             return
         target = self.block_ids[self.num_computed // block_size]
         self.copy = TokenCopy(source.block.block_id, target, source.num_tokens)
-        self.copied_from = source.block
+        self.copied_from = (source.block,)
         self.num_computed += source.num_tokens
         self.num_cached = self.num_computed
 
@@ -116,10 +116,10 @@ class WorkingSequence(Generic[ResultT]):
         copy, self.copy = self.copy, None
         return copy
 
-    def take_copied_from(self) -> Block | None:
+    def take_copied_from(self) -> tuple[Block, ...]:
         """For the first update after the copy."""
-        block, self.copied_from = self.copied_from, None
-        return block
+        blocks, self.copied_from = self.copied_from, ()
+        return blocks
 
     def num_missing_blocks(self, block_size: int) -> int:
         """Blocks that the positions of `token_ids` need beyond those it has."""

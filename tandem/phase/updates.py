@@ -126,5 +126,5 @@ def _merge(earlier: SequenceUpdate, later: SequenceUpdate) -> SequenceUpdate:
         max(earlier.num_sealed_tokens, later.num_sealed_tokens),
         earlier.publish + later.publish,
         earlier.let_go or later.let_go,
-        earlier.copied_from or later.copied_from,
+        (*earlier.copied_from, *later.copied_from),
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from tandem.errors import InvalidRequestError
 from tandem.reuse.chunking import ChunkSizes, chunk_ends
+from tandem.types import Span
 
 _PURPOSE = b"segment"  # no segment has the key of a block
 
@@ -24,14 +25,6 @@ class SegmentOrigin(StrEnum):
     DECLARED = "declared"
     SEPARATED = "separated"
     CHUNKED = "chunked"
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Positions ``start .. end - 1`` of a prompt."""
-
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from tandem.rpc.stubs.decode.v1 import decode_pb2 as decode
 from tandem.rpc.stubs.prefill.v1 import prefill_pb2 as prefill
 from tandem.types import (
     AbortSequence,
+    ContentKind,
     DecodeResult,
     DropReason,
     FinishReason,
@@ -12,9 +13,12 @@ from tandem.types import (
     Prefilled,
     PrefillResult,
     SamplingSpec,
+    SegmentOutcome,
+    SegmentReuse,
     SequenceDropped,
     SequenceOutput,
     SequenceSpec,
+    Span,
     StopSpec,
     Submit,
     TokenLogprobs,
@@ -78,6 +82,9 @@ def sequence_to_proto(spec: SequenceSpec) -> common.SequenceSpec:
         priority=spec.priority,
         arrival_unix_ns=spec.arrival_unix_ns,
         cache_namespace=spec.cache_namespace,
+        reuse=None if spec.reuse is None else _reuse_to_proto(spec.reuse),
+        num_publishable_tokens=spec.num_publishable_tokens,
+        content_kind=common.ContentKind.ValueType(spec.content_kind),
     )
 
 
@@ -93,6 +100,9 @@ def sequence_from_proto(message: common.SequenceSpec) -> SequenceSpec:
         priority=message.priority,
         arrival_unix_ns=message.arrival_unix_ns,
         cache_namespace=message.cache_namespace,
+        reuse=_reuse_from_proto(message.reuse) if message.HasField("reuse") else None,
+        num_publishable_tokens=_publishable(message),
+        content_kind=ContentKind(message.content_kind),
     )
 
 
@@ -161,15 +171,7 @@ def dropped_from_proto(message: common.SequenceDropped) -> SequenceDropped:
 def prefill_result_to_proto(result: PrefillResult) -> prefill.RunResponse:
     """See `PrefillResult`."""
     return prefill.RunResponse(
-        prefilled=[
-            prefill.Prefilled(
-                output=output_to_proto(entry.output),
-                wait_ms=entry.wait_ms,
-                compute_ms=entry.compute_ms,
-                num_cached_tokens=entry.num_cached_tokens,
-            )
-            for entry in result.prefilled
-        ],
+        prefilled=[_prefilled_to_proto(entry) for entry in result.prefilled],
         dropped=[dropped_to_proto(entry) for entry in result.dropped],
     )
 
@@ -177,10 +179,7 @@ def prefill_result_to_proto(result: PrefillResult) -> prefill.RunResponse:
 def prefill_result_from_proto(message: prefill.RunResponse) -> PrefillResult:
     """See `PrefillResult`."""
     return PrefillResult(
-        prefilled=tuple(
-            Prefilled(output_from_proto(entry.output), entry.wait_ms, entry.compute_ms, entry.num_cached_tokens)
-            for entry in message.prefilled
-        ),
+        prefilled=tuple(_prefilled_from_proto(entry) for entry in message.prefilled),
         dropped=tuple(dropped_from_proto(entry) for entry in message.dropped),
     )
 
@@ -199,3 +198,54 @@ def decode_result_from_proto(message: decode.RunResponse) -> DecodeResult:
         outputs=tuple(output_from_proto(entry) for entry in message.outputs),
         dropped=tuple(dropped_from_proto(entry) for entry in message.dropped),
     )
+
+
+def _prefilled_to_proto(entry: Prefilled) -> prefill.Prefilled:
+    return prefill.Prefilled(
+        output=output_to_proto(entry.output),
+        wait_ms=entry.wait_ms,
+        compute_ms=entry.compute_ms,
+        num_cached_tokens=entry.num_cached_tokens,
+        segments=[
+            prefill.SegmentOutcome(
+                num_exact=outcome.num_exact,
+                num_approximate=outcome.num_approximate,
+                num_computed=outcome.num_computed,
+                found=outcome.found,
+            )
+            for outcome in entry.segments
+        ],
+        num_publishable_tokens=entry.num_publishable_tokens,
+    )
+
+
+def _prefilled_from_proto(message: prefill.Prefilled) -> Prefilled:
+    return Prefilled(
+        output=output_from_proto(message.output),
+        wait_ms=message.wait_ms,
+        compute_ms=message.compute_ms,
+        num_cached_tokens=message.num_cached_tokens,
+        segments=tuple(
+            SegmentOutcome(outcome.num_exact, outcome.num_approximate, outcome.num_computed, outcome.found)
+            for outcome in message.segments
+        ),
+        num_publishable_tokens=_publishable(message),
+    )
+
+
+def _reuse_to_proto(reuse: SegmentReuse) -> common.SegmentReuse:
+    return common.SegmentReuse(
+        ratio=reuse.ratio,
+        spans=[common.Span(start=span.start, end=span.end) for span in reuse.spans],
+        namespace=reuse.namespace,
+        first_token_id=reuse.first_token_id,
+    )
+
+
+def _reuse_from_proto(message: common.SegmentReuse) -> SegmentReuse:
+    spans = tuple(Span(span.start, span.end) for span in message.spans)
+    return SegmentReuse(message.ratio, spans, message.namespace, message.first_token_id)
+
+
+def _publishable(message: common.SequenceSpec | prefill.Prefilled) -> int | None:
+    return message.num_publishable_tokens if message.HasField("num_publishable_tokens") else None

@@ -167,6 +167,12 @@ class MemdClient:
         response = await answer_of(self._stub.ClaimPrefix(request))
         return lease_from_proto(lease_id, response)
 
+    async def find_blocks(self, holder_id: int, runs: Sequence[Sequence[bytes]]) -> tuple[tuple[Block, ...], ...]:
+        """See `MemoryStore`."""
+        request = pb.FindBlocksRequest(holder_id=holder_id, runs=[pb.KeyRun(keys=keys) for keys in runs])
+        response = await answer_of(self._stub.FindBlocks(request))
+        return tuple(blocks_from_proto(run.blocks) for run in response.runs)
+
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `MemoryStore`."""
         messages = [update_to_proto(update) for update in updates]

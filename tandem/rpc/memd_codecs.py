@@ -11,8 +11,9 @@ from tandem.kv.store import (
     SequenceUpdate,
     StorageStatistics,
 )
+from tandem.rpc.stubs.common.v1 import common_pb2 as common_pb
 from tandem.rpc.stubs.memd.v1 import memd_pb2 as pb
-from tandem.types import Block, Fingerprint
+from tandem.types import Block, ContentKind, Fingerprint
 
 
 def fingerprint_to_proto(fingerprint: Fingerprint) -> pb.Fingerprint:
@@ -84,7 +85,7 @@ def update_to_proto(update: SequenceUpdate) -> pb.SequenceUpdate:
         num_sealed_tokens=update.num_sealed_tokens,
         let_go=update.let_go,
         publish=[_keyed_to_proto(keyed) for keyed in update.publish],
-        copied_from=None if update.copied_from is None else _block_to_proto(update.copied_from),
+        copied_from=map(_block_to_proto, update.copied_from),
     )
 
 
@@ -96,7 +97,7 @@ def update_from_proto(message: pb.SequenceUpdate) -> SequenceUpdate:
         message.num_sealed_tokens,
         publish=tuple(map(_keyed_from_proto, message.publish)),
         let_go=message.let_go,
-        copied_from=_block_from_proto(message.copied_from) if message.HasField("copied_from") else None,
+        copied_from=tuple(map(_block_from_proto, message.copied_from)),
     )
 
 
@@ -175,11 +176,19 @@ def _keyed_to_proto(keyed: KeyedBlock) -> pb.KeyedBlock:
         parent=keyed.parent,
         namespace=keyed.namespace,
         token_ids=keyed.token_ids,
+        kind=common_pb.ContentKind.ValueType(keyed.kind),
     )
 
 
 def _keyed_from_proto(message: pb.KeyedBlock) -> KeyedBlock:
-    return KeyedBlock(message.ordinal, message.key, message.parent, message.namespace, tuple(message.token_ids))
+    return KeyedBlock(
+        ordinal=message.ordinal,
+        key=message.key,
+        parent=message.parent,
+        namespace=message.namespace,
+        token_ids=tuple(message.token_ids),
+        kind=ContentKind(message.kind),
+    )
 
 
 def _holder_to_proto(holder: HolderStatistics) -> pb.HolderStatistics:

@@ -245,10 +245,10 @@ async def test_what_begins_a_published_block_can_be_copied_while_that_is_there(s
     lease = await store.claim_prefix(holder.holder_id, 2, [key(0)], prompt)
     assert lease.copy_source == CopySource(blocks[1], 3)
     (own,) = await store.lease_blocks(holder.holder_id, 1)
-    update = SequenceUpdate(2, (own,), BLOCK_SIZE + 3, copied_from=lease.copy_source.block)
+    update = SequenceUpdate(2, (own,), BLOCK_SIZE + 3, copied_from=(lease.copy_source.block,))
     assert await store.update_sequences(holder.holder_id, [update]) == frozenset()
     assert len(await store.lease_blocks(holder.holder_id, NUM_BLOCKS)) == NUM_BLOCKS - 2  # the source is given away
-    later = SequenceUpdate(2, (), BLOCK_SIZE + 4, copied_from=lease.copy_source.block)
+    later = SequenceUpdate(2, (), BLOCK_SIZE + 4, copied_from=(lease.copy_source.block,))
     assert await store.update_sequences(holder.holder_id, [later]) == {2}
     assert await store.update_sequences(holder.holder_id, [SequenceUpdate(2, (), BLOCK_SIZE + 4)]) == {2}
     statistics = await store.statistics()

@@ -117,7 +117,7 @@ def claim_and_release(ledger: Ledger, holder: int) -> None:
 def copy_what_was_given_away(ledger: Ledger, holder: int) -> None:
     source = ledger.claim_prefix(holder, 500, [key(0)], 0, prompt=PROMPT, now_s=0.0).copy_source
     ledger.lease_blocks(holder, 16, 0)
-    ledger.update_sequences(holder, [SequenceUpdate(500, (), 4, copied_from=source.block)], now_s=0.0)
+    ledger.update_sequences(holder, [SequenceUpdate(500, (), 4, copied_from=(source.block,))], now_s=0.0)
 
 
 def claim_and_withdraw(ledger: Ledger, holder: int, namespace: bytes | None) -> None:

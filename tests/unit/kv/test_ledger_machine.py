@@ -279,7 +279,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if sequence.holder_id == 0 or source is None:
             return
         newest = max(block.generation for block in self.seen if block.block_id == source.block_id)
-        update = SequenceUpdate(lease_id, (), 0, copied_from=source)
+        update = SequenceUpdate(lease_id, (), 0, copied_from=(source,))
         lost = self.ledger.update_sequences(sequence.holder_id, [update], now_s=self.now_s)
         assert lost == (frozenset() if source.generation == newest else {lease_id})
         if lost:

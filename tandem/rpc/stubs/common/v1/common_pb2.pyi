@@ -46,6 +46,26 @@ FINISH_REASON_ABORT: FinishReason.ValueType  # 3
 """cancelled by the client or by Abort"""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _ContentKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ContentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContentKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTENT_KIND_UNSPECIFIED: _ContentKind.ValueType  # 0
+    """a prompt and its answer"""
+    CONTENT_KIND_SEGMENT: _ContentKind.ValueType  # 1
+    """a segment alone, behind the model's first token"""
+
+class ContentKind(_ContentKind, metaclass=_ContentKindEnumTypeWrapper):
+    """What published KV is of. It decides whose quota in memd it counts to."""
+
+CONTENT_KIND_UNSPECIFIED: ContentKind.ValueType  # 0
+"""a prompt and its answer"""
+CONTENT_KIND_SEGMENT: ContentKind.ValueType  # 1
+"""a segment alone, behind the model's first token"""
+Global___ContentKind: _TypeAlias = ContentKind  # noqa: Y015
+
 class _DropReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -190,6 +210,66 @@ class StopSpec(_message.Message):
 Global___StopSpec: _TypeAlias = StopSpec  # noqa: Y015
 
 @_typing.final
+class Span(_message.Message):
+    """Positions start .. end - 1 of a prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    end: _builtins.int
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Span: _TypeAlias = Span  # noqa: Y015
+
+@_typing.final
+class SegmentReuse(_message.Message):
+    """KV of parts of a prompt may be taken from where those parts were computed alone, turned to their positions here. A
+    part's entry holds `first_token_id` and the part's tokens, under `namespace`, which no prompt has.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RATIO_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    ratio: _builtins.float
+    """of the reused tokens are computed nevertheless: those that matter most; [0, 1]"""
+    namespace: _builtins.bytes
+    first_token_id: _builtins.int
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """in order, not overlapping"""
+
+    def __init__(
+        self,
+        *,
+        ratio: _builtins.float = ...,
+        spans: _abc.Iterable[Global___Span] | None = ...,
+        namespace: _builtins.bytes = ...,
+        first_token_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_token_id", b"first_token_id", "namespace", b"namespace", "ratio", b"ratio", "spans", b"spans"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentReuse: _TypeAlias = SegmentReuse  # noqa: Y015
+
+@_typing.final
 class SequenceSpec(_message.Message):
     """One sequence handed to a phase. `lease_id` names it everywhere: a sequence that is sent again gets a new
     lease, so that what an earlier attempt still says is known to be stale.
@@ -206,6 +286,9 @@ class SequenceSpec(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     ARRIVAL_UNIX_NS_FIELD_NUMBER: _builtins.int
     CACHE_NAMESPACE_FIELD_NUMBER: _builtins.int
+    REUSE_FIELD_NUMBER: _builtins.int
+    NUM_PUBLISHABLE_TOKENS_FIELD_NUMBER: _builtins.int
+    CONTENT_KIND_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     request_id: _builtins.str
     num_prompt_tokens: _builtins.int
@@ -216,6 +299,11 @@ class SequenceSpec(_message.Message):
     """Ties are broken by it: of the request at the gateway; to prefill, when the gateway sent it, which has ordered before."""
     cache_namespace: _builtins.bytes
     """among whose sequences KV is shared by contents; empty: with none"""
+    num_publishable_tokens: _builtins.int
+    """What is computed behind approximate KV is nobody else's: only blocks of the first so many tokens are published.
+    Unset: all of them.
+    """
+    content_kind: Global___ContentKind.ValueType
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """the prompt, then what was emitted so far"""
@@ -224,6 +312,10 @@ class SequenceSpec(_message.Message):
     def sampling(self) -> Global___SamplingSpec: ...
     @_builtins.property
     def stop(self) -> Global___StopSpec: ...
+    @_builtins.property
+    def reuse(self) -> Global___SegmentReuse:
+        """unset: only exact KV is reused"""
+
     def __init__(
         self,
         *,
@@ -236,12 +328,17 @@ class SequenceSpec(_message.Message):
         priority: _builtins.int = ...,
         arrival_unix_ns: _builtins.int = ...,
         cache_namespace: _builtins.bytes = ...,
+        reuse: Global___SegmentReuse | None = ...,
+        num_publishable_tokens: _builtins.int | None = ...,
+        content_kind: Global___ContentKind.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "num_publishable_tokens", b"num_publishable_tokens", "reuse", b"reuse", "sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_unix_ns", b"arrival_unix_ns", "cache_namespace", b"cache_namespace", "lease_id", b"lease_id", "num_prompt_tokens", b"num_prompt_tokens", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "arrival_unix_ns", b"arrival_unix_ns", "cache_namespace", b"cache_namespace", "content_kind", b"content_kind", "lease_id", b"lease_id", "num_prompt_tokens", b"num_prompt_tokens", "num_publishable_tokens", b"num_publishable_tokens", "priority", b"priority", "request_id", b"request_id", "reuse", b"reuse", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__num_publishable_tokens: _TypeAlias = _typing.Literal["num_publishable_tokens"]  # noqa: Y015
+    _WhichOneofArgType__num_publishable_tokens: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_publishable_tokens) -> _WhichOneofReturnType__num_publishable_tokens | None: ...
 
 Global___SequenceSpec: _TypeAlias = SequenceSpec  # noqa: Y015
 

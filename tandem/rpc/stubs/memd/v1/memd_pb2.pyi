@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from tandem.rpc.stubs.common.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -420,6 +421,95 @@ class ClaimPrefixRequest(_message.Message):
 Global___ClaimPrefixRequest: _TypeAlias = ClaimPrefixRequest  # noqa: Y015
 
 @_typing.final
+class FindBlocksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDER_ID_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    holder_id: _builtins.int
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyRun]: ...
+    def __init__(
+        self,
+        *,
+        holder_id: _builtins.int = ...,
+        runs: _abc.Iterable[Global___KeyRun] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id", "runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindBlocksRequest: _TypeAlias = FindBlocksRequest  # noqa: Y015
+
+@_typing.final
+class KeyRun(_message.Message):
+    """Of blocks that follow one another, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyRun: _TypeAlias = KeyRun  # noqa: Y015
+
+@_typing.final
+class FindBlocksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockRun]:
+        """one for each asked for"""
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[Global___BlockRun] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindBlocksResponse: _TypeAlias = FindBlocksResponse  # noqa: Y015
+
+@_typing.final
+class BlockRun(_message.Message):
+    """As many of a run's blocks as are there without a gap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]: ...
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[Global___Block] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockRun: _TypeAlias = BlockRun  # noqa: Y015
+
+@_typing.final
 class PromptTokens(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -455,6 +545,7 @@ class KeyedBlock(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     NAMESPACE_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     ordinal: _builtins.int
     """its position in the lease"""
     key: _builtins.bytes
@@ -462,6 +553,7 @@ class KeyedBlock(_message.Message):
     parent: _builtins.bytes
     """key of the block before it; of the first: the namespace"""
     namespace: _builtins.bytes
+    kind: _common_pb2.ContentKind.ValueType
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """as many as a block holds"""
@@ -474,10 +566,11 @@ class KeyedBlock(_message.Message):
         parent: _builtins.bytes = ...,
         namespace: _builtins.bytes = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        kind: _common_pb2.ContentKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "namespace", b"namespace", "ordinal", b"ordinal", "parent", b"parent", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "kind", b"kind", "namespace", b"namespace", "ordinal", b"ordinal", "parent", b"parent", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,8 +600,8 @@ class SequenceUpdate(_message.Message):
         """sealed in full: others find them by key"""
 
     @_builtins.property
-    def copied_from(self) -> Global___Block:
-        """into the lease; when it has another owner by now, the lease is lost"""
+    def copied_from(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]:
+        """into the lease; when one has another owner by now, the lease is lost"""
 
     def __init__(
         self,
@@ -518,9 +611,9 @@ class SequenceUpdate(_message.Message):
         num_sealed_tokens: _builtins.int = ...,
         publish: _abc.Iterable[Global___KeyedBlock] | None = ...,
         let_go: _builtins.bool = ...,
-        copied_from: Global___Block | None = ...,
+        copied_from: _abc.Iterable[Global___Block] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["copied_from", b"copied_from"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["add_blocks", b"add_blocks", "copied_from", b"copied_from", "lease_id", b"lease_id", "let_go", b"let_go", "num_sealed_tokens", b"num_sealed_tokens", "publish", b"publish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

@@ -61,6 +61,11 @@ class MemoryServiceStub:
                 request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.ClaimPrefixRequest.SerializeToString,
                 response_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceResponse.FromString,
                 _registered_method=True)
+        self.FindBlocks = channel.unary_unary(
+                '/tandem.memd.v1.MemoryService/FindBlocks',
+                request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.FindBlocksRequest.SerializeToString,
+                response_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.FindBlocksResponse.FromString,
+                _registered_method=True)
         self.UpdateSequences = channel.unary_unary(
                 '/tandem.memd.v1.MemoryService/UpdateSequences',
                 request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.UpdateSequencesRequest.SerializeToString,
@@ -135,6 +140,13 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindBlocks(self, request, context):
+        """Published blocks to copy from; they are nobody's to keep, so what was copied is named in `copied_from`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UpdateSequences(self, request, context):
         """Extend, seal and publish, for all of a step's sequences in one message.
         """
@@ -200,6 +212,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ClaimPrefix,
                     request_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.ClaimPrefixRequest.FromString,
                     response_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceResponse.SerializeToString,
+            ),
+            'FindBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindBlocks,
+                    request_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.FindBlocksRequest.FromString,
+                    response_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.FindBlocksResponse.SerializeToString,
             ),
             'UpdateSequences': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateSequences,
@@ -369,6 +386,33 @@ class MemoryService:
             '/tandem.memd.v1.MemoryService/ClaimPrefix',
             tandem_dot_memd_dot_v1_dot_memd__pb2.ClaimPrefixRequest.SerializeToString,
             tandem_dot_memd_dot_v1_dot_memd__pb2.AcquireSequenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.memd.v1.MemoryService/FindBlocks',
+            tandem_dot_memd_dot_v1_dot_memd__pb2.FindBlocksRequest.SerializeToString,
+            tandem_dot_memd_dot_v1_dot_memd__pb2.FindBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

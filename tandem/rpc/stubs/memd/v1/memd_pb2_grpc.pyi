@@ -48,6 +48,8 @@ class MemoryServiceStub:
     """Takes a sequence lease over (the handover), or opens it. The answer is what the ledger holds."""
     ClaimPrefix: _grpc.UnaryUnaryMultiCallable[_memd_pb2.ClaimPrefixRequest, _memd_pb2.AcquireSequenceResponse]
     """Lets a lease without tokens of its own share published blocks, from its start on. No keys: it gives them up."""
+    FindBlocks: _grpc.UnaryUnaryMultiCallable[_memd_pb2.FindBlocksRequest, _memd_pb2.FindBlocksResponse]
+    """Published blocks to copy from; they are nobody's to keep, so what was copied is named in `copied_from`."""
     UpdateSequences: _grpc.UnaryUnaryMultiCallable[_memd_pb2.UpdateSequencesRequest, _memd_pb2.UpdateSequencesResponse]
     """Extend, seal and publish, for all of a step's sequences in one message."""
     ForkSequence: _grpc.UnaryUnaryMultiCallable[_memd_pb2.ForkSequenceRequest, _memd_pb2.ForkSequenceResponse]
@@ -77,6 +79,8 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """Takes a sequence lease over (the handover), or opens it. The answer is what the ledger holds."""
     ClaimPrefix: _aio.UnaryUnaryMultiCallable[_memd_pb2.ClaimPrefixRequest, _memd_pb2.AcquireSequenceResponse]  # type: ignore[assignment]
     """Lets a lease without tokens of its own share published blocks, from its start on. No keys: it gives them up."""
+    FindBlocks: _aio.UnaryUnaryMultiCallable[_memd_pb2.FindBlocksRequest, _memd_pb2.FindBlocksResponse]  # type: ignore[assignment]
+    """Published blocks to copy from; they are nobody's to keep, so what was copied is named in `copied_from`."""
     UpdateSequences: _aio.UnaryUnaryMultiCallable[_memd_pb2.UpdateSequencesRequest, _memd_pb2.UpdateSequencesResponse]  # type: ignore[assignment]
     """Extend, seal and publish, for all of a step's sequences in one message."""
     ForkSequence: _aio.UnaryUnaryMultiCallable[_memd_pb2.ForkSequenceRequest, _memd_pb2.ForkSequenceResponse]  # type: ignore[assignment]
@@ -133,6 +137,14 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_memd_pb2.AcquireSequenceResponse, _abc.Awaitable[_memd_pb2.AcquireSequenceResponse]]:
         """Lets a lease without tokens of its own share published blocks, from its start on. No keys: it gives them up."""
+
+    @_abc_1.abstractmethod
+    def FindBlocks(
+        self,
+        request: _memd_pb2.FindBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memd_pb2.FindBlocksResponse, _abc.Awaitable[_memd_pb2.FindBlocksResponse]]:
+        """Published blocks to copy from; they are nobody's to keep, so what was copied is named in `copied_from`."""
 
     @_abc_1.abstractmethod
     def UpdateSequences(

@@ -80,14 +80,22 @@ class Prefilled(_message.Message):
     WAIT_MS_FIELD_NUMBER: _builtins.int
     COMPUTE_MS_FIELD_NUMBER: _builtins.int
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
+    NUM_PUBLISHABLE_TOKENS_FIELD_NUMBER: _builtins.int
     wait_ms: _builtins.float
     """from submission to the first chunk"""
     compute_ms: _builtins.float
     """from the first chunk to the token"""
     num_cached_tokens: _builtins.int
-    """prompt tokens whose KV was there already"""
+    """prompt tokens whose KV was there already, exactly"""
+    num_publishable_tokens: _builtins.int
+    """as of SequenceSpec: for decode, which goes on"""
     @_builtins.property
     def output(self) -> _common_pb2.SequenceOutput: ...
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentOutcome]:
+        """one for each span of the sequence's `reuse`, in order"""
+
     def __init__(
         self,
         *,
@@ -95,11 +103,46 @@ class Prefilled(_message.Message):
         wait_ms: _builtins.float = ...,
         compute_ms: _builtins.float = ...,
         num_cached_tokens: _builtins.int = ...,
+        segments: _abc.Iterable[Global___SegmentOutcome] | None = ...,
+        num_publishable_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "num_publishable_tokens", b"num_publishable_tokens", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_ms", b"compute_ms", "num_cached_tokens", b"num_cached_tokens", "output", b"output", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "compute_ms", b"compute_ms", "num_cached_tokens", b"num_cached_tokens", "num_publishable_tokens", b"num_publishable_tokens", "output", b"output", "segments", b"segments", "wait_ms", b"wait_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__num_publishable_tokens: _TypeAlias = _typing.Literal["num_publishable_tokens"]  # noqa: Y015
+    _WhichOneofArgType__num_publishable_tokens: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_publishable_tokens) -> _WhichOneofReturnType__num_publishable_tokens | None: ...
+
+Global___Prefilled: _TypeAlias = Prefilled  # noqa: Y015
+
+@_typing.final
+class SegmentOutcome(_message.Message):
+    """One span's tokens by where their KV came from; the three are all of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_EXACT_FIELD_NUMBER: _builtins.int
+    NUM_APPROXIMATE_FIELD_NUMBER: _builtins.int
+    NUM_COMPUTED_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    num_exact: _builtins.int
+    num_approximate: _builtins.int
+    num_computed: _builtins.int
+    found: _builtins.bool
+    """there was an entry of it"""
+    def __init__(
+        self,
+        *,
+        num_exact: _builtins.int = ...,
+        num_approximate: _builtins.int = ...,
+        num_computed: _builtins.int = ...,
+        found: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found", "num_approximate", b"num_approximate", "num_computed", b"num_computed", "num_exact", b"num_exact"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Prefilled: _TypeAlias = Prefilled  # noqa: Y015
+Global___SegmentOutcome: _TypeAlias = SegmentOutcome  # noqa: Y015
