@@ -7,8 +7,7 @@ from statistics import median
 from bench.deployment.open import Target
 from bench.goodput import default_slo
 from bench.load.metrics import Slo, summarise, tpots_ms
-from bench.load.process import LoadJob, Progress, run_load
-from bench.load.records import RequestRecord
+from bench.load.process import DatedRecords, LoadJob, Progress, run_dated_load
 from bench.results import Run, WorkloadFacts, latencies_of
 from bench.workloads.arrivals import Arrival, ArrivalKind
 from bench.workloads.build import WorkloadSpec, build_workload
@@ -30,28 +29,47 @@ class Experiment:
     num_warm_up: int
     drain_s: float
     slo: Slo | None = None
+    niceness: int = 0  # of the load generator
+
+
+@dataclass(frozen=True, slots=True)
+class LoneLatencies:
+    """Medians of requests of which each had the deployment to itself."""
+
+    ttft_ms: float
+    tpot_ms: float
 
 
 def run_once(experiment: Experiment, target: Target, salt: str, on_progress: Callable[[Progress], None]) -> Run:
     """The workload at its rate, with text that `salt` decides. NotReadyError when the deployment does not answer."""
     spec = experiment.spec
-    records = _records(experiment, target, build_workload(spec), salt, on_progress)
+    records = run_workload(experiment, target, build_workload(spec), salt, on_progress).records
     facts = WorkloadFacts(spec.name, spec.arrival.text, spec.num_requests, spec.rate_per_s, spec.seed)
     return Run(target.name, facts, summarise(records, experiment.slo), latencies_of(records))
 
 
 def lone_slo(experiment: Experiment, target: Target, on_progress: Callable[[Progress], None]) -> Slo:
-    """7.5 times and 10 times the median TTFT and TPOT of the workload's first requests, sent one after another.
+    """7.5 and 10 times what `lone_latencies` says of the experiment's own workload.
 
     NotReadyError when none of them succeeds.
     """
-    spec = experiment.spec
-    alone = replace(spec, arrival=Arrival(ArrivalKind.CLOSED, 1))
-    first = _first(build_workload(alone), NUM_LONE_REQUESTS)
-    good = [record for record in _records(experiment, target, first, LONE_SALT, on_progress) if record.ok]
+    alone = replace(experiment.spec, arrival=Arrival(ArrivalKind.CLOSED, 1))
+    lone = lone_latencies(experiment, target, build_workload(alone), on_progress)
+    return default_slo(lone.ttft_ms, lone.tpot_ms)
+
+
+def lone_latencies(
+    experiment: Experiment, target: Target, workload: Workload, on_progress: Callable[[Progress], None]
+) -> LoneLatencies:
+    """Of the workload's first requests, sent one after another.
+
+    NotReadyError when none of them succeeds.
+    """
+    first = replace(_first(workload, NUM_LONE_REQUESTS), num_users=1)
+    good = [each for each in run_workload(experiment, target, first, LONE_SALT, on_progress).records if each.ok]
     if not tpots_ms(good):
         raise NotReadyError(f"{target.name}: no lone request brought two tokens; give --slo")
-    return default_slo(median(record.ttft_ms for record in good), median(tpots_ms(good)))
+    return LoneLatencies(median(record.ttft_ms for record in good), median(tpots_ms(good)))
 
 
 def _first(workload: Workload, count: int) -> Workload:
@@ -59,18 +77,27 @@ def _first(workload: Workload, count: int) -> Workload:
     return replace(workload, requests=workload.requests[:count])
 
 
-def _records(
+def run_workload(
     experiment: Experiment, target: Target, workload: Workload, salt: str, on_progress: Callable[[Progress], None]
-) -> tuple[RequestRecord, ...]:
-    job = LoadJob(
+) -> DatedRecords:
+    """Any workload, with text that `salt` decides; of `experiment` the model's limits and what surrounds a run count.
+
+    NotReadyError when the deployment does not answer.
+    """
+    return run_dated_load(load_job(experiment, target, workload, salt), on_progress)
+
+
+def load_job(experiment: Experiment, target: Target, workload: Workload, salt: str) -> LoadJob:
+    """What the load generator is told; of `experiment` as in `run_workload`."""
+    return LoadJob(
         endpoint=target.endpoint,
         workload=workload,
         tokens=ordinary_tokens(experiment.spec.limits),
         warm_up=tuple(_warm_up(experiment)),
         drain_s=experiment.drain_s,
         salt=salt,
+        niceness=experiment.niceness,
     )
-    return run_load(job, on_progress)
 
 
 def _warm_up(experiment: Experiment) -> Iterable[PlannedRequest]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from bench.approx.plots import plot_approx
 from bench.approx.results import ApproxResult
+from bench.endurance.plots import plot_endurance
+from bench.endurance.results import EnduranceResult
 from bench.engines.plots import plot_speeds
 from bench.engines.results import EnginesResult
 from bench.figures import DPI, new_figure
@@ -29,6 +31,8 @@ def plot(result: AnyResult, out_dir: Path, stem: str) -> tuple[Path, ...]:
                 plot_growth(result, out_dir / f"{stem}-growth.png"),
                 plot_memory(result, out_dir / f"{stem}-memory.png"),
             ]
+        case EnduranceResult():
+            paths = [plot_endurance(result, out_dir / f"{stem}-endurance.png")]
         case EnginesResult():
             paths = [plot_speeds(result, out_dir / f"{stem}-speeds.png")]
         case ApproxResult():

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from bench.approx.results import ApproxResult
+from bench.endurance.results import EnduranceResult
 from bench.engines.results import EnginesResult
 from bench.micro.table import MicroResult
 from bench.results import CompareResult, GoodputResult, RunResult
@@ -12,7 +13,15 @@ from bench.reuse.results import HitsResult, ReuseResult
 from tandem.errors import ConfigError
 
 AnyResult = (
-    RunResult | CompareResult | GoodputResult | EnginesResult | MicroResult | ReuseResult | HitsResult | ApproxResult
+    RunResult
+    | CompareResult
+    | GoodputResult
+    | EnduranceResult
+    | EnginesResult
+    | MicroResult
+    | ReuseResult
+    | HitsResult
+    | ApproxResult
 )
 _RESULTS: TypeAdapter[AnyResult] = TypeAdapter(AnyResult)
 

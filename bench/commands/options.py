@@ -29,7 +29,6 @@ _WORKLOAD: tuple[Callable[[Any], Any], ...] = (
     click.option("--data", type=_PATH, help="The trace's file, for azure and mooncake."),
     click.option("--arrival", default="poisson", show_default=True, help="trace, poisson, gamma:CV or closed:USERS."),
     click.option("--rate", default=1.0, show_default=True, help="Requests a second."),
-    click.option("--num-requests", default=100, show_default=True),
     click.option("--seed", default=0, show_default=True),
     click.option("--length-scale", type=float, help="Of mixes' and traces' lengths; default: what fits the context."),
     click.option("--warm-up", default=4, show_default=True, help="Requests before the run, not recorded."),
@@ -41,6 +40,7 @@ _WORKLOAD: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--slo", help="TTFT_MS,TPOT_MS that a request has to meet."),
 )
+_NUM_REQUESTS = click.option("--num-requests", default=100, show_default=True)
 _TANDEM: tuple[Callable[[Any], Any], ...] = (
     click.option("--model", default="default", show_default=True, help="As for tandem up."),
     click.option("--max-context", type=int, help="Tokens; default: the model's own."),
@@ -59,7 +59,12 @@ _PEERS: tuple[Callable[[Any], Any], ...] = (
 
 def measuring_options(command: _Command) -> _Command:
     """Adds all of them; the command takes them as keyword arguments and hands them to the functions below."""
-    return _with(command, (*_WORKLOAD, *_TANDEM, *_PEERS))
+    return _with(command, (_NUM_REQUESTS, *_WORKLOAD, *_TANDEM, *_PEERS))
+
+
+def lasting_options(command: _Command) -> _Command:
+    """Those of a load that is as long as the command says, on one of Tandem's own deployments."""
+    return _with(command, (*_WORKLOAD, *_TANDEM))
 
 
 def tandem_options(command: _Command) -> _Command:
@@ -112,6 +117,14 @@ def parse_slo(text: str) -> Slo:
     if min(ttft_ms, tpot_ms) <= 0:
         raise ConfigError("slo", f"{text!r} has a limit that nothing can meet")
     return Slo(ttft_ms, tpot_ms)
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """Comma-separated. ConfigError."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ConfigError(option, f"{text!r} is not a list of numbers with commas between them") from None
 
 
 def _with(command: _Command, options: Sequence[Callable[[Any], Any]]) -> _Command:

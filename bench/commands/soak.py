@@ -1,5 +1,6 @@
 """`tandem bench soak`."""
 
+import asyncio
 from functools import partial
 
 import click
@@ -17,6 +18,7 @@ from tandem.config.settings import default_cache_dir
 from tandem.kv.layout import KvLayout
 from tandem.model.metadata import read_metadata
 from tandem.rpc.gateway_client import GatewayClient
+from tandem.rpc.memd_client import MemdClient
 
 DTYPE = "float32"  # bfloat16 would let a batch's shape turn a near tie
 BLOCK_SIZE = 16
@@ -45,7 +47,8 @@ def soak(model: str, num_requests: int, at_once: int, kills: int, pool_blocks: i
             result = soaking.soak(plan, ask, partial(revive, services), lambda: progress.advance(task))
         finally:
             client.close()
-    console.print(describe(result, kills))
+        num_evictions = asyncio.run(evictions(services.socket("memd")))
+    console.print(describe(result, kills, num_evictions))
     if result.num_other_answers:
         raise SystemExit(1)
 
@@ -57,10 +60,20 @@ def kv_bytes(model: str, num_blocks: int) -> int:
     return layout.total_bytes
 
 
-def describe(result: SoakResult, num_kills: int) -> str:
+async def evictions(memd: str) -> int:
+    """Blocks that memd gave up for others."""
+    client = MemdClient(memd)
+    try:
+        return (await client.statistics()).num_evictions
+    finally:
+        await client.close()
+
+
+def describe(result: SoakResult, num_kills: int, num_evictions: int) -> str:
     """One line."""
     percent = 100 * result.num_cached_tokens / result.num_prompt_tokens
     return (
-        f"{result.num_requests} requests, {num_kills} kills: {result.num_other_answers} other answers than alone; "
+        f"{result.num_requests} requests, {num_kills} kills, {num_evictions} blocks evicted: "
+        f"{result.num_other_answers} other answers than alone; "
         f"{result.num_reusing_requests} reused something, {percent:.1f} % of all prompt tokens"
     )

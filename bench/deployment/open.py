@@ -28,6 +28,7 @@ class DeploymentKind(StrEnum):
 
 PARAMETERS = {DeploymentKind.STATIC: "PREFILL,DECODE", DeploymentKind.AT: "HOST:PORT", DeploymentKind.OPENAI: "ADDRESS"}
 SETTABLE_KINDS = frozenset({DeploymentKind.SEMI_PD, DeploymentKind.COLOCATED})
+LOCAL_KINDS = SETTABLE_KINDS | {DeploymentKind.STATIC}
 PEER_KINDS = frozenset({DeploymentKind.LLAMA_SERVER, DeploymentKind.VLLM, DeploymentKind.TRANSFORMERS})
 
 
@@ -63,6 +64,7 @@ class Target:
     endpoint: EndpointSpec
     pids: Mapping[str, int] = field(default_factory=dict)
     memd: str = ""  # its address
+    controller: str = ""
 
 
 def parse_deployment(text: str) -> DeploymentSpec:
@@ -78,6 +80,16 @@ def parse_deployment(text: str) -> DeploymentSpec:
         raise ConfigError("deployment", f"{text!r}: write {form}")
     if spec.kind is DeploymentKind.STATIC:
         static_flags(parameter)
+    return spec
+
+
+def parse_local(text: str) -> DeploymentSpec:
+    """One of Tandem's own that is started here. ConfigError."""
+    spec = parse_deployment(text)
+    if spec.kind not in LOCAL_KINDS:
+        raise ConfigError(
+            "deployment", f"{text!r}: its processes are watched; name one of {', '.join(sorted(LOCAL_KINDS))}"
+        )
     return spec
 
 
@@ -110,7 +122,10 @@ def open_deployment(spec: DeploymentSpec, options: DeploymentOptions) -> Iterato
         case _:
             with run_dir() as path, running(local_services(spec, options, path)) as services:
                 pids = {name: process.pid for name, process in services.processes.items()}
-                yield Target(spec.name, EndpointSpec(Protocols.TANDEM, services.gateway), pids, services.socket("memd"))
+                if services.keeper is not None:
+                    pids["keeper"] = services.keeper.pid
+                endpoint = EndpointSpec(Protocols.TANDEM, services.gateway)
+                yield Target(spec.name, endpoint, pids, services.socket("memd"), services.socket("controller"))
 
 
 def local_services(spec: DeploymentSpec, options: DeploymentOptions, path: Path) -> LocalServices:

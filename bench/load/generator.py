@@ -48,12 +48,19 @@ class LoadGenerator:
         self._prompts = prompts
         self._clock = clock
         self._sleep = sleep
-        self._report = report
         self._start_s = 0.0
-        self._records: list[RequestRecord] = []
+        self._listeners = [report]
+        self._noted: set[int] = set()  # numbers
 
     async def run(self, workload: Workload, drain_s: float) -> tuple[RequestRecord, ...]:
-        """All records, by number.
+        """All records, by number; as `drive`."""
+        records: list[RequestRecord] = []
+        self._listeners.append(records.append)
+        await self.drive(workload, drain_s)
+        return tuple(sorted(records, key=lambda record: record.number))
+
+    async def drive(self, workload: Workload, drain_s: float) -> None:
+        """Sends everything and keeps no record: `report` has had them all.
 
         Cut off, and counted as failed: in an open loop what has not ended `drain_s` after the last send, in a closed
         loop an answer that takes longer than that.
@@ -65,7 +72,6 @@ class LoadGenerator:
         else:
             await self._open(chains, workload.last_send_s + drain_s)
         self._note_unsent(workload)
-        return tuple(sorted(self._records, key=lambda record: record.number))
 
     async def _open(self, chains: Sequence[Sequence[PlannedRequest]], limit_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -122,15 +128,15 @@ class LoadGenerator:
         return "" if came == expected else f"{came} tokens came instead of {expected}"
 
     def _note(self, record: RequestRecord) -> None:
-        self._records.append(record)
-        self._report(record)
+        self._noted.add(record.number)
+        for listener in self._listeners:
+            listener(record)
 
     def _note_unsent(self, workload: Workload) -> None:
         """Later turns of conversations that were cut off: they were never due."""
-        noted = {record.number for record in self._records}
         now_s = self._now_s()
         for request in workload.requests:
-            if request.number not in noted:
+            if request.number not in self._noted:
                 self._note(_record(_Stream(request, (), now_s, now_s), now_s, UNFINISHED))
 
     def _now_s(self) -> float:

@@ -86,7 +86,7 @@ def measure(
     plan: MicroPlan, options: DeploymentOptions, experiment: Experiment, advance: Callable[[], None]
 ) -> MicroResult:
     """Everything; `advance` is called once a step. NotReadyError when a process does not start."""
-    with run_dir() as path, running(_memd(plan, options, path)) as services:
+    with run_dir() as path, running(memd_alone(plan, options, path)) as services:
         storage = asyncio.run(_storage_costs(plan, services.socket(MEMD), advance))
     system = _system_costs(options, experiment)
     return MicroResult(
@@ -123,7 +123,7 @@ async def _storage_costs(plan: MicroPlan, address: str, advance: Callable[[], No
         await client.close()
 
 
-def _memd(plan: MicroPlan, options: DeploymentOptions, path: Path) -> LocalServices:
+def memd_alone(plan: MicroPlan, options: DeploymentOptions, path: Path) -> LocalServices:
     """memd alone, with a pool for the largest step."""
     flags = dict(options.settings.get(MEMD, {}))
     block_size = int(str(flags.get(BLOCK_SIZE_FLAG, MemdConfig().block_size)))

@@ -18,18 +18,19 @@ class CpuTime:
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """PSS counts a page that n processes map as 1/n."""
+    """PSS counts a page that n processes map as 1/n, USS only those that no other maps."""
 
     pss_bytes: int
     pss_anonymous_bytes: int  # its own
     pss_shared_bytes: int  # of segments
     rss_bytes: int
+    uss_bytes: int
 
 
 def cpu_time(pid: int) -> CpuTime:
     """Threads that have ended are not in it. ProcessLookupError: there is no such process."""
     total_s = loop_s = 0.0
-    for task in _tasks(pid):
+    for task in _entries(pid, "task"):
         try:
             seconds = int((task / "schedstat").read_text().split()[0]) / 1e9
             name = (task / "comm").read_text()
@@ -48,12 +49,23 @@ def memory(pid: int) -> ProcessMemory:
     except FileNotFoundError:
         raise ProcessLookupError(f"no process {pid}") from None
     sizes = {line.partition(":")[0]: _bytes(line) for line in text.splitlines()[1:]}
-    return ProcessMemory(sizes["Pss"], sizes["Pss_Anon"], sizes["Pss_Shmem"], sizes["Rss"])
+    uss_bytes = sizes["Private_Clean"] + sizes["Private_Dirty"]
+    return ProcessMemory(sizes["Pss"], sizes["Pss_Anon"], sizes["Pss_Shmem"], sizes["Rss"], uss_bytes)
 
 
-def _tasks(pid: int) -> list[Path]:
+def num_threads(pid: int) -> int:
+    """ProcessLookupError: there is no such process."""
+    return len(_entries(pid, "task"))
+
+
+def num_descriptors(pid: int) -> int:
+    """ProcessLookupError: there is no such process."""
+    return len(_entries(pid, "fd"))
+
+
+def _entries(pid: int, folder: str) -> list[Path]:
     try:
-        return list((PROC / str(pid) / "task").iterdir())
+        return list((PROC / str(pid) / folder).iterdir())
     except FileNotFoundError:
         raise ProcessLookupError(f"no process {pid}") from None
 

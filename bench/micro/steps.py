@@ -20,10 +20,10 @@ from tandem.device.memory_backends import IMPORTERS, SegmentImporter
 from tandem.kv.layout import KvLayout, num_blocks_for
 from tandem.model.batch import SequenceRows
 from tandem.model.config import ModelConfig
-from tandem.phase.stepper import StepPart, Stepper
+from tandem.phase.stepper import StepPart, Stepper, StepResult
 from tandem.phase.storage import MappedModel, map_model
 from tandem.rpc.memd_client import MemdClient
-from tandem.runner.sampler import Draw, SampledToken
+from tandem.runner.sampler import Draw
 from tandem.types import Fingerprint, Phase, SamplingSpec
 
 GREEDY = SamplingSpec(temperature=0.0)
@@ -61,7 +61,7 @@ class StepBench:
         await self.step(parts)
         return (time.perf_counter() - started_s) * MS
 
-    async def step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
+    async def step(self, parts: Sequence[StepPart]) -> Sequence[StepResult]:
         """As of `Stepper`."""
         return await self._stepper.step(parts)
 

@@ -73,6 +73,7 @@ class Control:
         if plan is None or plan.split == self._decided:
             return
         self._decided = plan.split
+        self._monitor.decided(plan.split)
         self.switches.append(Switch(now_s, plan.split, plan.reason))
         self._events.after(self._delay_s, lambda: self._put_in_force(plan.split))
 

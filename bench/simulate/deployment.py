@@ -7,11 +7,11 @@ from bench.load.records import RequestRecord
 from bench.simulate.control import Control, ControlOptions, Offer, Switch
 from bench.simulate.events import EventQueue
 from bench.simulate.gateway import SimGateway
-from bench.simulate.pace import CadencePace, Pace, SharedPace
+from bench.simulate.pace import Activity, CadencePace, Pace, SharedPace
 from bench.simulate.process import MS, SimProcess
 from bench.simulate.sequences import BlockPool, SimSequence
 from bench.simulate.step_times import Device, StepContent
-from bench.simulate.systems import System
+from bench.simulate.systems import Delays, System
 from bench.simulate.works import DecodeWork, PrefillWork
 from bench.workloads.request import PlannedRequest
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
@@ -75,7 +75,7 @@ class SimDeployment:
 
     def process(self, pace: Pace, *works: PrefillWork | DecodeWork) -> SimProcess:
         """A process that does these works."""
-        return SimProcess(works, self.events, pace, self._system.limits.between_steps_ms, self._stepped)
+        return SimProcess(works, self.events, pace, lambda one: self._delays(one).between_steps_ms, self._stepped)
 
     def pace(self, phase: Phase) -> Pace:
         """Of a process that has one phase."""
@@ -86,6 +86,12 @@ class SimDeployment:
     def works(self) -> dict[Phase, PrefillWork | DecodeWork]:
         """By phase."""
         return {Phase.DECODE: self._decode, Phase.PREFILL: self._prefill}
+
+    def _delays(self, process: SimProcess) -> Delays:
+        """As they are now: services and phases share the cores."""
+        limits = self._system.limits
+        is_beside = process.other is not None and process.other.activity is not Activity.ABSENT
+        return limits.beside if limits.beside is not None and is_beside else limits.alone
 
     def _controlled(self, options: ControlOptions) -> Control:
         for process in self._processes.values():
@@ -107,15 +113,19 @@ class SimDeployment:
         self._processes[Phase.PREFILL].wake()
 
     def _hand_over(self, sequence: SimSequence) -> None:
-        self.events.after(self._system.limits.handover_ms * MS, lambda: self._first_token(sequence))
+        delays = self._delays(self._processes[Phase.PREFILL])
+        self.events.after(delays.handover_ms * MS, lambda: self._first_token(sequence, delays.join_ms))
 
-    def _first_token(self, sequence: SimSequence) -> None:
+    def _first_token(self, sequence: SimSequence, join_ms: float) -> None:
         sequence.token_times_s.append(self.events.now_s)
         if sequence.is_complete:
             self.gateway.complete(sequence)
         else:
-            self._decode.submit(sequence)
-            self._processes[Phase.DECODE].wake()
+            self.events.after(join_ms * MS, lambda: self._join(sequence))
+
+    def _join(self, sequence: SimSequence) -> None:
+        self._decode.submit(sequence)
+        self._processes[Phase.DECODE].wake()
 
     def _stepped(self, process: SimProcess, content: StepContent, duration_ms: float) -> None:
         self._num_steps += 1
@@ -171,7 +181,7 @@ def _separate(deployment: SimDeployment) -> dict[Phase, SimProcess]:
     works = deployment.works.items()
     processes = {phase: deployment.process(deployment.pace(phase), work) for phase, work in works}
     prefill, decode = processes[Phase.PREFILL], processes[Phase.DECODE]
-    prefill.other, decode.other = (decode, Phase.DECODE), (prefill, Phase.PREFILL)
+    prefill.other, decode.other = decode, prefill
     return processes
 
 

@@ -12,6 +12,10 @@ class EventQueue:
         self._num_planned = 0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
 
+    def now(self) -> float:
+        """It is a `Clock`."""
+        return self.now_s
+
     def after(self, delay_s: float, action: Callable[[], None]) -> None:
         """Plans it. ValueError for a time that has passed."""
         if delay_s < 0:

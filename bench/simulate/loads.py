@@ -31,6 +31,7 @@ class LoadSpec:
     period_s: float
     data: Path | None = None
     length_scale: float = 1.0  # of prompts and answers: what suits the machine
+    context_tokens: int = CONTEXT_TOKENS  # prompt and answer together
 
 
 def requests_of(spec: LoadSpec, rate_per_s: float) -> tuple[PlannedRequest, ...]:
@@ -42,7 +43,7 @@ def requests_of(spec: LoadSpec, rate_per_s: float) -> tuple[PlannedRequest, ...]
 
 def _named(workload: str, arrival: Arrival) -> "Builder":
     def build(spec: LoadSpec, rate_per_s: float) -> tuple[PlannedRequest, ...]:
-        limits = ModelLimits(NO_VOCABULARY, CONTEXT_TOKENS)
+        limits = ModelLimits(NO_VOCABULARY, spec.context_tokens)
         count = max(1, round(rate_per_s * spec.duration_s))
         asked = WorkloadSpec(workload, count, rate_per_s, arrival, limits, spec.seed, spec.data, spec.length_scale)
         return build_workload(asked).requests
@@ -57,7 +58,7 @@ def _alternating(first: LengthMix, second: LengthMix) -> "Builder":
         times_s = send_times(Arrival(ArrivalKind.POISSON), rng, count, rate_per_s, ())
         pairs = zip(first.sample(rng, count), second.sample(rng, count), strict=True)
         lengths = [_at(at_s, spec.period_s, *pair) for at_s, pair in zip(times_s, pairs, strict=True)]
-        return planned(times_s, [scaled(length, spec.length_scale, CONTEXT_TOKENS) for length in lengths])
+        return planned(times_s, [scaled(length, spec.length_scale, spec.context_tokens) for length in lengths])
 
     return build
 

@@ -9,6 +9,7 @@ from tandem.device.cpu.cadence import Room, slot
 from tandem.types import Phase, Split
 
 HALF_PERCENT = WHOLE_PERCENT / 2
+PARTS_OF_A_SHORT_STEP = 4
 MS = 1e3  # of a second
 
 
@@ -22,20 +23,22 @@ class Activity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Of a process in the middle of a step. `peer_percent` is the share of the other phase's process."""
+    """Of a process in the middle of a step: what it and the other phase's process compute with, 0 for nothing."""
 
     now_s: float
     split: Split
     peer: Activity
+    own_percent: float  # in this step, last
     peer_percent: float
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """The next moments of a step. `part` is what they bring of it: 0 where the process rests."""
+    """The next moments of a step. `part` is what they bring of it, on `percent` of the device; 0 where it rests."""
 
     duration_ms: float
     part: float
+    percent: float
 
 
 class Pace(Protocol):
@@ -55,8 +58,8 @@ class SharedPace:
 
     def stretch(self, content: StepContent, around: Surroundings) -> Stretch:
         """A whole step."""
-        beside = around.peer_percent if around.peer is Activity.COMPUTING else 0.0
-        return Stretch(self.device.step_ms(content, around.split.percent(self.phase), beside), 1.0)
+        percent = around.split.percent(self.phase)
+        return Stretch(self.device.step_ms(content, percent, around.peer_percent), 1.0, percent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +72,30 @@ class CadenceSteps:
 
 @dataclass(frozen=True, slots=True)
 class CadencePace:
-    """`cpu-cadence`: half of the cores for each phase, at times all of them; all while the other has nothing to do."""
+    """`cpu-cadence`: half of the cores for each phase, at times all of them; all while the other has nothing to do.
+
+    A phase that comes back finds the other one on all cores until that looks again: at its layer's end, or, in a short
+    step, at the step's.
+    """
 
     phase: Phase
     device: Device
     steps: CadenceSteps
 
     def stretch(self, content: StepContent, around: Surroundings) -> Stretch:
-        """A layer of a long step, or a whole short one, which goes on into the other's time."""
-        has_peer = around.peer is not Activity.ABSENT
-        current = slot(self.phase, around.split, has_peer, around.now_s)
+        """A layer of a long step, or a part of a short one, which goes on as it began, into the other's time too."""
+        is_long = content.num_rows > self.steps.short_rows
+        if around.own_percent and not is_long:
+            return self._computed(content, around.own_percent, 1.0 / PARTS_OF_A_SHORT_STEP, around.peer_percent)
+        current = slot(self.phase, around.split, around.peer is not Activity.ABSENT, around.now_s)
         if current.room is Room.NONE:
-            return Stretch((current.end_s - around.now_s) * MS, 0.0)
-        part = 1.0 / self.steps.num_layers if content.num_rows > self.steps.short_rows else 1.0
-        is_beside = around.peer is Activity.COMPUTING
-        percent = HALF_PERCENT if current.room is Room.HALF or is_beside else WHOLE_PERCENT
-        return Stretch(self.device.step_ms(content, percent, HALF_PERCENT if is_beside else 0.0) * part, part)
+            return Stretch((current.end_s - around.now_s) * MS, 0.0, 0.0)
+        percent = HALF_PERCENT if current.room is Room.HALF else WHOLE_PERCENT
+        part = 1.0 / (self.steps.num_layers if is_long else PARTS_OF_A_SHORT_STEP)
+        return self._computed(content, percent, part, around.peer_percent)
+
+    def _computed(self, content: StepContent, percent: float, part: float, peer_percent: float) -> Stretch:
+        """Threads meet many times a layer: one that shares its core with the other phase keeps all of them to half."""
+        effective = percent / 2 if percent + peer_percent > WHOLE_PERCENT else percent
+        beside = min(peer_percent, WHOLE_PERCENT - effective)
+        return Stretch(self.device.step_ms(content, effective, beside) * part, part, percent)

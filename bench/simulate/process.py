@@ -8,7 +8,7 @@ from bench.simulate.pace import Activity, Pace, Surroundings
 from bench.simulate.step_times import StepContent
 from bench.simulate.works import SimWork
 from tandem.device.cpu.cadence_backend import RETURN_S
-from tandem.types import Phase, Split
+from tandem.types import Split
 
 MS = 1e-3
 WHOLE = Split(100, 100)
@@ -24,21 +24,21 @@ class SimProcess:
         works: Sequence[SimWork],
         events: EventQueue,
         pace: Pace,
-        between_steps_ms: float,
+        between_ms: Callable[["SimProcess"], float],
         report: Report,
     ) -> None:
-        """`works` in the order in which they prepare."""
+        """`works` in the order in which they prepare; `between_ms`: from a step's end to the next one's begin."""
         self.split = WHOLE  # as this process has applied it
-        self.other: tuple[SimProcess, Phase] | None = None  # on the rest of the device
+        self.other: SimProcess | None = None  # on the rest of the device
         self.works = works
         self._content: StepContent | None = None  # of the step under way
         self._begun_s = 0.0
         self._done = 0.0  # of the step
-        self._is_computing = False
+        self._percent = 0.0  # of the device, that it computes with now
         self._ended_s = -math.inf  # the step before
         self._events = events
         self._pace = pace
-        self._between_s = between_steps_ms * MS
+        self._between_ms = between_ms
         self._report = report
         self._is_resting = True
         self._is_woken = False  # since the present turn began
@@ -60,8 +60,13 @@ class SimProcess:
     def activity(self) -> Activity:
         """As the other process sees it: between two steps it is still there."""
         if self._content is not None:
-            return Activity.COMPUTING if self._is_computing else Activity.WAITING
+            return Activity.COMPUTING if self._percent else Activity.WAITING
         return Activity.WAITING if self._events.now_s < self._ended_s + RETURN_S else Activity.ABSENT
+
+    @property
+    def percent(self) -> float:
+        """Of the device, that it computes with now."""
+        return self._percent
 
     def _turn(self) -> None:
         self._is_woken = False
@@ -74,7 +79,7 @@ class SimProcess:
         if self._content is None:
             self._rest()
             return
-        self._begun_s, self._done = self._events.now_s, 0.0
+        self._begun_s, self._done, self._percent = self._events.now_s, 0.0, 0.0
         self._go_on(self._content)
 
     def _go_on(self, content: StepContent) -> None:
@@ -82,15 +87,15 @@ class SimProcess:
             self._end(content)
             return
         stretch = self._pace.stretch(content, self._surroundings())
-        self._is_computing = stretch.part > 0
+        self._percent = stretch.percent
         self._done += stretch.part
         self._events.after(stretch.duration_ms * MS, lambda: self._go_on(content))
 
     def _surroundings(self) -> Surroundings:
         if self.other is None:
-            return Surroundings(self._events.now_s, self.split, Activity.ABSENT, 0.0)
-        peer, phase = self.other
-        return Surroundings(self._events.now_s, self.split, peer.activity, peer.split.percent(phase))
+            return Surroundings(self._events.now_s, self.split, Activity.ABSENT, self._percent, 0.0)
+        peer = self.other
+        return Surroundings(self._events.now_s, self.split, peer.activity, self._percent, peer.percent)
 
     def _rest(self) -> None:
         """Until woken; a turn that woke its own process is followed by another."""
@@ -99,11 +104,11 @@ class SimProcess:
             self._events.after(0.0, self._turn)
 
     def _end(self, content: StepContent) -> None:
-        self._content, self._ended_s = None, self._events.now_s
+        self._content, self._ended_s, self._percent = None, self._events.now_s, 0.0
         for work in self.works:
             work.finish(self._ended_s)
         self._report(self, content, (self._ended_s - self._begun_s) / MS)
-        self._events.after(self._between_s, self._turn)
+        self._events.after(self._between_ms(self) * MS, self._turn)
 
 
 def _joined(contents: Sequence[StepContent]) -> StepContent | None:

@@ -12,8 +12,17 @@ from tandem.types import Phase, Split
 
 
 @dataclass(frozen=True, slots=True)
+class Delays:
+    """What lies between steps."""
+
+    between_steps_ms: float
+    handover_ms: float  # from a prompt's last step to its first token
+    join_ms: float  # from there until decode has the sequence
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """As the services are configured; times are what lies between the steps."""
+    """As the services are configured; times as of `Delays`."""
 
     max_sequences: int
     max_running: int  # sequences that the gateway has in the phases
@@ -23,6 +32,13 @@ class EngineLimits:
     num_reserve_blocks: int  # kept from prefill
     between_steps_ms: float
     handover_ms: float
+    join_ms: float = 0.0
+    beside: Delays | None = None  # None: nothing takes longer while the other phase is at work
+
+    @property
+    def alone(self) -> Delays:
+        """While the other phase has nothing to do."""
+        return Delays(self.between_steps_ms, self.handover_ms, self.join_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Spans as token ids: drawn from a generator that the span's name seeds, so that no text has to be carried around."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,3 +38,21 @@ def prompt_tokens(spans: Iterable[Span], tokens: TokenRange, salt: str) -> list[
 def all_prompts(requests: Iterable[PlannedRequest], tokens: TokenRange, salt: str) -> dict[int, list[int]]:
     """Each request's own spans, by its number; made before a run, since sending must cost little."""
     return {request.number: prompt_tokens(request.spans, tokens, salt) for request in requests}
+
+
+class PromptsOnDemand(Mapping[int, Sequence[int]]):
+    """As `all_prompts`, each made when it is asked for: those of a long run would fill memory."""
+
+    def __init__(self, requests: Iterable[PlannedRequest], tokens: TokenRange, salt: str) -> None:
+        self._spans = {request.number: request.spans for request in requests}
+        self._tokens = tokens
+        self._salt = salt
+
+    def __getitem__(self, number: int) -> list[int]:
+        return prompt_tokens(self._spans[number], self._tokens, self._salt)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)

@@ -157,7 +157,10 @@ class Controller:
         record = self._phases[phase]
         record.status = replace(record.status, applied_decision_id=applied.decision_id, applied_detail=applied.detail)
         self._metrics.split_applied.labels(phase).inc()
-        self._history.applied(phase, applied, self._clock.now())
+        now_s = self._clock.now()
+        split = self._history.applied(phase, applied, now_s)
+        if split is not None and not applied.restart_required:
+            self._monitor.applied(phase, split, now_s)
         _log.info(
             "split.applied",
             phase=phase,
@@ -212,14 +215,15 @@ class Controller:
 
     def _read_back(self, hello: PhaseHello) -> None:
         """A controller that has decided nothing itself yet goes on from what its predecessor has put in force."""
-        if hello.in_force is None or self._decision.decision_id > AS_CONFIGURED:
+        if hello.in_force is None:
             return
         try:
             _check_split(hello.in_force)
         except InvalidRequestError as error:
             _log.warning("split.unreadable", phase=hello.phase, error=str(error))
             return
-        if hello.in_force == self._decision.split:
+        self._monitor.applied(hello.phase, hello.in_force, self._clock.now())
+        if hello.in_force == self._decision.split or self._decision.decision_id > AS_CONFIGURED:
             return
         self._decide(Plan(hello.in_force, f"in force in {hello.phase} before this controller came"))
         if self._steering.name == STATIC:
@@ -280,7 +284,7 @@ class Controller:
         record = DecisionRecord(self._decision, self._unix_ns(), seen, plan.predicted, admission=plan.admission)
         linked = {phase for phase, each in self._phases.items() if each.link is not None}
         self._history.add(record, now_s, linked)
-        self._monitor.switched(plan.split, now_s)
+        self._monitor.decided(plan.split)
         self._publish(record)
         for each in self._phases.values():
             if each.link is not None:

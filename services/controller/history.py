@@ -4,7 +4,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from tandem.partition.status import AppliedShare, DecisionRecord, ShareApplied
-from tandem.types import Phase
+from tandem.types import Phase, Split
 
 MAX_DECISIONS = 256
 
@@ -28,14 +28,15 @@ class History:
             self._entries[-1].awaited.clear()
         self._entries.append(_Entry(record, now_s, awaited))
 
-    def applied(self, phase: Phase, answer: ShareApplied, now_s: float) -> None:
-        """A phase's answer; of a decision that is not known any more it is passed over."""
+    def applied(self, phase: Phase, answer: ShareApplied, now_s: float) -> Split | None:
+        """A phase's answer, and what it was told to apply; None of a decision that is not known any more."""
         for entry in reversed(self._entries):
             if entry.record.decision.decision_id == answer.decision_id:
                 entry.awaited.discard(phase)
                 share = AppliedShare(phase, answer, (now_s - entry.decided_s) * 1000)
                 entry.record = replace(entry.record, applied=(*entry.record.applied, share))
-                return
+                return entry.record.decision.split
+        return None
 
     def overdue(self, now_s: float, patience_s: float) -> tuple[Phase, ...]:
         """Who has not answered the newest decision in that time; each is named once."""

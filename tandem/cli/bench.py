@@ -8,18 +8,23 @@ NAMES = (
     "accuracy",
     "approx",
     "compare",
+    "endurance",
     "engines",
     "export",
     "goodput",
     "hits",
     "micro",
+    "overload",
     "plot",
     "policies",
     "reuse",
+    "routing",
     "run",
+    "shift",
     "simulate",
     "soak",
     "splits",
+    "validate",
 )
 MODULES = {name: f"bench.commands.{name}" for name in NAMES}
 

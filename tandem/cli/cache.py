@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,10 +16,14 @@ from tandem.cli.deployment import Deployment, Overrides, connected, deployment_o
 from tandem.cli.documents import Document, read_document
 from tandem.cli.output import new_console
 from tandem.client import Access, Client
+from tandem.config.tenants import check_name
 from tandem.errors import InvalidRequestError, NotFoundError
 from tandem.kv.cached_runs import CachedRun
+from tandem.kv.contents import domain_of
+from tandem.kv.outcomes import Withdrawal
 from tandem.kv.store import StorageStatistics
 from tandem.rpc.cache_client import CacheClient, prompt_keys
+from tandem.types import ContentKind
 
 SHORT_HEX = 12  # of a namespace or key
 BATCH_PRIORITY = -1
@@ -61,28 +66,38 @@ def stats(config_file: Path | None, run_dir: Path | None) -> None:
 @cache.command()
 @click.argument("namespaces", nargs=-1, metavar="[NAMESPACE]...")
 @click.option("--salt", help="The namespace of this cache_salt.")
+@click.option("--tenant", help="Every namespace of this tenant's sharing domain, whatever the salt.")
 @click.option("--all", "everything", is_flag=True, help="Every namespace.")
 @access_options
 @deployment_options
 def rm(
-    namespaces: tuple[str, ...], salt: str | None, *, everything: bool, access: Access, **where: Path | None
+    namespaces: tuple[str, ...],
+    salt: str | None,
+    tenant: str | None,
+    *,
+    everything: bool,
+    access: Access,
+    **where: Path | None,
 ) -> None:
-    """Forget what was computed in each NAMESPACE (as `ls` shows it), pinned or not.
+    """Forget what was computed in each NAMESPACE (as `ls` shows it) and of segments for it, pinned or not.
 
     What running requests use is not found any more, and free when they end.
     """
-    if not (namespaces or everything or salt is not None):
-        raise click.UsageError("name a NAMESPACE, a --salt, or --all")
+    if not (namespaces or everything or salt is not None or tenant):
+        raise click.UsageError("name a NAMESPACE, a --salt, a --tenant, or --all")
     deployment = resolve(Overrides(where["config_file"], where["run_dir"]), os.environ)
     if everything:
-        _remove(deployment, None)
+        _remove(deployment, "all", lambda store: store.remove_all())
         return
+    if tenant:
+        domain = tenant_domain(deployment, tenant)
+        _remove(deployment, tenant, lambda store: store.remove_domain(domain))
     runs = ask_cache(deployment, lambda store: store.runs()) if namespaces else ()
     chosen = [find_namespace(runs, each) for each in namespaces]
     if salt is not None:
         chosen.append(asyncio.run(prompt_keys(deployment.address("gateway"), (), salt, access)).namespace)
     for each in chosen:
-        _remove(deployment, each)
+        _remove(deployment, each.hex()[:SHORT_HEX], partial(CacheClient.remove, namespace=each))
 
 
 @cache.command()
@@ -140,6 +155,13 @@ def find_namespace(runs: Sequence[CachedRun], beginning: str) -> bytes:
     return found[0]
 
 
+def tenant_domain(deployment: Deployment, tenant: str) -> bytes:
+    """What its namespaces have in common. ConfigError: there are no tenants, or nothing is kept of this one."""
+    check_name(tenant)
+    keys = asyncio.run(prompt_keys(deployment.address("gateway"), (), "", Access(), tenant=tenant))
+    return domain_of(keys.namespace)
+
+
 def ask_cache(deployment: Deployment, ask: Callable[[CacheClient], Awaitable[_T]]) -> _T:
     """One call of memd's."""
 
@@ -153,7 +175,7 @@ def ask_cache(deployment: Deployment, ask: Callable[[CacheClient], Awaitable[_T]
 def runs_table(runs: Sequence[CachedRun], block_size: int, limit: int) -> Table:
     """The newest `limit` runs, a row each; those of one age in the order of their prompt."""
     newest = sorted(runs, key=lambda run: run.idle_s)[:limit]
-    table = Table("namespace", "prefix", "tokens", "blocks", "hits", "idle", "kept", box=None, header_style="dim")
+    table = Table("namespace", "prefix", "tokens", "blocks", "hits", "idle", "of", "kept", box=None, header_style="dim")
     for run in newest:
         first = run.first_ordinal * block_size
         kept = "pinned" if run.pinned else "in use" if run.num_leased_blocks else "cached"
@@ -164,11 +186,14 @@ def runs_table(runs: Sequence[CachedRun], block_size: int, limit: int) -> Table:
             str(run.num_blocks),
             str(run.num_hits),
             f"{run.idle_s:.0f} s",
+            run.kind.name.lower(),
             kept,
         )
-    num_blocks = sum(run.num_blocks for run in runs)
     hidden = f", {len(runs) - len(newest)} not shown (--limit)" if len(runs) > len(newest) else ""
-    table.caption = f"{len(runs)} prefixes of {num_blocks} blocks, {num_blocks * block_size} tokens{hidden}"
+    prompts, segments = (_num_blocks(runs, kind) for kind in (ContentKind.PROMPT, ContentKind.SEGMENT))
+    beside = f", {len(segments)} segments of {sum(segments)} blocks" if segments else ""
+    num_tokens = sum(prompts) * block_size
+    table.caption = f"{len(prompts)} prefixes of {sum(prompts)} blocks, {num_tokens} tokens{beside}{hidden}"
     return table
 
 
@@ -186,13 +211,17 @@ def statistics_table(storage: StorageStatistics) -> Table:
         ("spare", f"{storage.num_spare_blocks} blocks"),
         ("free", f"{storage.num_free_blocks} blocks"),
         ("pinned", f"{storage.num_pinned_blocks} of {storage.num_pinnable_blocks} that can be"),
+        ("of segments", f"{storage.num_segment_blocks} of {storage.max_segment_blocks} that can be"),
     ):
         table.add_row(name, value)
     return table
 
 
-def _remove(deployment: Deployment, namespace: bytes | None) -> None:
-    gone = ask_cache(deployment, lambda store: store.remove(namespace))
-    name = "all" if namespace is None else namespace.hex()[:SHORT_HEX]
+def _num_blocks(runs: Sequence[CachedRun], kind: ContentKind) -> list[int]:
+    return [run.num_blocks for run in runs if run.kind is kind]
+
+
+def _remove(deployment: Deployment, name: str, ask: Callable[[CacheClient], Awaitable[Withdrawal]]) -> None:
+    gone = ask_cache(deployment, ask)
     later = f", {gone.num_leased_blocks} when their requests end" if gone.num_leased_blocks else ""
     click.echo(f"{name}: {gone.num_freed_blocks} blocks are free{later}")

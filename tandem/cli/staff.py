@@ -1,7 +1,7 @@
 """The workers of a phase, of which one serves: what is to be done when one of them says something, or ends.
 
-A worker that asks for a successor goes on until a spare one serves. A spare one that ends before leaves everything as
-it was.
+A worker that asks for a successor goes on until a spare one serves. A spare one that ends before, or is killed because
+it takes too long, leaves everything as it was.
 """
 
 from collections.abc import Mapping
@@ -50,13 +50,20 @@ class Terminate:
 
 
 @dataclass(frozen=True, slots=True)
+class Kill:
+    """SIGKILL for a worker: it may hang."""
+
+    worker_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """Nobody is left: end, with the last one's status."""
 
     status: int
 
 
-Effect = Start | Tell | Terminate | End
+Effect = Start | Tell | Terminate | Kill | End
 
 
 class Staff:
@@ -79,6 +86,10 @@ class Staff:
         if word is Word.SERVING:
             return self._on_serving(worker_id)
         return []
+
+    def late(self, worker_id: int) -> list[Effect]:
+        """The time that a spare worker has to serve is over."""
+        return [Kill(worker_id)] if self._workers.get(worker_id) is WorkerState.STARTING else []
 
     def ended(self, worker_id: int, status: int) -> list[Effect]:
         """A worker's process has ended."""

@@ -1,8 +1,8 @@
 """The steward of a phase whose share is fixed at a process's start: ``python -m tandem.cli.steward PHASE FLAGS...``
 
 supervisord sees one process. It starts the phase's worker with those flags and, when that one's share needs a new
-process, a spare worker beside it, which takes its place (`tandem.phase.succession`). It restarts nobody: when no worker
-is left it ends with the last one's status, and supervisord starts it again.
+process, a spare worker beside it, which takes its place (`tandem.phase.succession`), or is ended when it does not serve
+in time. It restarts nobody: when no worker is left it ends with the last one's status, and supervisord starts it again.
 """
 
 import asyncio
@@ -17,11 +17,13 @@ from dataclasses import dataclass
 import setproctitle
 import structlog
 
-from tandem.cli.staff import Effect, End, Staff, Start, Tell, Terminate
+from tandem.cli.staff import Effect, End, Kill, Staff, Start, Tell, Terminate
 from tandem.config.load import load_config
+from tandem.config.settings import PhaseConfig
 from tandem.errors import ConfigError
 from tandem.phase.stewardship import ENV_ROLE, ENV_STEWARD_FD, Role, Word
 from tandem.telemetry.logs import configure_logging
+from tandem.types import Phase
 
 EXIT_USAGE = 2
 EXIT_NOT_STARTED = 71  # EX_OSERR of sysexits.h
@@ -39,8 +41,12 @@ class _Worker:
 class Steward:
     """Carries out what `Staff` decides."""
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
-        """`command` starts a worker; `environ` is that of every worker, beside what a steward adds."""
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], spare_timeout_s: float) -> None:
+        """`command` starts a worker; `environ` is that of every worker, beside what a steward adds.
+
+        A spare worker that does not serve after `spare_timeout_s` is ended; 0: never.
+        """
+        self._spare_timeout_s = spare_timeout_s
         self._command = tuple(command)
         self._environ = dict(environ)
         self._staff = Staff()
@@ -63,15 +69,24 @@ class Steward:
         for effect in effects:
             match effect:
                 case Start(worker_id, role):
-                    task = asyncio.get_running_loop().create_task(self._attend(worker_id, role))
-                    self._watches.add(task)
-                    task.add_done_callback(self._watches.discard)
+                    self._begin(worker_id, role)
                 case Tell(worker_id, word):
                     self._workers[worker_id].writer.write(f"{word}\n".encode())
                 case Terminate(worker_id):
                     self._terminate(worker_id)
+                case Kill(worker_id):
+                    self._kill(worker_id)
                 case End(status):
                     self._status.set_result(status)
+
+    def _begin(self, worker_id: int, role: Role) -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._attend(worker_id, role))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+        if role is Role.SPARE and self._spare_timeout_s:
+            timer = loop.call_later(self._spare_timeout_s, lambda: self._do(self._staff.late(worker_id)))
+            task.add_done_callback(lambda _: timer.cancel())
 
     async def _attend(self, worker_id: int, role: Role) -> None:
         """From a worker's start to its end."""
@@ -111,26 +126,39 @@ class Steward:
         if worker is not None and worker.process.returncode is None:
             worker.process.terminate()
 
+    def _kill(self, worker_id: int) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is not None and worker.process.returncode is None:
+            _log.error("worker.late", worker_id=worker_id, pid=worker.process.pid, timeout_s=self._spare_timeout_s)
+            worker.process.kill()
 
-async def attend(command: Sequence[str], environ: Mapping[str, str]) -> int:
+
+async def attend(command: Sequence[str], environ: Mapping[str, str], spare_timeout_s: float) -> int:
     """Starts `command` and whoever comes after it; SIGTERM and SIGINT end them all. The exit status."""
-    steward = Steward(command, environ)
+    steward = Steward(command, environ, spare_timeout_s)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, steward.stop)
     return await steward.run()
+
+
+def _config(phase: Phase, flags: Sequence[str]) -> PhaseConfig:
+    if phase is Phase.PREFILL:
+        return load_config("prefill", flags, os.environ)
+    return load_config("decode", flags, os.environ)
 
 
 def main(argv: Sequence[str]) -> int:
     """The exit status: the last worker's, or 2 for a configuration that is refused, with the reason on stderr."""
     phase, *flags = argv
     try:
-        config = load_config(phase, flags, os.environ)
+        config = _config(Phase(phase), flags)
     except ConfigError as error:
         sys.stderr.write(f"tandem-{phase}: {error}\n")
         return EXIT_USAGE
     configure_logging(phase, config.log_level)
     setproctitle.setproctitle(f"tandem-{phase}-steward")
-    return asyncio.run(attend([sys.executable, "-P", "-m", f"services.{phase}.main", *flags], os.environ))
+    command = [sys.executable, "-P", "-m", f"services.{phase}.main", *flags]
+    return asyncio.run(attend(command, os.environ, config.spare_timeout_s))
 
 
 if __name__ == "__main__":

@@ -191,11 +191,16 @@ def _moments(ticks: Sequence[_Tick]) -> tuple[Moment, ...]:
 
 
 def _ticks(split: Split, load: Load, models: Models, tick_s: float) -> list[_Tick]:
-    """Euler's method; prompts enter decode as fast as they arrive, or as prefill can compute them."""
+    """Euler's method; prompts enter decode as fast as they arrive, or as prefill can compute them.
+
+    While the gateway holds requests back, the phases have as many as they take: prefill gets another one where decode
+    gives one out, and so waits for decode when that has nearly all of them.
+    """
     decode = Decoding(split, load, models.decode)
-    backlog = load.prefill.backlog_tokens / load.mean_prompt_tokens + load.num_queued
+    in_prefill = load.prefill.backlog_tokens / load.mean_prompt_tokens
+    backlog = in_prefill + load.num_queued
     num_sequences = load.decode.num_sequences
-    is_bounded = load.num_queued >= 1  # by the sequences that the phases take, so by decode as well
+    places = in_prefill + num_sequences if load.num_queued >= 1 else math.inf
     ticks: list[_Tick] = []
     prefill_busy = 1.0
     for _ in range(NUM_MOMENTS * STEPS_A_MOMENT):
@@ -203,10 +208,12 @@ def _ticks(split: Split, load: Load, models: Models, tick_s: float) -> list[_Tic
         per_request_s = service_s(load.mean_prompt_tokens, split, load, models, decode_busy)
         answer_s = decode.answer_s(num_sequences, prefill_busy)
         leaving = num_sequences / answer_s
-        capacity = min(1.0 / per_request_s, max(leaving, 1e-6)) if is_bounded else 1.0 / per_request_s
+        room = max(0.0, places - num_sequences)  # for prompts
+        capacity = min(1.0 / per_request_s, room / tick_s + leaving)
         entering = min(capacity, load.requests_per_s + backlog / tick_s)
         prefill_busy = min(1.0, entering * per_request_s)
-        ticks.append(_Tick(backlog / capacity, num_sequences, answer_s / tick_s, Busy(prefill_busy, decode_busy)))
+        wait_s = max(backlog * per_request_s, max(0.0, backlog - room) / max(leaving, 1e-6))
+        ticks.append(_Tick(wait_s, num_sequences, answer_s / tick_s, Busy(prefill_busy, decode_busy)))
         backlog = max(0.0, backlog + (load.requests_per_s - entering) * tick_s)
         num_sequences = min(max(0.0, num_sequences + (entering - leaving) * tick_s), MOST_SEQUENCES)
     return ticks

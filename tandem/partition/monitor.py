@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import dropwhile
+from itertools import chain, dropwhile
 
 from tandem.partition.beside import Besides
 from tandem.partition.observations import (
@@ -18,11 +18,11 @@ from tandem.partition.observations import (
     WindowSummary,
     latency_statistics,
 )
-from tandem.partition.samples import RequestSample, StepSample, request_sample, step_sample
+from tandem.partition.samples import RequestSample, StepSample, request_sample, size_of, step_sample
 from tandem.partition.slo import NOTHING_PROMISED, SloPolicy
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
-SAMPLES_PER_SHARE = 64
+SAMPLES_PER_SHARE = 32  # of one size
 MAX_STEPS = 2048
 HISTORY_WINDOWS = 32
 MAX_SWITCHES = 16
@@ -43,7 +43,7 @@ class PhaseMonitor:
         self._statistics = StepWindow()
         self._steps: deque[StepSample] = deque(maxlen=MAX_STEPS)
         self._besides = Besides()
-        self._by_percent: dict[int, deque[StepSample]] = {}
+        self._by_percent: dict[int, dict[int, deque[StepSample]]] = {}  # and by size
         self._first_s = math.inf
 
     def add(self, step: StepStatistics, ended_s: float, percent: int) -> StepSample | None:
@@ -76,13 +76,14 @@ class PhaseMonitor:
     def samples(self, now_s: float, window_s: float) -> PhaseSamples:
         """For planners."""
         for step in self._besides.settle(now_s):
-            self._by_percent.setdefault(step.percent, deque(maxlen=SAMPLES_PER_SHARE)).append(step)
+            by_size = self._by_percent.setdefault(step.percent, {})
+            by_size.setdefault(size_of(step.num_tokens), deque(maxlen=SAMPLES_PER_SHARE)).append(step)
         memory_s = window_s * MEMORY_WINDOWS
         remembered = tuple(dropwhile(lambda step: step.at_s <= now_s - memory_s, self._steps))
         return PhaseSamples(
             window=tuple(dropwhile(lambda step: step.at_s <= now_s - window_s, remembered)),
             remembered=remembered,
-            by_percent={percent: tuple(steps) for percent, steps in self._by_percent.items()},
+            by_percent={percent: tuple(chain(*sizes.values())) for percent, sizes in self._by_percent.items()},
             observed_s=min(max(0.0, now_s - self._first_s), self._span_s(remembered, now_s, memory_s)),
         )
 
@@ -102,7 +103,9 @@ class Monitor:
         self._served: deque[RequestSample] = deque(maxlen=limits.num_requests)
         self._phases = {phase: PhaseMonitor() for phase in Phase}
         self._history: deque[WindowSummary] = deque(maxlen=HISTORY_WINDOWS)
-        self._split = initial
+        self._split = initial  # in force in all phases
+        self._percents = {phase: initial.percent(phase) for phase in Phase}  # in force in each
+        self._coming: Split | None = None  # decided, and not in force in all phases yet
         self._switches_s: deque[float] = deque(maxlen=MAX_SWITCHES)
         self._window_start_s: float | None = None
         self._now_s = -math.inf
@@ -113,7 +116,7 @@ class Monitor:
 
     def add_step(self, phase: Phase, step: StepStatistics, now_s: float, age_s: float = 0.0) -> None:
         """Takes one step in, received at `now_s`, that had ended `age_s` before."""
-        sample = self._phases[phase].add(step, self._advance(now_s) - age_s, self._split.percent(phase))
+        sample = self._phases[phase].add(step, self._advance(now_s) - age_s, self._percents[phase])
         for other, monitor in self._phases.items():
             if sample is not None and other is not phase:
                 monitor.peer_stepped(sample)
@@ -126,11 +129,20 @@ class Monitor:
         if sample is not None:
             self._served.append(sample)
 
+    def decided(self, split: Split) -> None:
+        """`split` is to be in force as soon as the phases have it; until then it counts as a switch made just now."""
+        self._coming = split if split != self._split else None
+
+    def applied(self, phase: Phase, split: Split, now_s: float) -> None:
+        """A phase has its share of `split` from now on; the last one to have it makes the switch."""
+        self._percents[phase] = split.percent(phase)
+        if all(self._percents[each] == split.percent(each) for each in Phase):
+            self._in_force(split, now_s)
+
     def switched(self, split: Split, now_s: float) -> None:
-        """`split` is in force from now on."""
-        if split != self._split:
-            self._split = split
-            self._switches_s.append(self._advance(now_s))
+        """`split` is in force in all phases from now on."""
+        self._percents = {phase: split.percent(phase) for phase in Phase}
+        self._in_force(split, now_s)
 
     def request_statistics(self) -> RequestStatistics:
         """For people."""
@@ -154,8 +166,19 @@ class Monitor:
             served=tuple(sample for sample in self._served if sample.at_s > now_s - window_s * MEMORY_WINDOWS),
             steps={phase: monitor.samples(now_s, window_s) for phase, monitor in self._phases.items()},
             history=tuple(self._history),
-            switch_ages_s=tuple(now_s - at_s for at_s in self._switches_s),
+            switch_ages_s=self._switch_ages_s(now_s),
         )
+
+    def _in_force(self, split: Split, now_s: float) -> None:
+        if split == self._coming:
+            self._coming = None
+        if split != self._split:
+            self._split = split
+            self._switches_s.append(self._advance(now_s))
+
+    def _switch_ages_s(self, now_s: float) -> tuple[float, ...]:
+        made = tuple(now_s - at_s for at_s in self._switches_s)
+        return made if self._coming is None else (*made, 0.0)
 
     def _advance(self, now_s: float) -> float:
         """A clock that goes back is taken to stand."""
@@ -177,7 +200,7 @@ class Monitor:
             WindowSummary(
                 closed_s=now_s,
                 split=self._split,
-                is_mixed=any(at_s > start_s for at_s in self._switches_s),
+                is_mixed=self._coming is not None or any(at_s > start_s for at_s in self._switches_s),
                 num_requests=len(served),
                 requests_per_s=len(served) / max(now_s - start_s, 1e-3),
                 ttft_p90_ms=latency_statistics(self._ttfts_ms(served)).p90_ms,

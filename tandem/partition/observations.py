@@ -64,7 +64,7 @@ class WindowSummary:
 
 @dataclass(frozen=True, slots=True)
 class PhaseSamples:
-    """Steps of one phase, oldest first. `by_percent`: the newest few under each share, however old they are.
+    """Steps of one phase, oldest first. `by_percent`: the newest few of each size under each share, however old.
 
     Those of `by_percent` are told from each other by what was beside them; of the newest that is not known yet.
     """
@@ -92,7 +92,7 @@ class Observations:
     served: tuple[RequestSample, ...] = ()  # as far back as samples go, oldest first
     steps: Mapping[Phase, PhaseSamples] = field(default_factory=dict)
     history: tuple[WindowSummary, ...] = ()  # oldest first; the last closed now or earlier
-    switch_ages_s: tuple[float, ...] = ()  # of the newest switches, oldest first
+    switch_ages_s: tuple[float, ...] = ()  # of the newest switches, oldest first; 0 of one that is under way
 
     def served_since(self, at_s: float) -> tuple[RequestSample, ...]:
         """Those that were reported later."""

@@ -2,7 +2,9 @@
 
 Of all splits on offer those count in which decode keeps its TPOT with a margin; the one with the least decode share is
 planned when prefill keeps its TTFT under it. When no split keeps both, the objective is the share of requests that meet
-both SLOs, and between equals the phase with the larger backlog. A phase that is alone gets all there is to give.
+both SLOs, and between equals the phase with the larger backlog. A phase that is alone gets all there is to give, by a
+switch only where the backend does not lend it anyway. A switch has to pay, the more so after others or when it takes a
+new process; to a split that keeps both SLOs it may also come for nothing, when there was none for long.
 """
 
 from collections.abc import Sequence
@@ -15,12 +17,13 @@ from tandem.partition.planner import AdmissionAdvice, Plan, Prediction
 from tandem.partition.slo import SloPolicy
 from tandem.partition.step_times import StepLaws, calibrated
 from tandem.partition.stretch import expected_loads
-from tandem.partition.traits import traits_of
+from tandem.partition.traits import BackendTraits, traits_of
 from tandem.types import Phase, Split
 
 ENOUGH = 0.95  # a split keeps an SLO when that share of requests is predicted to meet it
 TARGET = 0.9  # below it under every split, admission is advised
 GAIN_OF_A_SWITCH = 0.02  # in predicted attainment: what one costs, and what forecasts err by
+GAIN_OF_A_RESPAWN = 0.1  # where a switch takes another process
 GAIN_AFTER_A_SWITCH = 0.12  # more, for each switch lately
 CALM_WINDOWS = 10.0  # from a switch until it is forgotten
 EQUAL = 0.01
@@ -41,6 +44,11 @@ class _Outlook:
     def both_met(self) -> float:
         """Both SLOs."""
         return self.ttft_met * self.tpot_met
+
+    @property
+    def keeps_both(self) -> bool:
+        """Both SLOs, TPOT's with the margin."""
+        return min(self.tpot_met_with_margin, self.ttft_met) >= ENOUGH
 
     @property
     def worth(self) -> float:
@@ -77,20 +85,20 @@ class PredictivePlanner:
         splits = observations.splits
         if not splits:
             return Plan(current, "no other split is on offer")
+        traits = traits_of(observations.backend)
         alone = _phase_alone(observations)
         if alone is not None:
-            return Plan(_most_for(alone, splits), f"{alone} is alone")
+            return Plan(current if traits.lends else _most_for(alone, splits), f"{alone} is alone")
         loads = expected_loads(observations)
         if loads is None:
             return Plan(current, "nothing was served lately")
-        models = self._models(observations)
+        models = self._models(observations, traits)
         offered = [
             self._outlook(*(forecast(split, load, models, observations.window_s) for load in loads)) for split in splits
         ]
         return self._choose(offered, current, observations)
 
-    def _models(self, observations: Observations) -> Models:
-        traits = traits_of(observations.backend)
+    def _models(self, observations: Observations, traits: BackendTraits) -> Models:
         laws = self.laws or traits.laws
         return Models(
             prefill=calibrated(laws.prefill, observations.samples(Phase.PREFILL), lends=traits.lends),
@@ -111,9 +119,12 @@ class PredictivePlanner:
         now = next((each for each in offered if each.split == current), None)
         if now is None:
             return self._planned(best, f"no longer on offer -> {best.words}", offered)
-        if best.worth - now.worth <= _needed_gain(observations):
-            return self._planned(now, f"stays: {now.words}", offered)
-        return self._planned(best, f"{now.words} -> {best.words}", offered)
+        restlessness, respawns = _restlessness(observations), traits_of(observations.backend).respawns
+        needed = (GAIN_OF_A_RESPAWN if respawns else GAIN_OF_A_SWITCH) + GAIN_AFTER_A_SWITCH * restlessness
+        is_free = best.keeps_both and not restlessness and not respawns
+        if is_free or best.worth - now.worth > needed:
+            return self._planned(best, f"{now.words} -> {best.words}", offered)
+        return self._planned(now, f"stays: {now.words}", offered)
 
     def _planned(self, chosen: _Outlook, reason: str, offered: Sequence[_Outlook]) -> Plan:
         made = chosen.forecast
@@ -137,18 +148,17 @@ def _best(offered: Sequence[_Outlook]) -> _Outlook:
     """Between equals the least decode share that keeps both SLOs, or else the phase with the larger backlog."""
     highest = max(each.worth for each in offered)
     equals = [each for each in offered if each.worth >= highest - EQUAL]
-    keeping = [each for each in equals if min(each.tpot_met_with_margin, each.ttft_met) >= ENOUGH]
+    keeping = [each for each in equals if each.keeps_both]
     if keeping:
         return min(keeping, key=lambda each: each.split.decode_percent)
     needy = _needy_phase(equals[0].forecast.load)
     return max(equals, key=lambda each: each.split.percent(needy))
 
 
-def _needed_gain(observations: Observations) -> float:
-    """The more switches lately, and the less long ago, the more another has to bring."""
+def _restlessness(observations: Observations) -> float:
+    """The more switches lately, and the less long ago, the higher; 0 when all are forgotten."""
     calm_s = CALM_WINDOWS * observations.window_s
-    restlessness = sum(max(0.0, 1.0 - age_s / calm_s) for age_s in observations.switch_ages_s)
-    return GAIN_OF_A_SWITCH + GAIN_AFTER_A_SWITCH * restlessness
+    return sum(max(0.0, 1.0 - age_s / calm_s) for age_s in observations.switch_ages_s)
 
 
 def _phase_alone(observations: Observations) -> Phase | None:

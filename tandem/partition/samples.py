@@ -45,6 +45,11 @@ class RequestSample:
     num_waiting: int  # requests in the gateway's queue when it ended
 
 
+def size_of(num_rows: int) -> int:
+    """Steps of one size differ by less than a factor of two in their rows."""
+    return num_rows.bit_length()
+
+
 def step_sample(step: StepStatistics, at_s: float, percent: int) -> StepSample | None:
     """None when what a step is compared by cannot be true."""
     counts = (step.num_sequences, step.num_tokens, step.num_context_tokens)

@@ -1,14 +1,14 @@
 """How long a step takes under a share: a law from benchmarks as the prior, corrected by what is observed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
 from tandem.partition.observations import PhaseSamples
-from tandem.partition.samples import StepSample
+from tandem.partition.samples import StepSample, size_of
 
 WHOLE_PERCENT = 100
-MIN_SAMPLES = 4  # of a share, before it has a correction of its own
+MIN_SAMPLES = 4  # of a size or a share, before it has a correction of its own
 MOSTLY_ALONE = 0.5
 
 
@@ -52,13 +52,14 @@ class StepContent:
 
 @dataclass(frozen=True, slots=True)
 class StepModel:
-    """A law and its corrections: a factor for each share that has been in force, one for all others.
+    """A law and its corrections: factors by a step's size, and by share where one has been in force.
 
-    `lends`: the phase has the whole device while the other one is idle.
+    `by_size` is by `size_of` its rows; of a size that was not seen the nearest counts. `lends`: the phase has the whole
+    device while the other one is idle.
     """
 
     law: StepLaw
-    factor: float
+    by_size: Mapping[int, float]
     by_percent: Mapping[int, float]
     lends: bool = False
 
@@ -70,34 +71,41 @@ class StepModel:
         return 1.0 / (beside / shared + (1.0 - beside) / self._ms(WHOLE_PERCENT, content))
 
     def _ms(self, percent: int, content: StepContent) -> float:
-        factor = self.by_percent.get(percent, self.factor)
+        factor = self.by_percent.get(percent, 1.0) * self._size_factor(size_of(round(content.num_rows)))
         return factor * self.law.ms(percent, content.num_rows, content.num_keys, content.num_sequences)
+
+    def _size_factor(self, size: int) -> float:
+        if not self.by_size:
+            return 1.0
+        return self.by_size[min(self.by_size, key=lambda seen: abs(seen - size))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ratio:
+    """A step, observed over expected."""
+
+    size: int
+    percent: int
+    value: float
 
 
 def calibrated(law: StepLaw, samples: PhaseSamples, *, lends: bool = False) -> StepModel:
     """Medians of observed over expected: an outlier moves none of them. The law alone where nothing was observed.
 
-    Where shares are lent, a step that was mostly alone says how fast the whole device is.
+    What differs is put down to steps' sizes first, and to the share only as far as steps of one size differ with it:
+    different shares have seen different steps. Where shares are lent, a step that was mostly alone says how fast the
+    whole device is.
     """
-    groups = _grouped(samples, lends=lends)
-    measured = {
-        percent: _factor(law, steps, lends=lends) for percent, steps in groups.items() if len(steps) >= MIN_SAMPLES
-    }
-    return StepModel(law, _general(measured, groups), measured, lends)
-
-
-def _grouped(samples: PhaseSamples, *, lends: bool) -> dict[int, list[StepSample]]:
-    groups: dict[int, list[StepSample]] = {}
-    for percent, steps in samples.by_percent.items():
-        for step in steps:
-            share = WHOLE_PERCENT if lends and step.beside < MOSTLY_ALONE else percent
-            groups.setdefault(share, []).append(step)
-    return groups
-
-
-def _factor(law: StepLaw, steps: Sequence[StepSample], *, lends: bool) -> float:
-    plain = StepModel(law, 1.0, {}, lends)
-    return median(step.duration_ms / plain.ms(step.percent, content_of(step), step.beside) for step in steps)
+    plain = StepModel(law, {}, {}, lends)
+    ratios = [
+        _Ratio(size_of(step.num_tokens), _share_of(step, lends=lends), _ratio(plain, step))
+        for steps in samples.by_percent.values()
+        for step in steps
+    ]
+    by_size = _medians((ratio.size, ratio.value) for ratio in ratios)
+    known = [ratio for ratio in ratios if ratio.size in by_size]
+    by_percent = _medians((ratio.percent, ratio.value / by_size[ratio.size]) for ratio in known)
+    return StepModel(law, by_size, by_percent, lends)
 
 
 def content_of(step: StepSample) -> StepContent:
@@ -105,7 +113,17 @@ def content_of(step: StepSample) -> StepContent:
     return StepContent(step.num_tokens, step.num_context_tokens, step.num_sequences)
 
 
-def _general(measured: Mapping[int, float], groups: Mapping[int, Sequence[StepSample]]) -> float:
-    """That of the share with the newest step."""
-    newest = max(measured, key=lambda percent: max(step.at_s for step in groups[percent]), default=None)
-    return 1.0 if newest is None else measured[newest]
+def _share_of(step: StepSample, *, lends: bool) -> int:
+    return WHOLE_PERCENT if lends and step.beside < MOSTLY_ALONE else step.percent
+
+
+def _ratio(plain: StepModel, step: StepSample) -> float:
+    return step.duration_ms / plain.ms(step.percent, content_of(step), step.beside)
+
+
+def _medians(pairs: Iterable[tuple[int, float]]) -> dict[int, float]:
+    """By the first of each pair, where there are enough of them."""
+    groups: dict[int, list[float]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
+    return {key: median(values) for key, values in groups.items() if len(values) >= MIN_SAMPLES}

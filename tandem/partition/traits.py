@@ -11,10 +11,14 @@ from tandem.partition.step_times import StepLaw, StepLaws
 
 @dataclass(frozen=True, slots=True)
 class BackendTraits:
-    """`lends`: a phase computes on the whole device while the other has nothing to do."""
+    """`lends`: a phase computes on the whole device while the other has nothing to do.
+
+    `respawns`: another share takes another process, and prefill anew of what is under way.
+    """
 
     laws: StepLaws
     lends: bool = False
+    respawns: bool = False
 
 
 # SmolLM2-135M in bfloat16 on two cores of a Zen 5 server (docs/benchmarks.md: steps with one and with two threads).
@@ -33,7 +37,7 @@ TRAITS: Mapping[str, BackendTraits] = {
     "cpu-affinity": BackendTraits(CPU_LAWS),
     "cpu-cadence": BackendTraits(CPU_LAWS, lends=True),
     "mps-green": BackendTraits(GPU_LAWS),
-    "mps-percentage": BackendTraits(GPU_LAWS),
+    "mps-percentage": BackendTraits(GPU_LAWS, respawns=True),
     "timeshare": BackendTraits(TIME_SLICED_LAWS, lends=True),
 }
 

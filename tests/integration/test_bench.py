@@ -85,6 +85,25 @@ def test_goodput_of_a_running_system_is_found_and_plotted(model, address, tmp_pa
     assert (tmp_path / "goodput-attainment.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_endurance_watches_every_process_while_requests_are_answered(model, tmp_path):
+    out = tmp_path / "endurance.json"
+    load = ["--workload", "fixed:16,4", "--rate", 5, "--duration", 4, "--sample-s", 0.25]
+    settings = [part for text in ("memd.kv-bytes=16777216", "memd.dtype=float32") for part in ("--set", text)]
+    command = ["endurance", "semi-pd", "--model", model, "--out", out, *load, *settings]
+    done = subprocess.run([sys.executable, "-m", "tandem.cli.main", "bench", *map(str, command)], check=False)
+    result = json.loads(out.read_text())
+    assert done.returncode == any(each["trend"]["verdict"] == "grew" for each in result["judgements"])
+    assert result["errors"] == {}
+    assert sum(window["num_requests"] for window in result["latencies"]) == 20
+    names = {series["name"] for series in result["processes"]}
+    assert names >= {"gateway", "prefill", "decode", "memd", "controller", "keeper", "load generator"}
+    for series in result["processes"]:
+        assert len(series["windows"]) >= 8
+        assert all(window["anonymous_bytes"] > 0 and window["num_threads"] > 0 for window in series["windows"])
+    bench("plot", out)
+    assert (tmp_path / "endurance-endurance.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_micro_measures_steps_leases_and_the_gateway(model, tmp_path):
     out = tmp_path / "micro.json"
     grid = ["--threads", 1, "--batches", "1,3", "--contexts", 20, "--chunks", 32, "--rounds", 1]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.cli.staff import End, Staff, Start, Tell, Terminate
+from tandem.cli.staff import End, Kill, Staff, Start, Tell, Terminate
 from tandem.phase.stewardship import Role, Word
 
 FIRST, SPARE, THIRD = 1, 2, 3
@@ -51,6 +51,16 @@ def test_a_spare_worker_that_ends_too_soon_is_told_of_and_may_be_tried_again():
     staff = with_spare()
     assert staff.ended(SPARE, 1) == [Tell(FIRST, Word.NO_SUCCESSOR)]
     assert staff.heard(FIRST, Word.SUCCESSOR_WANTED) == [Start(THIRD, Role.SPARE)]
+
+
+def test_a_spare_worker_that_is_late_is_killed_and_one_that_serves_is_not():
+    staff = with_spare()
+    assert staff.late(SPARE) == [Kill(SPARE)]
+    assert staff.ended(SPARE, 137) == [Tell(FIRST, Word.NO_SUCCESSOR)]
+    assert staff.late(SPARE) == []
+    staff.heard(FIRST, Word.SUCCESSOR_WANTED)
+    staff.heard(THIRD, Word.SERVING)
+    assert staff.late(THIRD) == []
 
 
 def test_a_spare_worker_goes_on_when_the_first_one_dies():

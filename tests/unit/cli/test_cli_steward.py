@@ -46,8 +46,8 @@ async def until_left(others: set[int], num_workers: int) -> None:
             await asyncio.sleep(0.01)
 
 
-def steward_of(folder, spare_says: str) -> Steward:
-    return Steward([sys.executable, "-S", "-c", WORKER, str(folder), spare_says], {})
+def steward_of(folder, spare_says: str, spare_timeout_s: float = 0.0) -> Steward:
+    return Steward([sys.executable, "-S", "-c", WORKER, str(folder), spare_says], {}, spare_timeout_s)
 
 
 async def test_the_spare_worker_stays_and_its_status_is_the_stewards(tmp_path):
@@ -74,8 +74,19 @@ async def test_a_spare_worker_that_fails_leaves_the_first_one(tmp_path):
     assert (tmp_path / "first.heard").read_text() == "no_successor"
 
 
+async def test_a_spare_worker_that_hangs_is_killed_and_leaves_the_first_one(tmp_path):
+    others = set(worker_pids(os.getpid()))  # that other tests have left running
+    steward = steward_of(tmp_path, "successor_wanted", spare_timeout_s=0.3)
+    running = asyncio.ensure_future(steward.run())
+    await until_there(tmp_path / "first.heard")
+    await until_left(others, 1)
+    steward.stop()
+    assert await running == 3
+    assert (tmp_path / "first.heard").read_text() == "no_successor"
+
+
 async def test_a_command_that_is_not_there():
-    assert await Steward(["/nonexistent/program"], {}).run() == EXIT_NOT_STARTED
+    assert await Steward(["/nonexistent/program"], {}, 0.0).run() == EXIT_NOT_STARTED
 
 
 def test_a_configuration_that_is_refused(capsys):

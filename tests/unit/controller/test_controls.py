@@ -33,10 +33,12 @@ class Wish:
         self.error: Exception | None = None
         self.num_asked = 0
         self.offered = ()
+        self.switch_ages_s = ()
 
     def plan(self, observations, current):
         self.num_asked += 1
         self.offered = observations.splits
+        self.switch_ages_s = observations.switch_ages_s
         if self.error:
             raise self.error
         return self.plan_
@@ -89,6 +91,20 @@ def test_a_decision_is_on_record_with_what_was_seen_predicted_and_applied(contro
     assert second.predicted == wish.plan_.predicted
     (applied,) = second.applied
     assert (applied.phase, applied.answer.apply_ms, applied.after_ms) == (Phase.DECODE, 1.5, pytest.approx(250.0))
+
+
+def test_a_switch_is_as_old_as_the_last_phases_answer_and_a_new_process_is_waited_for(controller, wish, clock):
+    for phase in Phase:
+        controller.open_link(hello(phase))
+    wish.plan_ = Plan(Split(20, 80), "more for decode")
+    step(controller, clock)
+    controller.report_applied(Phase.PREFILL, ShareApplied(2, False, "cores", 1.5))
+    controller.report_applied(Phase.DECODE, ShareApplied(2, True, "a new process", 1.5))
+    step(controller, clock)
+    assert wish.switch_ages_s == (0.0,)
+    controller.report_applied(Phase.DECODE, ShareApplied(2, False, "started with it", 1.5))
+    step(controller, clock)
+    assert wish.switch_ages_s == (2.0,)
 
 
 def test_a_paused_planner_is_not_asked_until_it_is_resumed(controller, wish, clock):

@@ -171,3 +171,36 @@ def test_nothing_that_is_told_breaks_the_monitor(told):
     seen = watching.observations(1e6)
     assert all(window.requests_per_s >= 0 for window in seen.history)
     assert 0 <= seen.samples(Phase.PREFILL).observed_s <= seen.window_s * MEMORY_WINDOWS
+
+
+def test_a_switch_counts_from_when_the_last_phase_has_its_share():
+    watching = monitor()
+    watching.decided(Split(80, 20))
+    assert watching.observations(1.0).switch_ages_s == (0.0,), "under way"
+    watching.applied(Phase.PREFILL, Split(80, 20), 2.0)
+    for at_s, phase, step in ((3.0, Phase.PREFILL, prefill_step), (3.0, Phase.DECODE, decode_step)):
+        watching.add_step(phase, step(Traffic()), at_s)
+    watching.applied(Phase.DECODE, Split(80, 20), 5.0)
+    watching.add_step(Phase.DECODE, decode_step(Traffic()), 6.0)
+    seen = watching.observations(9.0)
+    assert seen.switch_ages_s == (4.0,)
+    assert [step.percent for step in seen.samples(Phase.PREFILL).window] == [80]
+    assert [step.percent for step in seen.samples(Phase.DECODE).window] == [50, 20]
+
+
+def test_a_decision_that_is_taken_back_before_it_is_in_force_is_no_switch():
+    watching = monitor()
+    watching.decided(Split(80, 20))
+    watching.applied(Phase.PREFILL, Split(80, 20), 1.0)
+    watching.decided(SPLIT)
+    watching.applied(Phase.PREFILL, SPLIT, 2.0)
+    assert watching.observations(3.0).switch_ages_s == ()
+
+
+def test_a_window_in_which_a_switch_was_under_way_is_mixed():
+    watching = monitor()
+    watching.observations(0.0)
+    watching.add_request(request(Traffic()), 5.0)
+    watching.decided(Split(80, 20))
+    (closed,) = watching.observations(11.0).history
+    assert (closed.is_mixed, closed.split) == (True, SPLIT)

@@ -33,11 +33,15 @@ def test_without_offers_nothing_moves():
     assert PLANNER.plan(observed(Traffic(), MIDDLE, splits=()), MIDDLE).split == MIDDLE
 
 
-def test_a_light_load_stays_where_it_is():
+def test_under_a_light_load_decode_has_the_least_that_keeps_its_slo_once_things_are_calm():
     made = plan(Traffic(), MIDDLE)
-    assert made.split == MIDDLE
+    assert made.split == SPLITS[4]
     assert made.predicted.attainment > 0.9
     assert made.admission is None
+    seen = observed(Traffic(), MIDDLE)
+    assert PLANNER.plan(replace(seen, switch_ages_s=(99.0,)), MIDDLE).split == MIDDLE
+    strict = replace(PLANNER, slos=SloPolicy(replace(SLOS.deployment, tpot_ms=26.0)))
+    assert plan(Traffic(), MIDDLE, strict).split == MIDDLE, "decode is at 20 ms, and would be at 50"
 
 
 def test_prompts_that_queue_get_more():
@@ -74,7 +78,9 @@ def test_when_nothing_helps_admission_is_advised():
 def test_classes_have_slos_of_their_own():
     lenient = SloPolicy(SLOS.deployment, {RequestClass.INTERACTIVE: Slo(1e6, 1e6)})
     heavy = Traffic(prefill_steps=24, prefill_ms=400.0, prompt_tokens=512, backlog_tokens=4000)
-    assert plan(heavy, MIDDLE, replace(PLANNER, slos=lenient)).split == MIDDLE
+    current = SPLITS[4]
+    assert plan(heavy, current).admission is not None
+    assert plan(heavy, current, replace(PLANNER, slos=lenient)).admission is None
 
 
 def test_just_after_a_switch_more_is_asked_of_the_next():
@@ -96,6 +102,20 @@ def test_the_law_is_corrected_by_what_is_seen_and_outliers_do_not_count():
     model = calibrated(law, watching.observations(2.0).samples(Phase.PREFILL))
     assert model.ms(50, StepContent(40, 40)) == pytest.approx(3.0 * 75.0)
     assert model.ms(100, StepContent(40, 40)) == pytest.approx(3.0 * 50.0)
+
+
+def test_a_share_that_has_seen_other_steps_is_not_taken_for_a_slower_one():
+    """The law is three times too fast for short steps; one share has seen long ones, another short ones."""
+    law = StepLaw(base_ms=0.0, row_ms=1.0, key_ms=0.0, pair_ms=0.0, parallel=1.0)
+    watching = Monitor(WindowLimits(WINDOW_S, 400), MIDDLE)
+    for split, tokens, ms in ((MIDDLE, 512, 1024.0), (SPLITS[4], 8, 30.0)):
+        watching.switched(split, 1.0)
+        for _ in range(8):
+            step = replace(prefill_step(Traffic(prompt_tokens=tokens)), duration_ms=ms)
+            watching.add_step(Phase.PREFILL, step, 1.0)
+    model = calibrated(law, watching.observations(3.0).samples(Phase.PREFILL))
+    assert model.ms(80, StepContent(512, 512)) == pytest.approx(640.0)
+    assert model.ms(50, StepContent(8, 8)) == pytest.approx(48.0)
 
 
 @pytest.mark.parametrize("beside", [0.0, 0.5, 1.0])
@@ -162,7 +182,7 @@ def test_after_a_change_what_comes_now_is_what_is_expected():
 
 def test_a_moments_batch_is_no_miss_and_a_lasting_one_is():
     """TPOT is a mean over a request: forty sequences that are gone in a moment do not make it, forty that stay do."""
-    model = StepModel(StepLaw(10.0, 2.0, 0.0, 0.0, 0.5), 1.0, {})
+    model = StepModel(StepLaw(10.0, 2.0, 0.0, 0.0, 0.5), {}, {})
     models = Models(calibrated(CPU_LAWS.prefill, PhaseSamples()), model)
     load = load_of(observed(replace(Traffic(), batch=40, output_tokens=100), MIDDLE), WINDOW_S)
     gone = replace(load, requests_per_s=0.2, work_per_request=100.0)

@@ -1,0 +1,91 @@
+"""`tandem bench validate`: what a prediction rests on, and how it is held against what was measured."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from bench.load.metrics import summarise
+from bench.load.records import RequestRecord
+from bench.simulate.loads import LoadSpec
+from bench.simulate.systems import Delays, cpu_system
+from bench.validate.predict import LoadAsked, Twin, calibrated, calibration_workload, compared
+from bench.validate.results import Pair
+from tandem.cli.main import main
+from tandem.errors import NotReadyError
+
+LOAD = LoadAsked(LoadSpec("sharegpt", 20.0, seed=1, period_s=20.0, length_scale=0.25, context_tokens=2048), 1.5)
+ALONE, BESIDE = Delays(2.0, 9.0, 4.0), Delays(5.0, 20.0, 30.0)
+
+
+def twin_of(alone: Delays, beside: Delays | None = None) -> Twin:
+    system = cpu_system(None)
+    contention = replace(system.contention, noise=0.0)
+    limits = replace(
+        system.limits,
+        between_steps_ms=alone.between_steps_ms,
+        handover_ms=alone.handover_ms,
+        join_ms=alone.join_ms,
+        beside=beside,
+    )
+    return Twin(replace(system, contention=contention, limits=limits), "static:50,50", drain_s=30.0)
+
+
+def sent(twin: Twin, gap_s: float) -> Sequence[RequestRecord]:
+    """The calibrating requests, one after another."""
+    requests = calibration_workload(LOAD, 1).requests
+    return twin.records([replace(each, at_s=gap_s * place) for place, each in enumerate(requests)], LOAD.spec)
+
+
+def test_delays_are_found_again_in_what_one_user_and_several_see():
+    true = twin_of(ALONE, BESIDE)
+    found = calibrated(twin_of(Delays(0.5, 0.5, 0.5)), LOAD, sent(true, 30.0), sent(true, 0.3)).system.limits
+    for name in ("between_steps_ms", "handover_ms", "join_ms"):
+        assert getattr(found.alone, name) == pytest.approx(getattr(ALONE, name), rel=0.1, abs=0.3)
+    again = calibrated(true, LOAD, sent(true, 30.0), sent(true, 0.3))
+    seen, predicted = (summarise(sent(each, 0.3), None) for each in (true, again))
+    assert predicted.ttft_ms.p50 == pytest.approx(seen.ttft_ms.p50, rel=0.1)
+    assert predicted.tpot_ms.p50 == pytest.approx(seen.tpot_ms.p50, rel=0.1)
+
+
+def test_requests_that_are_faster_than_their_steps_leave_no_delays():
+    fast = [
+        replace(each, token_times_s=tuple(each.intended_s + 1e-5 * n for n in range(1, 9)))
+        for each in sent(twin_of(ALONE), 30.0)
+    ]
+    limits = calibrated(twin_of(ALONE), LOAD, fast, fast).system.limits
+    assert max(limits.alone.between_steps_ms, limits.alone.handover_ms) < 0.01
+
+
+def test_what_calibrates_is_none_of_the_load_itself():
+    lengths = [(each.num_new_tokens, each.max_tokens) for each in LOAD.requests]
+    others = [(each.num_new_tokens, each.max_tokens) for each in calibration_workload(LOAD, 3).requests]
+    assert others != lengths[: len(others)]
+    with pytest.raises(NotReadyError, match="calibrate"):
+        calibrated(twin_of(ALONE), LOAD, [], [])
+
+
+def test_the_twin_sees_the_same_requests_and_is_compared_by_percentiles():
+    true = twin_of(ALONE)
+    same = compared(true, LOAD, true.records(LOAD.requests, LOAD.spec))
+    assert (same.ttft_p90_ms.ratio, same.tpot_p90_ms.ratio) == (1.0, 1.0)
+    assert same.measured.num_requests == len(LOAD.requests)
+    slower = compared(twin_of(replace(ALONE, between_steps_ms=22.0)), LOAD, true.records(LOAD.requests, LOAD.spec))
+    assert slower.tpot_p90_ms.ratio > 1.5
+    assert Pair(0.0, 5.0).ratio == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["semi-pd"], "none of"),
+        (["--load", "sharegpt"], "NAME:RATE"),
+        (["--load", "nonsense:2"], "NAME:RATE"),
+        (["--load", "sharegpt:0.1", "--seconds", "1"], "needed"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused_before_anything_starts(arguments, complaint, tiny_model_dir):
+    outcome = CliRunner().invoke(main, ["bench", "validate", "--model", str(tiny_model_dir("llama")), *arguments])
+    assert outcome.exit_code != 0
+    assert complaint in outcome.output
