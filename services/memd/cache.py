@@ -41,16 +41,17 @@ class LocalCache:
         _log.info("cache.pinned", num_keys=len(keys), num_blocks=num_blocks)
         return num_blocks
 
-    async def remove(self, namespace: bytes | None) -> Withdrawal:
+    async def remove(self, namespace: bytes) -> Withdrawal:
         """See `CacheStore`."""
-        withdrawal = self._ledger.published.withdraw(namespace)
-        _log.info(
-            "cache.removed",
-            namespace=namespace.hex() if namespace is not None else None,
-            num_freed_blocks=withdrawal.num_freed_blocks,
-            num_leased_blocks=withdrawal.num_leased_blocks,
-        )
-        return withdrawal
+        return _removed(self._ledger.published.withdraw(namespace), namespace=namespace.hex())
+
+    async def remove_domain(self, domain: bytes) -> Withdrawal:
+        """See `CacheStore`."""
+        return _removed(self._ledger.published.withdraw_domain(domain), domain=domain.hex())
+
+    async def remove_all(self) -> Withdrawal:
+        """See `CacheStore`."""
+        return _removed(self._ledger.published.withdraw_all())
 
     async def watch(self, after: CachePosition | None) -> AsyncGenerator[CacheNews, None]:
         """See `CacheStore`."""
@@ -101,3 +102,13 @@ class LocalCache:
     def _wake(self) -> None:
         for woken in self._watchers:
             woken.set()
+
+
+def _removed(withdrawal: Withdrawal, **what: str) -> Withdrawal:
+    _log.info(
+        "cache.removed",
+        **what,
+        num_freed_blocks=withdrawal.num_freed_blocks,
+        num_leased_blocks=withdrawal.num_leased_blocks,
+    )
+    return withdrawal

@@ -3,7 +3,7 @@
 ``python -m services.memd.keeper --socket PATH``. It never maps what it holds and makes no call to a device's driver, so
 there is little in it that could fail. One request a connection, of the same user: a line of JSON that says what to
 ``do`` (see `Verb`), answered by ``{"epoch": N, ...}`` with the description of what is held now. What is no request
-closes its connection without an answer.
+closes its connection without an answer. Each connection has a thread, so that one that says nothing delays nobody.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,14 +23,17 @@ from pathlib import Path
 import structlog
 
 from services.memd.handles import RefusedError, refuse_others
+from tandem.clock import Clock, MonotonicClock
 from tandem.errors import ConfigError, DeviceError
-from tandem.rpc.segments import ReceivedSegment, close_segments, describe_segments, read_segments, receive
+from tandem.rpc.segments import MAX_FDS, ReceivedSegment, close_segments, describe_segments, read_segments, receive
 from tandem.rpc.sockets import claim_socket
 from tandem.telemetry.logs import configure_logging
 
 NO_EPOCH = 0
 MAX_REQUEST_BYTES = 1 << 16
-REQUEST_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 5.0  # from the connection to the end of the line
+MAX_CONNECTIONS = 32  # at once; who comes then waits
+ACCEPT_RETRY_S = 0.1
 EXIT_USAGE = 2
 
 _log = structlog.get_logger()
@@ -53,18 +58,24 @@ class Request:
 
 
 class Keeper:
-    """The segments of one epoch of memd's; owns their descriptors."""
+    """The segments of one epoch of memd's; owns their descriptors. For several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()  # what is held, until the answer that says so is sent
         self._epoch = NO_EPOCH
         self._segments: tuple[ReceivedSegment, ...] = ()
 
     def serve(self, connection: socket.socket) -> None:
         """One request. RefusedError, OSError: it was none, or its sender has gone; what is held is as it was."""
         refuse_others(connection)
-        connection.settimeout(REQUEST_TIMEOUT_S)
-        request = read_request(connection)
-        self._do(request)
+        request = read_request(connection, self._clock)
+        connection.setblocking(False)  # an answer is short: who has no room for it reads nothing
+        with self._lock:
+            self._do(request)
+            self._answer(connection, request)
+
+    def _answer(self, connection: socket.socket, request: Request) -> None:
         answer = json.dumps({"epoch": self._epoch, **describe_segments(self._segments)}).encode() + b"\n"
         fds = [segment.fd for segment in self._segments] if request.verb is Verb.WITHDRAW else []
         socket.send_fds(connection, [answer], fds)
@@ -81,16 +92,18 @@ class Keeper:
         _log.info("keeper.holds", epoch=epoch, segments=[segment.name for segment in segments])
 
 
-def read_request(connection: socket.socket) -> Request:
-    """RefusedError, with every descriptor that came closed, when it is none."""
+def read_request(connection: socket.socket, clock: Clock) -> Request:
+    """RefusedError, with every descriptor that came closed, when it is none. OSError: it does not come in time."""
     line, fds = bytearray(), list[int]()
+    deadline_s = clock.now() + REQUEST_TIMEOUT_S
     try:
         while not line.endswith(b"\n"):
+            connection.settimeout(max(0.0, deadline_s - clock.now()))
             part, part_fds = receive(connection, MAX_REQUEST_BYTES)
             fds += part_fds
             line += part
-            if not part or len(line) > MAX_REQUEST_BYTES:
-                raise RefusedError(f"no request in {len(line)} bytes")
+            if not part or len(line) > MAX_REQUEST_BYTES or len(fds) > MAX_FDS:
+                raise RefusedError(f"no request in {len(line)} bytes with {len(fds)} descriptors")
         return parse_request(bytes(line), fds)
     except BaseException:
         for fd in fds:
@@ -118,19 +131,32 @@ def run(path: Path) -> None:
             path.chmod(0o600)
             listener.listen()
             _log.info("keeper.listening", path=str(path))
-            _accept(listener, Keeper())
+            _accept(listener, Keeper(MonotonicClock()))
     finally:
         claim.release()
 
 
 def _accept(listener: socket.socket, keeper: Keeper) -> None:
+    room = threading.Semaphore(MAX_CONNECTIONS)
     while True:
-        connection, _ = listener.accept()
-        with connection:
-            try:
-                keeper.serve(connection)
-            except (RefusedError, OSError) as error:
-                _log.warning("keeper.refused", reason=str(error))
+        room.acquire()
+        try:
+            connection, _ = listener.accept()
+            threading.Thread(target=_serve, args=(keeper, connection, room), daemon=True).start()
+        except (OSError, RuntimeError) as error:  # out of descriptors or threads, or the peer gave up
+            room.release()
+            _log.warning("keeper.not_accepted", error=str(error))
+            time.sleep(ACCEPT_RETRY_S)
+
+
+def _serve(keeper: Keeper, connection: socket.socket, room: threading.Semaphore) -> None:
+    with connection:
+        try:
+            keeper.serve(connection)
+        except (RefusedError, OSError) as error:
+            _log.warning("keeper.refused", reason=str(error))
+        finally:
+            room.release()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,6 +14,7 @@ from services.memd.daemon import Daemon, Storage
 from services.memd.holders import LocalAttachment
 from services.memd.store import LocalStore
 from tandem.errors import InvalidRequestError, NotReadyError
+from tandem.kv.outcomes import Withdrawal
 from tandem.rpc.cache_codecs import news_to_proto, position_from_proto, run_to_proto
 from tandem.rpc.memd_codecs import (
     blocks_from_proto,
@@ -154,10 +155,8 @@ class CacheService(cache_pb_grpc.CacheServiceServicer):
         return cache_pb.PinPrefixResponse(num_blocks=await self._cache.pin(request.keys))
 
     async def RemoveCache(self, request: cache_pb.RemoveCacheRequest, context: Context) -> cache_pb.RemoveCacheResponse:  # noqa: N802
-        """Of a namespace, or everything."""
-        if request.WhichOneof("what") is None or (request.HasField("all") and not request.all):
-            raise InvalidRequestError("what", "is missing; set a namespace, or all to true")
-        withdrawal = await self._cache.remove(None if request.all else request.namespace)
+        """Of a namespace, of a sharing domain, or everything."""
+        withdrawal = await self._remove(request)
         return cache_pb.RemoveCacheResponse(
             num_freed_blocks=withdrawal.num_freed_blocks, num_leased_blocks=withdrawal.num_leased_blocks
         )
@@ -170,6 +169,17 @@ class CacheService(cache_pb_grpc.CacheServiceServicer):
         async with aclosing(self._cache.watch(after)) as watch:
             async for news in watch:
                 yield news_to_proto(news)
+
+    async def _remove(self, request: cache_pb.RemoveCacheRequest) -> Withdrawal:
+        match request.WhichOneof("what"):
+            case "namespace":
+                return await self._cache.remove(request.namespace)
+            case "domain":
+                return await self._cache.remove_domain(request.domain)
+            case "all" if request.all:
+                return await self._cache.remove_all()
+            case _:
+                raise InvalidRequestError("what", "is missing; set a namespace, a domain, or all to true")
 
 
 def add_to_server(daemon: Daemon, server: grpc.aio.Server) -> None:

@@ -28,6 +28,7 @@ class StorageFacts:
     num_reserve_blocks: int
     lease_ttl_s: float
     num_pinnable_blocks: int = 0
+    max_segment_blocks: int = 0
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class LocalStore:
         self._clock = clock
         self._holders = Holders(ledger, clock)
         self._claims = ClaimTotals()
+        ledger.published.cut_segments(facts.max_segment_blocks)
         self.cache = LocalCache(
             ledger, clock, num_pinnable_blocks=facts.num_pinnable_blocks, stream_id=secrets.randbits(63)
         )
@@ -143,7 +145,7 @@ class LocalStore:
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         """See `MemoryStore`."""
         self._holders.check(holder_id)
-        lost = self._ledger.update_sequences(holder_id, updates, self._clock.now())
+        lost = self._ledger.update_sequences(holder_id, updates, self._clock.now(), self.facts.max_segment_blocks)
         if lost:
             _log.info("lease.refused", holder_id=holder_id, lease_ids=sorted(lost))
         return lost
@@ -198,6 +200,8 @@ class LocalStore:
             num_evictions=self._ledger.published.num_evictions,
             num_pinned_blocks=counted.num_pinned_blocks,
             num_pinnable_blocks=self.facts.num_pinnable_blocks,
+            num_segment_blocks=counted.num_segment_blocks,
+            max_segment_blocks=self.facts.max_segment_blocks,
             num_reserve_blocks=self.facts.num_reserve_blocks,
             lease_ttl_s=self.facts.lease_ttl_s,
         )

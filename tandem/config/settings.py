@@ -17,6 +17,8 @@ NotNegative = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Promised = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Timeout = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 QueuePolicy = Literal["fcfs", "longest-prefix", "kvshare"]
@@ -98,6 +100,9 @@ class MemdConfig(CommonConfig):
     pin_fraction: Fraction = Field(
         0.0, description="part of the other blocks that may be pinned to registered prompts; no request can have it"
     )
+    segment_fraction: Fraction = Field(
+        0.25, description="part of all blocks that may hold computed segments, while no prompt needs it; 0: none"
+    )
 
 
 class PhaseConfig(CommonConfig):
@@ -114,6 +119,9 @@ class PhaseConfig(CommonConfig):
     )
     partition_backend: Literal["auto", "cpu-affinity", "cpu-cadence", "mps-green", "mps-percentage", "timeshare"] = (
         Field("auto", description="how a share of the device is applied; auto: by what the device can")
+    )
+    spare_timeout_s: Timeout = Field(
+        120.0, description="a spare worker, started for another share, that does not serve by then is ended; 0: never"
     )
 
 
@@ -171,6 +179,12 @@ class GatewayConfig(CommonConfig):
         1 << 19, description="of the prompts in the queue, if there is more than one; beyond it RESOURCE_EXHAUSTED"
     )
     max_running: Positive = Field(48, description="sequences in the phases at once")
+    admit_ttft_ms: Promised = Field(
+        0.0, description="refuse at once what is expected to get its first token later; 0: nothing. Of priority 0 alone"
+    )
+    admit_tpot_ms: Promised = Field(
+        0.0, description="keep so few sequences in the phases that each gets a token in this time; 0: max_running alone"
+    )
     queue_policy: QueuePolicy = Field("kvshare", description="whose turn is next of those that wait")
     max_wait_s: Seconds = Field(30.0, description="of kvshare: what has waited longer goes first in its tenant's turn")
     prefill_backlog_tokens: Positive = Field(
@@ -180,6 +194,9 @@ class GatewayConfig(CommonConfig):
     max_n: Positive = Field(16, description="most answers to one prompt")
     max_message_bytes: Positive = Field(4 << 20, description="largest gRPC message accepted")
     prefix_cache: bool = Field(True, description="reuse the KV of prompts that were computed before")
+    min_recompute_ratio: Share = Field(
+        0.0, description="least ratio at which requests may reuse segments approximately; 1: exact reuse only"
+    )
     max_buffered_tokens: Positive = Field(4096, description="unread by one client; beyond it the request is ended")
 
 

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from tandem.config.settings import Share
 from tandem.errors import ConfigError
 
 SETTING = "gateway.api_keys"
@@ -42,6 +43,7 @@ class Quotas(BaseModel):
     max_kv_blocks: Quota | None = None  # of its running sequences, at their longest
     requests_per_minute: Quota | None = None
     tokens_per_minute: Quota | None = None  # of prompts and answers
+    min_recompute_ratio: Share | None = None  # at which segments may be reused approximately; 1: not at all
 
 
 class TenantTable(Quotas):

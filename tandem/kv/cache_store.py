@@ -43,8 +43,16 @@ class CacheStore(Protocol):
         """
         ...
 
-    async def remove(self, namespace: bytes | None) -> Withdrawal:
-        """Unpublishes a namespace's blocks, or with None all; those that no lease has are free at once."""
+    async def remove(self, namespace: bytes) -> Withdrawal:
+        """Unpublishes a namespace's blocks, its segments' too; those that no lease has are free at once."""
+        ...
+
+    async def remove_domain(self, domain: bytes) -> Withdrawal:
+        """The same of all namespaces of a sharing domain (see `tandem.kv.contents.domain_of`)."""
+        ...
+
+    async def remove_all(self) -> Withdrawal:
+        """The same of everything."""
         ...
 
     def watch(self, after: CachePosition | None) -> AsyncGenerator[CacheNews, None]:

@@ -8,6 +8,7 @@ import numpy as np
 from tandem.kv.blocks import BlockState
 from tandem.kv.contents import ContentIndex
 from tandem.kv.records import LedgerRecords
+from tandem.types import ContentKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class CachedRun:
     num_hits: int  # claims that got these blocks
     pinned: bool
     idle_s: float  # since the last of them was published or found
+    kind: ContentKind = ContentKind.PROMPT
 
 
 def cached_runs(records: LedgerRecords, contents: ContentIndex, now_s: float) -> tuple[CachedRun, ...]:
@@ -67,4 +69,5 @@ def _run(records: LedgerRecords, chain: list[int], now_s: float) -> CachedRun:
         num_hits=int(last["num_hits"]),
         pinned=bool(last["pinned"]),
         idle_s=max(0.0, now_s - float(rows["used_at_s"].max())),
+        kind=records.kind(chain[0]),
     )

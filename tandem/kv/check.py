@@ -8,6 +8,7 @@ import numpy as np
 from tandem.errors import LedgerCorruptError
 from tandem.kv.blocks import BlockState
 from tandem.kv.records import Array, LeaseState, LedgerRecords
+from tandem.types import ContentKind
 
 MAX_PROBLEMS = 8
 
@@ -106,6 +107,8 @@ def _contents(records: LedgerRecords) -> Iterator[str]:
         yield f"block {block_id} is published and {_name(records, block_id)}"
     for block_id in _ids(~published & (state == BlockState.CACHED)):
         yield f"block {block_id} is cached and not published"
+    for block_id in _ids(published & (records.blocks["kind"] > max(ContentKind))):
+        yield f"block {block_id} is published as of kind {records.blocks['kind'].item(block_id)}"
     block_ids_by_key: dict[bytes, list[int]] = defaultdict(list)
     for block_id in _ids(published):
         block_ids_by_key[records.content_key(block_id)].append(block_id)

@@ -13,7 +13,10 @@ from itertools import islice
 
 import numpy as np
 
+from tandem.kv.segment_blocks import SegmentBlocks
+
 KEY_BYTES = 32
+DOMAIN_BYTES = 16  # at a namespace's end
 
 
 def namespace(*parts: bytes) -> bytes:
@@ -33,10 +36,25 @@ def shared_namespace(contents: Sequence[str], client_salt: str, salt: bytes = b"
     """Of whoever may share KV, whole blocks and segments alike.
 
     `contents` is what KV depends on beside the tokens; `salt` is the sharing domain's (see `domain_salt`), empty where
-    there are no domains; the client's own only divides its domain further.
+    there are no domains; the client's own only divides its domain further. All namespaces of a domain end alike
+    (`domain_of`).
     """
     parts = [part.encode() for part in (*contents, client_salt)]
-    return namespace(*parts, salt) if salt else namespace(*parts)
+    return _in_domain(namespace(*parts, salt), namespace(b"domain", salt))
+
+
+def segment_namespace(prompts: bytes) -> bytes:
+    """Of the segments' entries beside a namespace of prompts, in its domain; no prompt has it."""
+    return _in_domain(namespace(b"segments", prompts), prompts)
+
+
+def domain_of(space: bytes) -> bytes:
+    """What tells the domain that a namespace belongs to from others; nothing follows from it."""
+    return space[-DOMAIN_BYTES:]
+
+
+def _in_domain(digest: bytes, domain: bytes) -> bytes:
+    return digest[:-DOMAIN_BYTES] + domain_of(domain)
 
 
 def block_keys(start: bytes, token_ids: Sequence[int], block_size: int) -> tuple[bytes, ...]:
@@ -54,12 +72,14 @@ class ContentIndex:
     """Published blocks by key and by what comes before them, and those that may be given up, in that order.
 
     Of two blocks with equal contents one is published. The order is that of leaving the last lease; the end of a
-    sequence goes before its beginning, which more others can share. Pinned blocks are not in it.
+    sequence goes before its beginning, which more others can share. Pinned blocks are not in it. `segments` has what
+    is of segments once more, in the same order.
     """
 
     block_ids: dict[bytes, int] = field(default_factory=dict)
     children: dict[bytes, dict[int, None]] = field(default_factory=dict)  # by the key before; the newest are last
     cached: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    segments: SegmentBlocks = field(default_factory=SegmentBlocks)
     num_pinned: int = 0
 
     def add(self, block_id: int, parent: bytes, key: bytes) -> None:
@@ -67,8 +87,25 @@ class ContentIndex:
         self.block_ids[key] = block_id
         self.children.setdefault(parent, {})[block_id] = None
 
+    def keep(self, block_id: int) -> None:
+        """It may be given up, after all others."""
+        self.cached[block_id] = None
+        self.cached.move_to_end(block_id)
+        self.segments.keep(block_id)
+
+    def use(self, block_id: int) -> None:
+        """It may not be given up."""
+        self.cached.pop(block_id, None)
+        self.segments.use(block_id)
+
+    def renew(self, block_id: int) -> None:
+        """If it may be given up, then after all others."""
+        if block_id in self.cached:
+            self.keep(block_id)
+
     def discard(self, block_id: int, parent: bytes, key: bytes) -> None:
         """It is published no more."""
+        self.segments.discard(block_id)
         del self.block_ids[key]
         del self.children[parent][block_id]
         if not self.children[parent]:

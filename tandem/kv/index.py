@@ -7,8 +7,9 @@ import numpy as np
 
 from tandem.errors import LeaseError, LedgerCorruptError, NotFoundError
 from tandem.kv.blocks import BlockState
-from tandem.kv.contents import ContentIndex
+from tandem.kv.contents import ContentIndex, domain_of
 from tandem.kv.records import LeaseState, LedgerRecords
+from tandem.types import ContentKind
 
 
 @dataclass(slots=True)
@@ -146,13 +147,15 @@ class LedgerIndex:
         oldest_first = np.lexsort((-table["ordinal"].astype(np.int64), table["used_at_s"]))
         for block_id in oldest_first[table["published"][oldest_first] != 0].tolist():
             self.contents.add(block_id, records.parent_key(block_id), records.content_key(block_id))
+            if records.kind(block_id) is ContentKind.SEGMENT:
+                self.contents.segments.add(block_id, domain_of(records.namespace(block_id)))
             if records.is_pinned(block_id):
                 self.contents.num_pinned += 1
             elif table["state"].item(block_id) == BlockState.CACHED:
-                self.contents.cached[block_id] = None
+                self.contents.keep(block_id)
 
 
 def _unordered(contents: ContentIndex) -> tuple[object, ...]:
     """What two of them must agree on."""
     children = {parent: set(found) for parent, found in contents.children.items()}
-    return contents.block_ids, children, set(contents.cached), contents.num_pinned
+    return contents.block_ids, children, set(contents.cached), contents.segments.unordered(), contents.num_pinned

@@ -134,10 +134,13 @@ class Ledger:
             return lease
         return replace(lease, copy_source=self.published.copy_source(prompt, keys, len(lease.blocks), now_s))
 
-    def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate], now_s: float) -> frozenset[int]:
+    def update_sequences(
+        self, holder_id: int, updates: Sequence[SequenceUpdate], now_s: float, num_segment_blocks: int = 0
+    ) -> frozenset[int]:
         """Extends, seals, publishes; returns the leases that are not the holder's, whose updates were left out.
 
-        A lease into which something was copied that was not there any more is not the holder's from now on.
+        A lease into which something was copied that was not there any more is not the holder's from now on. Of segments
+        at most `num_segment_blocks` are published: what finds no room among them is not.
         NotFoundError, StaleBlockError, LeaseError (a block that is not its spare one, more tokens sealed than the
         blocks hold, a block published that is not sealed): nothing was done.
         """
@@ -150,7 +153,7 @@ class Ledger:
         self._check_sealed(applied)
         self._check_published(applied)
         for update in applied:
-            self._update(holder, update, now_s)
+            self._update(holder, update, now_s, num_segment_blocks)
         self._unhold([*spoilt, *(update.lease_id for update in applied if update.let_go)])
         return lost
 
@@ -222,6 +225,7 @@ class Ledger:
             num_leased_blocks=counts[BlockState.LEASED],
             num_cached_blocks=counts[BlockState.CACHED],
             num_pinned_blocks=self._index.contents.num_pinned,
+            num_segment_blocks=len(self._index.contents.segments),
             num_sequences=len(self._index.leases),
             holders=tuple(
                 HolderStatistics(holder_id, entry.service, entry.pid, len(entry.spare), len(entry.lease_ids))
@@ -269,14 +273,14 @@ class Ledger:
         entry.spare.remove(block_id)
         self._index.free_blocks.append(block_id)
 
-    def _update(self, holder: HolderEntry, update: SequenceUpdate, now_s: float) -> None:
+    def _update(self, holder: HolderEntry, update: SequenceUpdate, now_s: float, num_segment_blocks: int) -> None:
         entry = self._index.leases[update.lease_id]
         for block in update.add_blocks:
             self._refer(update.lease_id, entry, block.block_id, blocks.join_lease(self._records.block(block.block_id)))
             holder.spare.remove(block.block_id)
         num_sealed = self._records.lease_field(entry.slot, "num_sealed_tokens")
         self._records.set_lease(entry.slot, "num_sealed_tokens", max(num_sealed, update.num_sealed_tokens))
-        self.published.publish(entry.block_ids, update.publish, now_s)
+        self.published.publish(entry.block_ids, update.publish, now_s, num_segment_blocks)
 
     def _refer(self, lease_id: int, entry: LeaseEntry, block_id: int, record: blocks.BlockRecord) -> None:
         """Puts a block at the lease's next position: the reference first, then the block."""

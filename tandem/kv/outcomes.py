@@ -16,6 +16,7 @@ class LedgerStatistics:
     num_leased_blocks: int
     num_cached_blocks: int
     num_pinned_blocks: int
+    num_segment_blocks: int  # published
     num_sequences: int
     holders: tuple[HolderStatistics, ...]
 

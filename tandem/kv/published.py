@@ -3,7 +3,7 @@
 A part of the `Ledger`, over its records and its index. The order of stores is in `tandem.kv.repair`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,13 +11,13 @@ from tandem.errors import LeaseError, NotFoundError, PinQuotaError
 from tandem.kv import blocks
 from tandem.kv.blocks import BlockState
 from tandem.kv.cached_runs import CachedRun, cached_runs
-from tandem.kv.contents import KEY_BYTES
+from tandem.kv.contents import KEY_BYTES, domain_of, segment_namespace
 from tandem.kv.index import LedgerIndex
 from tandem.kv.journal import BlockRemoved, BlockStored, CacheCleared, CacheJournal
 from tandem.kv.outcomes import Withdrawal
 from tandem.kv.records import LedgerRecords
 from tandem.kv.store import CopySource, KeyedBlock, PromptTokens
-from tandem.types import Block
+from tandem.types import Block, ContentKind
 
 MAX_SIBLINGS = 128  # blocks looked at for one to copy from
 
@@ -32,35 +32,44 @@ class PublishedBlocks:
         self._contents = index.contents
         self._free_blocks = index.free_blocks
 
-    def publish(self, block_ids: Sequence[int], publish: Sequence[KeyedBlock], now_s: float) -> None:
-        """Of a lease's `block_ids`, those that have no key yet; where an equal one is published, that is used anew."""
+    def publish(
+        self, block_ids: Sequence[int], publish: Sequence[KeyedBlock], now_s: float, num_segment_blocks: int
+    ) -> None:
+        """Of a lease's `block_ids`, those that have no key yet; where an equal one is published, that is used anew.
+
+        There are at most `num_segment_blocks` of segments, if need be without these.
+        """
         equal = b""
         for keyed in publish:
             block_id = block_ids[keyed.ordinal]
             if keyed.key in self._contents.block_ids:
                 equal = keyed.key
-            elif not self._records.is_published(block_id):
-                self._records.publish(block_id, keyed, now_s)
-                self._contents.add(block_id, keyed.parent, keyed.key)
-                self.journal.note(BlockStored(keyed.namespace, keyed.parent, keyed.key))
+            elif not self._records.is_published(block_id) and self._has_room(keyed, num_segment_blocks):
+                self._publish(block_id, keyed, now_s)
         if equal:
             self._refresh(equal, now_s)
 
     def use(self, block_id: int) -> None:
         """It is in a lease."""
-        self._contents.cached.pop(block_id, None)
+        self._contents.use(block_id)
 
     def keep(self, block_id: int) -> None:
         """It is in no lease any more."""
         if not self._records.is_pinned(block_id):
-            self._contents.cached[block_id] = None
+            self._contents.keep(block_id)
 
     def evict(self) -> int:
         """The block whose turn it is, unpublished; still CACHED."""
-        block_id, _ = self._contents.cached.popitem(last=False)
+        block_id = next(iter(self._contents.cached))
+        self._contents.use(block_id)
         self.journal.note(BlockRemoved(self._unpublish(block_id)))
         self.num_evictions += 1
         return block_id
+
+    def cut_segments(self, num_segment_blocks: int) -> None:
+        """Gives up what is beyond, first of those who have most: there may have been room for more before."""
+        while len(self._contents.segments) > num_segment_blocks and self._give_up_segment_block(domain=b""):
+            pass
 
     def copy_source(
         self, prompt: PromptTokens, keys: Sequence[bytes], num_blocks: int, now_s: float
@@ -82,11 +91,10 @@ class PublishedBlocks:
         return tuple(map(self._block, found))
 
     def note_use(self, block_ids: Sequence[int], now_s: float) -> None:
-        """A claim found them."""
+        """They were found, one behind the other: the last goes first."""
         self._records.note_use(block_ids, now_s)
-        for block_id in block_ids:
-            if block_id in self._contents.cached:
-                self._contents.cached.move_to_end(block_id)
+        for block_id in reversed(block_ids):
+            self._contents.renew(block_id)
 
     def pin(self, keys: Sequence[bytes], num_pinnable: int) -> int:
         """Keeps published blocks from being given up, at most `num_pinnable` together; how many were not kept before.
@@ -103,25 +111,23 @@ class PublishedBlocks:
         for block_id in fresh:
             self._records.pin(block_id)
             self._contents.num_pinned += 1
-            self._contents.cached.pop(block_id, None)
+            self._contents.use(block_id)
         return len(fresh)
 
-    def withdraw(self, namespace: bytes | None) -> Withdrawal:
-        """Unpublishes a namespace's blocks, or with None all; those in no lease are free at once."""
-        chosen = [each for each in self._contents.block_ids.values() if self._is_in(each, namespace)]
-        num_free_before = len(self._free_blocks)
-        for block_id in chosen:
-            key = self._unpublish(block_id)
-            if namespace is not None:
-                self.journal.note(BlockRemoved(key))
-            record = self._records.block(block_id)
-            if record.state is BlockState.CACHED:
-                self._contents.cached.pop(block_id, None)
-                self._records.write_block(block_id, blocks.drop_contents(record))
-                self._free_blocks.append(block_id)
-        if namespace is None and chosen:
+    def withdraw(self, namespace: bytes) -> Withdrawal:
+        """Unpublishes a namespace's blocks, its segments' too; those in no lease are free at once."""
+        return self._withdraw_where({namespace, segment_namespace(namespace)}.__contains__)
+
+    def withdraw_domain(self, domain: bytes) -> Withdrawal:
+        """The same of all namespaces of a domain (see `domain_of`)."""
+        return self._withdraw_where(lambda namespace: domain_of(namespace) == domain)
+
+    def withdraw_all(self) -> Withdrawal:
+        """The same of everything."""
+        chosen = list(self._contents.block_ids.values())
+        num_freed = sum([self._withdraw(block_id) for block_id in chosen])
+        if chosen:
             self.journal.note(CacheCleared())
-        num_freed = len(self._free_blocks) - num_free_before
         return Withdrawal(num_freed, len(chosen) - num_freed)
 
     def runs(self, now_s: float) -> tuple[CachedRun, ...]:
@@ -133,6 +139,52 @@ class PublishedBlocks:
         chosen = np.fromiter(self._contents.block_ids.values(), dtype=np.int64)
         in_order = chosen[np.argsort(self._records.blocks["ordinal"][chosen], kind="stable")].tolist()
         return tuple(map(self._stored, in_order))
+
+    def _publish(self, block_id: int, keyed: KeyedBlock, now_s: float) -> None:
+        self._records.publish(block_id, keyed, now_s)
+        self._contents.add(block_id, keyed.parent, keyed.key)
+        if keyed.kind is ContentKind.SEGMENT:
+            self._contents.segments.add(block_id, domain_of(keyed.namespace))
+        self.journal.note(BlockStored(keyed.namespace, keyed.parent, keyed.key))
+
+    def _has_room(self, keyed: KeyedBlock, num_segment_blocks: int) -> bool:
+        """For a segment's block another one may go. Behind one that is not published nobody would find it."""
+        if keyed.kind is ContentKind.PROMPT:
+            return True
+        if self._is_joined(keyed) and len(self._contents.segments) >= num_segment_blocks:
+            self._give_up_segment_block(domain_of(keyed.namespace))
+        return self._is_joined(keyed) and len(self._contents.segments) < num_segment_blocks
+
+    def _is_joined(self, keyed: KeyedBlock) -> bool:
+        return keyed.parent == keyed.namespace or keyed.parent in self._contents.block_ids
+
+    def _give_up_segment_block(self, domain: bytes) -> bool:
+        """One that may go for a block of `domain`, if there is one."""
+        block_id = self._contents.segments.first_to_go(domain)
+        if block_id is None:
+            return False
+        self.journal.note(BlockRemoved(self._records.content_key(block_id)))
+        self._withdraw(block_id)
+        self.num_evictions += 1
+        return True
+
+    def _withdraw_where(self, is_in: Callable[[bytes], bool]) -> Withdrawal:
+        chosen = [each for each in self._contents.block_ids.values() if is_in(self._records.namespace(each))]
+        for block_id in chosen:
+            self.journal.note(BlockRemoved(self._records.content_key(block_id)))
+        num_freed = sum([self._withdraw(block_id) for block_id in chosen])
+        return Withdrawal(num_freed, len(chosen) - num_freed)
+
+    def _withdraw(self, block_id: int) -> bool:
+        """Says whether it is free by that."""
+        self._unpublish(block_id)
+        record = self._records.block(block_id)
+        if record.state is not BlockState.CACHED:
+            return False
+        self._contents.use(block_id)
+        self._records.write_block(block_id, blocks.drop_contents(record))
+        self._free_blocks.append(block_id)
+        return True
 
     def _most_alike(self, siblings: Sequence[int], token_ids: Sequence[int], now_s: float) -> CopySource | None:
         same = self._records.tokens[siblings, : len(token_ids)] == np.asarray(token_ids, dtype=np.uint32)
@@ -154,8 +206,7 @@ class PublishedBlocks:
             if block_id is None:
                 break
             self._records.set_used(block_id, now_s)
-            if block_id in self._contents.cached:
-                self._contents.cached.move_to_end(block_id)
+            self._contents.renew(block_id)
             key = self._records.parent_key(block_id)
 
     def _unpublish(self, block_id: int) -> bytes:
@@ -164,9 +215,6 @@ class PublishedBlocks:
         self._records.unpublish(block_id)
         self._contents.discard(block_id, self._records.parent_key(block_id), key)
         return key
-
-    def _is_in(self, block_id: int, namespace: bytes | None) -> bool:
-        return namespace is None or self._records.namespace(block_id) == namespace
 
     def _block(self, block_id: int) -> Block:
         return Block(block_id, self._records.block(block_id).generation)

@@ -27,13 +27,13 @@ from tandem.errors import LedgerCorruptError
 from tandem.kv.blocks import BlockRecord, BlockState
 from tandem.kv.contents import KEY_BYTES
 from tandem.kv.store import KeyedBlock
-from tandem.types import Block
+from tandem.types import Block, ContentKind
 
 Array = npt.NDArray[Any]
 Buffer = Any  # whatever numpy can view writable: mmap, bytearray, memoryview
 
 MAGIC = int.from_bytes(b"TDMLEDGR", "little")
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 MAX_HOLDERS = 64
 EXTRA_LEASES = 256  # leases that have no block yet
 REFERENCES_PER_BLOCK = 4
@@ -64,6 +64,7 @@ BLOCK = np.dtype(
         ("namespace", "u1", (KEY_BYTES,)),
         ("ordinal", "u4"),  # its position in a sequence
         ("num_hits", "u4"),  # claims that got it
+        ("kind", "u1"),  # `ContentKind`
         ("pinned", "u1"),  # is not given up
         ("published", "u1"),
         ("state", "u1"),
@@ -224,6 +225,7 @@ class LedgerRecords:
         self.blocks["namespace"][block_id] = np.frombuffer(contents.namespace, np.uint8)
         self.blocks["ordinal"][block_id] = contents.ordinal
         self.tokens[block_id] = contents.token_ids
+        self.blocks["kind"][block_id] = contents.kind
         self.blocks["num_hits"][block_id] = 0
         self.blocks["pinned"][block_id] = 0
         self.blocks["used_at_s"][block_id] = now_s
@@ -248,6 +250,10 @@ class LedgerRecords:
     def namespace(self, block_id: int) -> bytes:
         """Of a published block."""
         return self._key("namespace", block_id)
+
+    def kind(self, block_id: int) -> ContentKind:
+        """Of a published block."""
+        return ContentKind(self.blocks["kind"].item(block_id))
 
     def is_pinned(self, block_id: int) -> bool:
         """Whether a published block is not given up."""

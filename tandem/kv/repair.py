@@ -8,7 +8,8 @@ grant     a cached block is unpublished first; then the block:   CACHED, not pub
 return    block: owner 0, then FREE                              SPARE without owner: it becomes FREE
 extend    reference (lease last); block: one reference, owner 0, SPARE with a reference: it becomes LEASED
           then LEASED; the lease's sealed tokens after all
-publish   block: what it holds, then that it is published        not published: what it holds means nothing
+publish   of a segment, in a full quota: another as withdraw;    CACHED, not published: it becomes FREE;
+          block: what it holds, then that it is published        not published: what it holds means nothing
 pin       the block: pinned                                      some are: whoever asked asks again
 withdraw  each block is unpublished; one in no lease: FREE       CACHED, not published: it becomes FREE
 claim     reference; block: the count, then LEASED; the          CACHED with a reference: it becomes LEASED;

@@ -116,6 +116,8 @@ class StorageStatistics:
     num_evictions: int = 0  # cached blocks given up for others, so far
     num_pinned_blocks: int = 0
     num_pinnable_blocks: int = 0  # at most so many can be pinned
+    num_segment_blocks: int = 0  # published, of segments
+    max_segment_blocks: int = 0  # at most so many are
     num_reserve_blocks: int = 0  # kept from prefill
     lease_ttl_s: float = 30.0  # of a sequence lease that nobody renews
 

@@ -29,6 +29,11 @@ class SequenceRows:
         """Every row's position."""
         return range(self.start, self.start + len(self.token_ids)) if self.positions is None else self.positions
 
+    @property
+    def num_context_tokens(self) -> int:
+        """What the last row sees, itself included."""
+        return self.start + len(self.token_ids) if self.positions is None else self.positions[-1] + 1
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:

@@ -47,17 +47,24 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     index = folder / WEIGHTS_INDEX
     paths = _indexed(folder, read_json(index)) if index.exists() else (folder / WEIGHTS,)
     for path in paths:
-        if not path.is_file():
+        if not _is_file(path):
             raise ModelNotFoundError(f"{path}: no such file; only safetensors weights are read")
     return paths
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for any file
+        return False
+
+
 def _indexed(folder: Path, index: Fields) -> tuple[Path, ...]:
     names: Mapping[str, object] = index.section("weight_map").values
-    files = set(names.values())
-    if not files or not all(isinstance(name, str) and Path(name).name == name for name in files):
+    files = [name for name in names.values() if isinstance(name, str) and Path(name).name == name and "\0" not in name]
+    if not files or len(files) != len(names):
         raise ModelFormatError(f"{index.origin}: weight_map does not name files of this folder")
-    return tuple(folder / name for name in sorted(map(str, files)))
+    return tuple(folder / name for name in sorted(set(files)))
 
 
 def _backend(path: Path) -> tokenizers.Tokenizer:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
@@ -34,6 +35,18 @@ def byte_alphabet() -> list[str]:
 _BYTE_OF = {character: value for value, character in enumerate(byte_alphabet())}
 
 
+@dataclass(frozen=True, slots=True)
+class PlacedTokens:
+    """Token ids, and for each the text's characters ``start .. end - 1`` that it is of.
+
+    Places rise. Tokens that are parts of one character have that character's; one that stands for nothing in the text
+    has an empty place.
+    """
+
+    token_ids: list[int]
+    places: list[tuple[int, int]]
+
+
 class Tokenizer:
     """A vocabulary with its rules. `bos_token` and `eos_token` are texts, as chat templates want them."""
 
@@ -62,6 +75,11 @@ class Tokenizer:
         template has it already.
         """
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_placed(self, text: str, *, add_special_tokens: bool = True) -> PlacedTokens:
+        """As `encode`, with where each token stands in the text."""
+        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        return PlacedTokens(encoding.ids, encoding.offsets)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text, special tokens left out; bytes that are not UTF-8 become U+FFFD."""

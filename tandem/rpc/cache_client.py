@@ -29,12 +29,15 @@ class PromptKeys:
     keys: tuple[bytes, ...]
 
 
-async def prompt_keys(gateway: str, token_ids: Sequence[int], cache_salt: str, access: Access) -> PromptKeys:
-    """As the gateway at that address names them, for that caller's requests with that salt.
+async def prompt_keys(
+    gateway: str, token_ids: Sequence[int], cache_salt: str, access: Access, *, tenant: str = ""
+) -> PromptKeys:
+    """As the gateway at that address names them, for requests with that salt of that caller, or of a `tenant`.
 
     InvalidRequestError, NotReadyError, UnauthenticatedError. ConfigError: the gateway has nothing kept.
     """
-    request = gateway_pb.GetCacheKeysRequest(token_ids=gateway_pb.TokenIds(ids=token_ids), cache_salt=cache_salt)
+    prompt = gateway_pb.TokenIds(ids=token_ids)
+    request = gateway_pb.GetCacheKeysRequest(token_ids=prompt, cache_salt=cache_salt, tenant=tenant)
     async with open_async_channel(gateway, access) as channel:
         stub: gateway_pb_grpc.GatewayServiceAsyncStub = gateway_pb_grpc.GatewayServiceStub(channel)
         try:
@@ -73,11 +76,17 @@ class CacheClient:
         response = await answer_of(self._stub.PinPrefix(pb.PinPrefixRequest(keys=keys), timeout=CALL_TIMEOUT_S))
         return int(response.num_blocks)
 
-    async def remove(self, namespace: bytes | None) -> Withdrawal:
+    async def remove(self, namespace: bytes) -> Withdrawal:
         """See `CacheStore`."""
-        request = pb.RemoveCacheRequest(all=True) if namespace is None else pb.RemoveCacheRequest(namespace=namespace)
-        response = await answer_of(self._stub.RemoveCache(request, timeout=CALL_TIMEOUT_S))
-        return Withdrawal(response.num_freed_blocks, response.num_leased_blocks)
+        return await self._remove(pb.RemoveCacheRequest(namespace=namespace))
+
+    async def remove_domain(self, domain: bytes) -> Withdrawal:
+        """See `CacheStore`."""
+        return await self._remove(pb.RemoveCacheRequest(domain=domain))
+
+    async def remove_all(self) -> Withdrawal:
+        """See `CacheStore`."""
+        return await self._remove(pb.RemoveCacheRequest(all=True))
 
     async def watch(self, after: CachePosition | None) -> AsyncGenerator[CacheNews, None]:
         """See `CacheStore`. NotReadyError when memd ends."""
@@ -91,3 +100,7 @@ class CacheClient:
         finally:
             call.cancel()
         raise NotReadyError("memd has ended")
+
+    async def _remove(self, request: pb.RemoveCacheRequest) -> Withdrawal:
+        response = await answer_of(self._stub.RemoveCache(request, timeout=CALL_TIMEOUT_S))
+        return Withdrawal(response.num_freed_blocks, response.num_leased_blocks)

@@ -4,7 +4,9 @@ from tandem.errors import StorageError
 from tandem.kv.cache_store import CacheNews, CachePosition
 from tandem.kv.cached_runs import CachedRun
 from tandem.kv.journal import BlockRemoved, BlockStored, CacheCleared, CacheEvent
+from tandem.rpc.stubs.common.v1 import common_pb2 as common_pb
 from tandem.rpc.stubs.memd.v1 import cache_pb2 as pb
+from tandem.types import ContentKind
 
 
 def run_to_proto(run: CachedRun) -> pb.CachedRun:
@@ -18,6 +20,7 @@ def run_to_proto(run: CachedRun) -> pb.CachedRun:
         num_hits=run.num_hits,
         pinned=run.pinned,
         idle_s=run.idle_s,
+        kind=common_pb.ContentKind.ValueType(run.kind),
     )
 
 
@@ -32,6 +35,7 @@ def run_from_proto(message: pb.CachedRun) -> CachedRun:
         num_hits=message.num_hits,
         pinned=message.pinned,
         idle_s=message.idle_s,
+        kind=ContentKind(message.kind),
     )
 
 

@@ -11,13 +11,16 @@ from tandem.rpc.gateway_values import (
     ModelInfo,
     Piece,
     Prompt,
+    Reuse,
     SamplingValue,
+    SegmentUsage,
     ServerStatus,
     TokenLogprob,
     Usage,
 )
+from tandem.rpc.stubs.common.v1 import common_pb2 as common
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
-from tandem.types import FinishReason, TopLogprob
+from tandem.types import FinishReason, Span, TopLogprob
 
 
 def generate_request(prompt: Prompt, options: CallOptions) -> pb.GenerateRequest:
@@ -27,6 +30,7 @@ def generate_request(prompt: Prompt, options: CallOptions) -> pb.GenerateRequest
         sampling=_sampling(options.sampling),
         priority=options.priority,
         cache_salt=_text("cache_salt", options.cache_salt),
+        reuse=None if options.reuse is None else _reuse(options.reuse),
     )
     if isinstance(prompt, str):
         request.text = _text("text", prompt)
@@ -43,6 +47,7 @@ def chat_request(messages: Messages, options: CallOptions) -> pb.ChatRequest:
         sampling=_sampling(options.sampling),
         priority=options.priority,
         cache_salt=_text("cache_salt", options.cache_salt),
+        reuse=None if options.reuse is None else _reuse(options.reuse),
     )
 
 
@@ -167,7 +172,31 @@ def _answer(request_id: str, answer: pb.Answer) -> Answer:
 
 
 def _usage(usage: pb.Usage) -> Usage:
-    return Usage(usage.num_prompt_tokens, usage.num_output_tokens, usage.num_cached_tokens)
+    return Usage(
+        num_prompt_tokens=usage.num_prompt_tokens,
+        num_output_tokens=usage.num_output_tokens,
+        num_cached_tokens=usage.num_cached_tokens,
+        num_approximate_tokens=usage.num_approximate_tokens,
+        segments=tuple(map(_segment_usage, usage.segments)),
+    )
+
+
+def _segment_usage(segment: pb.SegmentUsage) -> SegmentUsage:
+    return SegmentUsage(segment.start, segment.end, segment.num_exact, segment.num_approximate, segment.num_computed)
+
+
+def _reuse(reuse: Reuse) -> pb.Reuse:
+    segments = [_segment(f"reuse.segments[{number}]", segment) for number, segment in enumerate(reuse.segments)]
+    return pb.Reuse(ratio=reuse.ratio, segments=segments)
+
+
+def _segment(field: str, segment: Span | str) -> pb.Segment:
+    if isinstance(segment, str):
+        return pb.Segment(text=_text(f"{field}.text", segment))
+    try:
+        return pb.Segment(tokens=common.Span(start=segment.start, end=segment.end))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"{field}.tokens", f"cannot be {segment}: {error}") from error
 
 
 def _logprobs(logprobs: Sequence[pb.TokenLogprobs]) -> tuple[TokenLogprob, ...]:

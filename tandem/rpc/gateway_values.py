@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 from uuid import uuid4
 
-from tandem.types import FinishReason, TopLogprob
+from tandem.types import FinishReason, Span, TopLogprob
 
 SamplingValue = bool | int | float | str | Sequence[str] | Sequence[int] | Mapping[int, float] | None
 Messages = Sequence[Mapping[str, str]]
@@ -13,12 +13,38 @@ Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
+class Reuse:
+    """Lets KV of parts of the prompt be reused wherever they stood before, so that the answer is approximate.
+
+    Of the reused tokens a share of `ratio` is computed nevertheless; None: the server's default, 0.15. `segments` are
+    documents and the like, in the prompt's order: spans of a prompt of token ids, texts as they stand in any other.
+    None: the server finds them itself.
+    """
+
+    ratio: float | None = None
+    segments: Sequence[Span | str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentUsage:
+    """Positions ``start .. end - 1`` of the prompt by where their KV came from, in tokens."""
+
+    start: int
+    end: int
+    num_exact: int
+    num_approximate: int
+    num_computed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
-    """Of one answer, in tokens."""
+    """Of one answer, in tokens. `segments` are those of a request with `Reuse` that were looked for."""
 
     num_prompt_tokens: int
     num_output_tokens: int
-    num_cached_tokens: int  # prompt tokens whose KV was reused
+    num_cached_tokens: int  # prompt tokens whose KV was reused exactly
+    num_approximate_tokens: int = 0  # prompt tokens whose KV was reused from elsewhere
+    segments: tuple[SegmentUsage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +124,7 @@ class CallOptions:
     priority: int = 0
     cache_salt: str = ""
     timeout_s: float | None = None
+    reuse: Reuse | None = None  # None: only what is there exactly
 
     def named(self) -> Self:
         """With a request_id: an attempt at a call names the one whose place it takes."""

@@ -6,11 +6,12 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 
-from tandem.errors import NotReadyError
+from tandem.errors import DeviceError, NotReadyError
 from tandem.rpc.segments import ReceivedSegment, read_segments, receive
 
 TIMEOUT_S = 5.0
 RECEIVE_BYTES = 1 << 16
+MAX_ANSWER_BYTES = 1 << 16
 
 
 async def receive_segments(path: str, holder_id: int) -> Mapping[str, ReceivedSegment]:
@@ -27,25 +28,32 @@ def _receive(path: str, holder_id: int) -> Mapping[str, ReceivedSegment]:
             connection.settimeout(TIMEOUT_S)
             connection.connect(path)
             connection.sendall(json.dumps({"holder_id": holder_id}).encode() + b"\n")
-            answer, fds = _read_all(connection)
+            return _read_segments(connection)
     except OSError as error:
         raise NotReadyError(f"{path}: memd does not hand its segments out: {error}") from error
+
+
+def _read_segments(connection: socket.socket) -> Mapping[str, ReceivedSegment]:
+    fds = list[int]()
     try:
-        return _segments(answer, fds)
+        return _segments(_read_all(connection, fds), fds)
     except BaseException:
         for fd in fds:
             os.close(fd)
         raise
 
 
-def _read_all(connection: socket.socket) -> tuple[bytes, list[int]]:
-    answer, fds = bytearray(), list[int]()
+def _read_all(connection: socket.socket, fds: list[int]) -> bytes:
+    """The whole answer; the descriptors that come beside it are added to `fds` as they come."""
+    answer = bytearray()
     while True:
         part, part_fds = receive(connection, RECEIVE_BYTES)
         fds += part_fds
         if not part:
-            return bytes(answer), fds
+            return bytes(answer)
         answer += part
+        if len(answer) > MAX_ANSWER_BYTES:
+            raise DeviceError(f"memd's answer does not end within {MAX_ANSWER_BYTES} bytes")
 
 
 def _segments(answer: bytes, fds: Sequence[int]) -> Mapping[str, ReceivedSegment]:

@@ -122,6 +122,8 @@ def statistics_to_proto(statistics: StorageStatistics) -> pb.GetStatisticsRespon
         num_evictions=statistics.num_evictions,
         num_pinned_blocks=statistics.num_pinned_blocks,
         num_pinnable_blocks=statistics.num_pinnable_blocks,
+        num_segment_blocks=statistics.num_segment_blocks,
+        max_segment_blocks=statistics.max_segment_blocks,
         num_reserve_blocks=statistics.num_reserve_blocks,
         lease_ttl_s=statistics.lease_ttl_s,
     )
@@ -148,6 +150,8 @@ def statistics_from_proto(message: pb.GetStatisticsResponse) -> StorageStatistic
         num_evictions=message.num_evictions,
         num_pinned_blocks=message.num_pinned_blocks,
         num_pinnable_blocks=message.num_pinnable_blocks,
+        num_segment_blocks=message.num_segment_blocks,
+        max_segment_blocks=message.max_segment_blocks,
         num_reserve_blocks=message.num_reserve_blocks,
         lease_ttl_s=message.lease_ttl_s,
     )

@@ -38,9 +38,12 @@ def read_segments(described: bytes, fds: Sequence[int]) -> Mapping[str, Received
         if len(entries) != len(fds):
             raise DeviceError(f"memd describes {len(entries)} segments and hands out {len(fds)} descriptors")
         received = [_read(entry, fd) for entry, fd in zip(entries, fds, strict=True)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DeviceError(f"memd's description of its segments cannot be read: {error!r}") from error
-    return {segment.name: segment for segment in received}
+    named = {segment.name: segment for segment in received}
+    if len(named) != len(received):
+        raise DeviceError("memd describes two segments of one name")
+    return named
 
 
 def receive(connection: socket.socket, max_bytes: int) -> tuple[bytes, list[int]]:
@@ -69,5 +72,7 @@ def _describe(segment: SegmentHandle) -> dict[str, Any]:
 
 
 def _read(entry: Mapping[str, Any], fd: int) -> ReceivedSegment:
-    kind = SegmentKind(entry["kind"])
-    return ReceivedSegment(str(entry["name"]), fd, int(entry["size_bytes"]), kind, bool(entry["sealed"]))
+    name, size_bytes, sealed = entry["name"], entry["size_bytes"], entry["sealed"]
+    if type(name) is not str or type(size_bytes) is not int or size_bytes < 1 or type(sealed) is not bool:
+        raise TypeError(f"{name!r} of {size_bytes!r} bytes, sealed: {sealed!r}")
+    return ReceivedSegment(name, fd, size_bytes, SegmentKind(entry["kind"]), sealed)

@@ -50,7 +50,8 @@ class SocketPlace:
         return self._path.with_name(f"{self._path.stem[:4]}.{os.getpid()}")
 
     def occupy(self) -> None:
-        """Whoever connects from now on reaches the server that has bound `binding`."""
+        """Whoever connects from now on reaches the server that has bound `binding`; nobody but this user can."""
+        self.binding.chmod(0o600)
         self._inode = self.binding.lstat().st_ino
         self.binding.replace(self._path)
 

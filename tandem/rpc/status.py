@@ -119,14 +119,22 @@ def transport_text(failure: RpcFailure) -> str:
 class StatusInterceptor(grpc.aio.ServerInterceptor):
     """Ends a call whose handler raises: a TandemError by the table, anything else as INTERNAL, and logged."""
 
+    def __init__(self) -> None:
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}  # by method
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Wraps the method's behaviour, whichever of the four kinds it is."""
+        method = handler_call_details.method
+        if (guarded := self._guarded.get(method)) is not None:
+            return guarded
         handler = await continuation(handler_call_details)
-        return None if handler is None else _guarded(handler, handler_call_details.method)
+        if handler is None:
+            return None
+        return self._guarded.setdefault(method, _guarded(handler, method))
 
 
 def _guarded(handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:

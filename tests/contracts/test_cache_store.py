@@ -9,11 +9,13 @@ import pytest
 from services.memd.cache import MAX_EVENTS
 from tandem.errors import NotFoundError, NotReadyError, PinQuotaError, SlowReaderError
 from tandem.kv.cache_store import CacheNews, CachePosition, CacheStore
+from tandem.kv.contents import domain_of
 from tandem.kv.journal import CAPACITY, BlockRemoved, BlockStored, CacheCleared
 from tandem.kv.outcomes import Withdrawal
-from tandem.kv.store import SequenceUpdate
+from tandem.kv.store import KeyedBlock, SequenceUpdate
 from tandem.rpc.cache_client import CacheClient
-from tests.support.contents import NAMESPACE, key, keyed
+from tandem.types import ContentKind
+from tests.support.contents import NAMESPACE, entry, key, keyed, keyed_run, prompts_of
 from tests.support.memd import BLOCK_SIZE, FINGERPRINT, NUM_PINNABLE_BLOCKS, LocalMemd, local_memd
 
 
@@ -25,18 +27,24 @@ class Subject:
 
     async def publish(self, *numbers: int) -> int:
         """The lease that has these blocks of the imagined prompt."""
+        return await self.publish_keyed(*(keyed(number, ordinal) for ordinal, number in enumerate(numbers)))
+
+    async def publish_keyed(self, *publish: KeyedBlock) -> int:
+        """A lease that has these blocks."""
         store = self.memd.store
         holder_id = store.attach("prefill", 1, FINGERPRINT).holder_id
         self.num_leases += 1
         await store.acquire_sequence(holder_id, self.num_leases, "r", create=True)
-        blocks = await store.lease_blocks(holder_id, len(numbers))
-        publish = tuple(keyed(number, ordinal) for ordinal, number in enumerate(numbers))
+        blocks = await store.lease_blocks(holder_id, len(publish))
         update = SequenceUpdate(self.num_leases, blocks, len(blocks) * BLOCK_SIZE, publish)
         await store.update_sequences(holder_id, [update])
         return self.num_leases
 
     async def keep(self, *numbers: int) -> None:
         await self.memd.store.release_sequences([await self.publish(*numbers)])
+
+    async def keep_keyed(self, *publish: KeyedBlock) -> None:
+        await self.memd.store.release_sequences([await self.publish_keyed(*publish)])
 
 
 @pytest.fixture(params=["local", "grpc"])
@@ -78,8 +86,30 @@ async def test_a_namespace_or_everything_is_removed(subject: Subject):
     await subject.publish(10)
     assert await subject.store.remove(NAMESPACE) == Withdrawal(2, 1)
     await subject.keep(0)
-    assert await subject.store.remove(None) == Withdrawal(1, 0)
+    assert await subject.store.remove_all() == Withdrawal(1, 0)
     assert await subject.store.runs() == ()
+
+
+async def test_segments_are_listed_as_such_and_go_with_their_namespace(subject: Subject):
+    prompts = prompts_of("private:a")
+    await subject.keep_keyed(*keyed_run(prompts, range(4)))
+    await subject.keep_keyed(*entry("private:a", range(8)))
+    runs = await subject.store.runs()
+    assert {run.kind: run.num_blocks for run in runs} == {ContentKind.PROMPT: 1, ContentKind.SEGMENT: 2}
+    assert await subject.store.remove(prompts) == Withdrawal(3, 0)
+    assert await subject.store.runs() == ()
+
+
+async def test_a_domain_is_removed_whatever_its_salts(subject: Subject):
+    for domain in ("private:a", "private:b"):
+        for salt in ("", "x"):
+            await subject.keep_keyed(*keyed_run(prompts_of(domain, salt), range(4)))
+            await subject.keep_keyed(*entry(domain, range(4), salt))
+    assert await subject.store.remove_domain(domain_of(prompts_of("private:a"))) == Withdrawal(4, 0)
+    left = {run.namespace for run in await subject.store.runs()}
+    assert {domain_of(namespace) for namespace in left} == {domain_of(prompts_of("private:b"))}
+    assert len(left) == 4
+    assert await subject.store.remove_domain(domain_of(prompts_of("private:a"))) == Withdrawal(0, 0)
 
 
 async def until_told(watch: AsyncGenerator[CacheNews, None]) -> list[CacheNews]:

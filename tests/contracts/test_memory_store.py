@@ -8,11 +8,20 @@ from dataclasses import dataclass
 import pytest
 
 from tandem.errors import FingerprintMismatchError, LeaseError, NotFoundError, StaleBlockError
-from tandem.kv.store import CopySource, MemoryStore, PromptTokens, SequenceUpdate
+from tandem.kv.store import CopySource, KeyedBlock, MemoryStore, PromptTokens, SequenceUpdate
 from tandem.rpc.memd_client import MemdClient
 from tandem.types import Block, Fingerprint
-from tests.support.contents import NAMESPACE, block_tokens, key, keyed
-from tests.support.memd import BLOCK_SIZE, FINGERPRINT, NUM_BLOCKS, NUM_RESERVE_BLOCKS, TTL_S, LocalMemd, local_memd
+from tests.support.contents import NAMESPACE, block_tokens, entry, key, keyed
+from tests.support.memd import (
+    BLOCK_SIZE,
+    FINGERPRINT,
+    MAX_SEGMENT_BLOCKS,
+    NUM_BLOCKS,
+    NUM_RESERVE_BLOCKS,
+    TTL_S,
+    LocalMemd,
+    local_memd,
+)
 
 
 @dataclass
@@ -29,6 +38,15 @@ class Subject:
     store: MemoryStore
     attach: Callable[..., Awaitable[Holder]]
     memd: LocalMemd
+
+    async def keep(self, holder: Holder, lease_id: int, *publish: KeyedBlock) -> tuple[Block, ...]:
+        """Cached blocks, which were computed in that lease."""
+        await self.store.acquire_sequence(holder.holder_id, lease_id, "r", create=True)
+        blocks = await self.store.lease_blocks(holder.holder_id, len(publish))
+        update = SequenceUpdate(lease_id, blocks, len(blocks) * BLOCK_SIZE, publish)
+        assert await self.store.update_sequences(holder.holder_id, [update]) == frozenset()
+        await self.store.release_sequences([lease_id])
+        return blocks
 
 
 def local(memd: LocalMemd) -> Subject:
@@ -266,3 +284,89 @@ async def test_an_abandoned_lease_ends_when_nobody_holds_it(subject: Subject):
     assert (await store.statistics()).num_leased_blocks == 2
     assert not await store.update_sequences(holder.holder_id, [SequenceUpdate(1, (), 0, let_go=True)])
     assert (await store.statistics()).num_free_blocks == NUM_BLOCKS
+
+
+async def test_runs_of_published_blocks_are_found_as_far_as_they_go(subject: Subject):
+    holder = await subject.attach("prefill")
+    blocks = await subject.keep(holder, 1, keyed(0), keyed(1), keyed(2))
+    others = await subject.keep(holder, 2, *entry("private:a", range(8)))
+    runs = [
+        [key(0), key(1), key(9), key(2)],
+        [],
+        [key(9), key(0)],
+        [each.key for each in entry("private:a", range(12))],
+        [key(2)],
+    ]
+    assert await subject.store.find_blocks(holder.holder_id, runs) == (blocks[:2], (), (), others, blocks[2:])
+    assert await subject.store.find_blocks(holder.holder_id, []) == ()
+    elsewhere = [each.key for each in entry("private:b", range(8))]
+    assert await subject.store.find_blocks(holder.holder_id, [elsewhere]) == ((),)
+    assert (await subject.store.statistics()).num_cached_blocks == 5, "what was found is in no lease"
+
+
+async def test_what_was_found_is_given_up_after_all_else(subject: Subject):
+    holder = await subject.attach("decode")
+    await subject.keep(holder, 1, keyed(0), keyed(1))
+    await subject.keep(holder, 2, keyed(10, ordinal=0))
+    found = await subject.store.find_blocks(holder.holder_id, [[key(0), key(1)]])
+    await subject.store.lease_blocks(holder.holder_id, NUM_BLOCKS - 2)
+    assert await subject.store.find_blocks(holder.holder_id, [[key(0), key(1)], [key(10)]]) == (*found, ())
+    await subject.store.lease_blocks(holder.holder_id, 1)
+    assert await subject.store.find_blocks(holder.holder_id, [[key(0), key(1)]]) == (found[0][:1],), "from its end"
+
+
+async def test_only_a_holder_finds_blocks(subject: Subject):
+    holder = await subject.attach("prefill")
+    await subject.keep(holder, 1, keyed(0))
+    await holder.detach()
+    with pytest.raises(NotFoundError, match=f"holder {holder.holder_id} is not attached"):
+        await subject.store.find_blocks(holder.holder_id, [[key(0)]])
+
+
+async def test_a_copy_of_several_blocks_counts_while_all_of_them_are_there(subject: Subject):
+    holder = await subject.attach("decode")
+    store = subject.store
+    sources = await subject.keep(holder, 1, keyed(0), keyed(1), keyed(2))
+    for lease_id in (2, 3):
+        await store.acquire_sequence(holder.holder_id, lease_id, "r", create=True)
+    own = await store.lease_blocks(holder.holder_id, 3)
+    update = SequenceUpdate(2, own[:1], BLOCK_SIZE, copied_from=sources)
+    assert await store.update_sequences(holder.holder_id, [update]) == frozenset()
+    await store.lease_blocks(holder.holder_id, NUM_BLOCKS - 3 - 2)  # the last of the sources goes
+    spoilt = SequenceUpdate(2, own[1:2], 2 * BLOCK_SIZE, (keyed(50, ordinal=1),), copied_from=sources)
+    sound = SequenceUpdate(3, own[2:], BLOCK_SIZE, (keyed(60, ordinal=0),), copied_from=sources[:2])
+    assert await store.update_sequences(holder.holder_id, [spoilt, sound]) == {2}
+    found = await store.find_blocks(holder.holder_id, [[key(50)], [key(60)], [key(0), key(1), key(2)]])
+    assert found == ((), own[2:], sources[:2])
+    lease = await store.acquire_sequence(holder.holder_id, 2, "r", create=False)
+    assert (lease.blocks, lease.num_sealed_tokens) == (own[:1], BLOCK_SIZE)
+
+
+async def test_segments_keep_to_their_quota_and_a_copy_of_what_had_to_go_counts_until_it_is_anothers(subject: Subject):
+    holder = await subject.attach("decode")
+    entries = [entry("private:a", range(start, start + 8)) for start in (0, 100, 200)]
+    first, *_ = [await subject.keep(holder, 1 + number, *each) for number, each in enumerate(entries)]
+    statistics = await subject.store.statistics()
+    assert (statistics.num_segment_blocks, statistics.max_segment_blocks) == (MAX_SEGMENT_BLOCKS, MAX_SEGMENT_BLOCKS)
+    keys = [[block.key for block in each] for each in entries]
+    found = await subject.store.find_blocks(holder.holder_id, keys)
+    assert [len(blocks) for blocks in found] == [0, 2, 2]
+    await subject.store.acquire_sequence(holder.holder_id, 9, "r", create=True)
+    update = SequenceUpdate(9, (), 0, copied_from=first)
+    assert await subject.store.update_sequences(holder.holder_id, [update]) == frozenset()
+    await subject.store.lease_blocks(holder.holder_id, NUM_BLOCKS - MAX_SEGMENT_BLOCKS)
+    assert await subject.store.update_sequences(holder.holder_id, [update]) == {9}
+
+
+async def test_nothing_of_a_removed_namespace_is_found_and_the_copy_from_it_is_vetoed_in_time(subject: Subject):
+    holder = await subject.attach("decode")
+    mine, theirs = entry("private:a", range(8)), entry("private:b", range(8))
+    blocks = await subject.keep(holder, 1, *mine)
+    kept = await subject.keep(holder, 2, *theirs)
+    await subject.memd.store.cache.remove(mine[0].namespace)
+    keys = [[each.key for each in run] for run in (mine, theirs)]
+    assert await subject.store.find_blocks(holder.holder_id, keys) == ((), kept)
+    await subject.store.acquire_sequence(holder.holder_id, 3, "r", create=True)
+    await subject.store.lease_blocks(holder.holder_id, NUM_BLOCKS - 2)
+    update = SequenceUpdate(3, (), 0, copied_from=blocks)
+    assert await subject.store.update_sequences(holder.holder_id, [update]) == {3}

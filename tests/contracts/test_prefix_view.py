@@ -5,10 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.kv.contents import block_keys
+from tandem.routing.published import PublishedPrefixes
 from tandem.scheduler.prefix_view import PrefixView, SentPrefixes
 
 NUM_BLOCKS = 8
-VIEWS = {"sent": lambda: SentPrefixes(lambda: NUM_BLOCKS)}
+VIEWS = {
+    "sent": lambda: SentPrefixes(lambda: NUM_BLOCKS),
+    "published": lambda: PublishedPrefixes(lambda: NUM_BLOCKS),
+}
 PROMPTS = st.lists(st.integers(0, 1), max_size=6)  # a block is a token
 
 

@@ -16,6 +16,7 @@ from tandem.types import Phase, Split
 ENV_PERCENT = "FIXED_SHARE_PERCENT"
 CONFIGURED = "cpu-affinity"  # under whose name this backend is chosen
 PERCENT_AT_FIRST = "50"
+SPARE_TIMEOUT_S = 120.0
 
 
 class FixedShareBackend:
@@ -40,7 +41,7 @@ class FixedShareBackend:
 
 def main(argv: list[str]) -> int:
     if argv[0] == "steward":
-        return asyncio.run(attend([sys.executable, "-m", __spec__.name, *argv[1:]], os.environ))
+        return asyncio.run(attend([sys.executable, "-m", __spec__.name, *argv[1:]], os.environ, SPARE_TIMEOUT_S))
     from tandem.device.partition_backends import PARTITION_BACKENDS
 
     PARTITION_BACKENDS[CONFIGURED] = lambda site: FixedShareBackend()

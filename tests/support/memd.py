@@ -27,6 +27,7 @@ NUM_BLOCKS = 16
 BLOCK_SIZE = 4
 NUM_RESERVE_BLOCKS = 2
 NUM_PINNABLE_BLOCKS = 4
+MAX_SEGMENT_BLOCKS = 4
 TTL_S = 30.0
 FINGERPRINT = Fingerprint("digest", "bfloat16", "bfloat16", "layout", BLOCK_SIZE, NUM_BLOCKS, "1.0")
 LAYOUT = KvLayout(2, NUM_BLOCKS, BLOCK_SIZE, 1, 8, "bfloat16")
@@ -73,7 +74,13 @@ class LocalMemd:
 def make_facts() -> StorageFacts:
     """Of the storage that `make_storage` makes."""
     return StorageFacts(
-        FINGERPRINT, MANIFEST.total_bytes, LAYOUT.total_bytes, NUM_RESERVE_BLOCKS, TTL_S, NUM_PINNABLE_BLOCKS
+        FINGERPRINT,
+        MANIFEST.total_bytes,
+        LAYOUT.total_bytes,
+        NUM_RESERVE_BLOCKS,
+        TTL_S,
+        NUM_PINNABLE_BLOCKS,
+        MAX_SEGMENT_BLOCKS,
     )
 
 

@@ -12,7 +12,7 @@ from tandem.kv.ledger import Ledger
 from tandem.kv.records import ledger_bytes
 from tandem.kv.store import Holding, PromptTokens, SequenceLease, SequenceUpdate
 from tandem.types import Block, Fingerprint, Phase
-from tests.support.phase_fakes import BLOCK_SIZE
+from tests.support.fake_model import BLOCK_SIZE
 from tests.unit.kv.test_ledger_crash import run_killed_at
 
 T = TypeVar("T")
@@ -70,6 +70,9 @@ class MortalMemd:
         self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None
     ) -> SequenceLease:
         return await self._call(lambda store: store.claim_prefix(holder_id, lease_id, keys, prompt), RARE)
+
+    async def find_blocks(self, holder_id: int, runs: Sequence[Sequence[bytes]]) -> tuple[tuple[Block, ...], ...]:
+        return await self._call(lambda store: store.find_blocks(holder_id, runs), RARE)
 
     async def update_sequences(self, holder_id: int, updates: Sequence[SequenceUpdate]) -> frozenset[int]:
         return await self._call(lambda store: store.update_sequences(holder_id, updates))

@@ -27,6 +27,7 @@ def test_tenants_their_domains_and_quotas(tmp_path):
         keys = ["{LINE}", "{key_line("other")}"]
         domain = "org:works"
         max_running = 2
+        min_recompute_ratio = 0.25
         [alone]
         keys = ["{key_line("third")}"]
         [shy]
@@ -44,7 +45,7 @@ def test_tenants_their_domains_and_quotas(tmp_path):
         "shy": None,
         "anew": "private:anew#2",
     }
-    assert tenants.by_name["acme"].quotas == Quotas(max_running=2)
+    assert tenants.by_name["acme"].quotas == Quotas(max_running=2, min_recompute_ratio=0.25)
     assert tenants.by_hash[hashlib.sha256(b"secret").digest()].name == "acme"
     assert len(tenants.by_hash) == 5
 
@@ -57,6 +58,8 @@ def test_tenants_their_domains_and_quotas(tmp_path):
         ("[a]\nkeys = ['tandem-a-key-itself']", "a.keys.0"),
         (f"[a]\nkeys = ['{LINE}']\nmax_waiting = 0", "a.max_waiting"),
         (f"[a]\nkeys = ['{LINE}']\nquota = 1", "a.quota"),
+        (f"[a]\nkeys = ['{LINE}']\nmin_recompute_ratio = 1.5", "a.min_recompute_ratio"),
+        (f"[a]\nkeys = ['{LINE}']\nmin_recompute_ratio = nan", "a.min_recompute_ratio"),
         (f"[a]\nkeys = ['{LINE}']\ndomain = 'org:'", "a.domain"),
         (f"['a b']\nkeys = ['{LINE}']", "a b"),
         ("a = 1", "a"),

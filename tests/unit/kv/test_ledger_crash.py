@@ -16,11 +16,12 @@ from tandem.kv.ledger import Ledger
 from tandem.kv.records import LedgerRecords, ledger_bytes
 from tandem.kv.repair import Repairs, repair
 from tandem.kv.store import PromptTokens, SequenceUpdate
-from tests.support.contents import NAMESPACE, block_tokens, key, keyed
+from tests.support.contents import NAMESPACE, block_tokens, entry, key, keyed
 
 FILES = {module.__file__ for module in (ledger_module, published_module, records_module, repair_module)}
 
 
+SEGMENTS = [entry("private:a", range(first, first + 4)) for first in (0, 50)]
 PROMPT = PromptTokens(NAMESPACE, (*block_tokens(0), *block_tokens(1)[:3], 99))
 
 
@@ -76,14 +77,17 @@ def scene() -> tuple[bytearray, Ledger, dict[str, Callable[[], object]]]:
         "publish": lambda: ledger.update_sequences(
             prefill, [SequenceUpdate(100, (), 16, (keyed(9, ordinal=2),))], now_s=0.0
         ),
+        "publish for another": lambda: ledger.update_sequences(
+            prefill, [SequenceUpdate(100, (), 16, SEGMENTS[1])], now_s=0.0, num_segment_blocks=1
+        ),
         "grant the cached": lambda: ledger.lease_blocks(decode, 9, 0),
         "claim": lambda: ledger.claim_prefix(decode, 500, [key(0), key(1)], 0, now_s=0.0),
         "claim to copy": lambda: ledger.claim_prefix(decode, 500, [key(0)], 0, prompt=PROMPT, now_s=0.0),
         "copy of what was given away": lambda: copy_what_was_given_away(ledger, decode),
         "pin": lambda: ledger.published.pin([key(0), key(1)], 2),
-        "withdraw": lambda: claim_and_withdraw(ledger, decode, NAMESPACE),
-        "withdraw all": lambda: claim_and_withdraw(ledger, decode, None),
-        "withdraw the pinned": lambda: (ledger.published.pin([key(0)], 2), ledger.published.withdraw(None)),
+        "withdraw": lambda: claim_and_withdraw(ledger, decode),
+        "withdraw all": lambda: claim_and_withdraw_all(ledger, decode),
+        "withdraw the pinned": lambda: (ledger.published.pin([key(0)], 2), ledger.published.withdraw_all()),
         "unclaim": lambda: unclaim(ledger, decode),
         "release published": lambda: claim_and_release(ledger, decode),
         "abandon": lambda: ledger.abandon_sequences([100, 200]),
@@ -96,12 +100,13 @@ def scene() -> tuple[bytearray, Ledger, dict[str, Callable[[], object]]]:
 
 
 def publish_and_release(ledger: Ledger, holder: int) -> None:
-    """Leaves two cached blocks."""
-    ledger.acquire_sequence(holder, 600, "r", create=True, now_s=0.0)
-    blocks = ledger.lease_blocks(holder, 2, 0)
-    publish = (keyed(0), keyed(1))
-    ledger.update_sequences(holder, [SequenceUpdate(600, blocks, 8, publish)], now_s=0.0)
-    ledger.release_sequences([600])
+    """Leaves two cached blocks of a prompt, and one of a segment."""
+    for lease_id, publish in ((600, (keyed(0), keyed(1))), (700, SEGMENTS[0])):
+        ledger.acquire_sequence(holder, lease_id, "r", create=True, now_s=0.0)
+        blocks = ledger.lease_blocks(holder, len(publish), 0)
+        update = SequenceUpdate(lease_id, blocks, 4 * len(blocks), publish)
+        ledger.update_sequences(holder, [update], now_s=0.0, num_segment_blocks=1)
+        ledger.release_sequences([lease_id])
 
 
 def unclaim(ledger: Ledger, holder: int) -> None:
@@ -120,10 +125,15 @@ def copy_what_was_given_away(ledger: Ledger, holder: int) -> None:
     ledger.update_sequences(holder, [SequenceUpdate(500, (), 4, copied_from=(source.block,))], now_s=0.0)
 
 
-def claim_and_withdraw(ledger: Ledger, holder: int, namespace: bytes | None) -> None:
+def claim_and_withdraw(ledger: Ledger, holder: int) -> None:
     """One block that is withdrawn is in a lease, the other in none."""
     ledger.claim_prefix(holder, 500, [key(0)], 0, now_s=0.0)
-    ledger.published.withdraw(namespace)
+    ledger.published.withdraw(NAMESPACE)
+
+
+def claim_and_withdraw_all(ledger: Ledger, holder: int) -> None:
+    ledger.claim_prefix(holder, 500, [key(0)], 0, now_s=0.0)
+    ledger.published.withdraw_all()
 
 
 def abandon_and_let_go(ledger: Ledger, holder: int) -> None:
@@ -161,7 +171,7 @@ def everything_can_be_given_back(ledger: Ledger) -> None:
     num_pinned = ledger.statistics().num_pinned_blocks
     holder = ledger.add_holder("decode", 1)
     assert len(ledger.lease_blocks(holder, 16, 0)) == 16 - num_pinned
-    assert ledger.published.withdraw(None).num_freed_blocks == num_pinned
+    assert ledger.published.withdraw_all().num_freed_blocks == num_pinned
     ledger.check()
 
 
@@ -247,6 +257,7 @@ def reference_slot(lease_id: int, ordinal: int) -> int:
         (put("references", reference_slot(100, 3), "block_id", 99), "block 99 .* is past the pool's end"),
         (put("blocks", 12, "published", 1), "block 12 is published and FREE"),
         (put("blocks", 3, "published", 1), r"blocks \[3, 8\] are all published under 0000"),
+        (put("blocks", 8, "kind", 9), "block 8 is published as of kind 9"),
         (put("holders", 63, "holder_id", 2), "holder 2 has 2 records"),
     ],
 )
@@ -263,8 +274,8 @@ def test_what_is_no_ledger_is_refused():
         Ledger.open(buffer[:-64])
     with pytest.raises(LedgerCorruptError, match="less than its header"):
         Ledger.open(bytearray(8))
-    with pytest.raises(LedgerCorruptError, match="layout version 4, this program 3"):
-        Ledger.open(corrupted(put("header", 0, "layout_version", 4)))
+    with pytest.raises(LedgerCorruptError, match="layout version 5, this program 4"):
+        Ledger.open(corrupted(put("header", 0, "layout_version", 5)))
 
 
 def test_many_contradictions_are_counted():

@@ -6,53 +6,12 @@ from tandem.errors import NotFoundError, PinQuotaError
 from tandem.kv.journal import BlockRemoved, BlockStored, CacheCleared
 from tandem.kv.ledger import Ledger
 from tandem.kv.outcomes import Withdrawal
-from tandem.kv.records import ledger_bytes
 from tandem.kv.store import CopySource, KeyedBlock, PromptTokens, SequenceUpdate
 from tandem.types import Block
 from tests.support.contents import NAMESPACE, block_tokens, key, keyed
+from tests.support.ledger_pool import BLOCK_SIZE, NUM_BLOCKS, Pool
 
-BLOCK_SIZE = 4
-NUM_BLOCKS = 8
 OTHER = b"O" * 32
-
-
-class Pool:
-    """A ledger with one holder."""
-
-    def __init__(self) -> None:
-        self.buffer = bytearray(ledger_bytes(NUM_BLOCKS, BLOCK_SIZE))
-        self.ledger = Ledger.create(self.buffer, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, epoch=1)
-        self.holder = self.ledger.add_holder("decode", 1)
-        self.num_leases = 0
-
-    def open(self) -> int:
-        self.num_leases += 1
-        self.ledger.acquire_sequence(self.holder, self.num_leases, "r", create=True, now_s=0.0)
-        return self.num_leases
-
-    def compute(self, *publish: KeyedBlock, now_s: float = 0.0) -> int:
-        """A lease that has published these as its first blocks."""
-        lease_id = self.open()
-        blocks = self.ledger.lease_blocks(self.holder, len(publish), 0)
-        update = SequenceUpdate(lease_id, blocks, len(blocks) * BLOCK_SIZE, publish)
-        self.ledger.update_sequences(self.holder, [update], now_s)
-        return lease_id
-
-    def keep(self, *publish: KeyedBlock, now_s: float = 0.0) -> None:
-        """Cached blocks."""
-        self.ledger.release_sequences([self.compute(*publish, now_s=now_s)])
-
-    def claim(self, *numbers: int, prompt: PromptTokens | None = None, now_s: float = 0.0) -> CopySource | None:
-        lease_id = self.open()
-        lease = self.ledger.claim_prefix(self.holder, lease_id, [*map(key, numbers)], 0, prompt=prompt, now_s=now_s)
-        return lease.copy_source
-
-    def evict(self, num_blocks: int) -> list[bytes]:
-        """The keys of the blocks that are given up for so many."""
-        seen = self.ledger.published.journal.last_number
-        num_free = self.ledger.statistics().num_free_blocks
-        self.ledger.return_blocks(self.holder, self.ledger.lease_blocks(self.holder, num_free + num_blocks, 0))
-        return [event.key for event in self.ledger.published.journal.after(seen, 99)]
 
 
 @pytest.fixture
@@ -166,8 +125,8 @@ def test_every_change_is_told(pool: Pool):
     pool.ledger.published.withdraw(OTHER)
     pool.ledger.published.withdraw(NAMESPACE)
     pool.keep(other(50))
-    pool.ledger.published.withdraw(None)
-    pool.ledger.published.withdraw(None)
+    pool.ledger.published.withdraw_all()
+    pool.ledger.published.withdraw_all()
     stored = [BlockStored(NAMESPACE, NAMESPACE, key(0)), BlockStored(NAMESPACE, key(0), key(1))]
     removed = [BlockRemoved(key(0)), BlockRemoved(key(1))]
     told = pool.ledger.published.journal.after(0, 99)

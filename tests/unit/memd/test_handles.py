@@ -167,6 +167,26 @@ async def test_an_answer_that_makes_no_sense_is_a_device_error(tmp_path, answer)
             await receive_segments(str(tmp_path / "fd.sock"), 1)
 
 
+async def test_an_answer_that_breaks_off_leaves_no_descriptor(tmp_path, monkeypatch):
+    monkeypatch.setattr(handles_client, "TIMEOUT_S", 0.05)
+    lent, other = socket.socketpair()
+
+    def serve() -> socket.socket:
+        connection, _ = listener.accept()
+        socket.send_fds(connection, [b"{"], [lent.fileno()])
+        return connection  # open, and silent
+
+    with socket.socket(socket.AF_UNIX) as listener, lent, other:
+        listener.bind(str(tmp_path / "fd.sock"))
+        listener.listen()
+        serving = asyncio.create_task(asyncio.to_thread(serve))
+        with pytest.raises(NotReadyError, match="timed out"):
+            await receive_segments(str(tmp_path / "fd.sock"), 1)
+        with await serving:
+            lent.close()
+            assert await asyncio.to_thread(other.recv, 1) == b"", "the descriptor is still open"
+
+
 async def test_a_silent_memd_is_not_ready(tmp_path, monkeypatch):
     monkeypatch.setattr(handles_client, "TIMEOUT_S", 0.01)
     listener = socket.socket(socket.AF_UNIX)

@@ -160,6 +160,7 @@ BAD_REQUESTS = [
     b'{"do": "deposit", "epoch": 7, "segments": []}\n',
     b'{"do": "deposit", "epoch": 7, "segments": [{"name": "kv"}]}\n',
     b'{"do": "deposit", "epoch": 7, "segments": [{"name":"a","size_bytes":1,"kind":"disk","sealed":false}]}\n',
+    b'{"do": "deposit", "epoch": 7, "segments": [{"name":"a","size_bytes":1e999,"kind":"memfd","sealed":false}]}\n',
     b"[" * 10_000 + b"\n",
     b"x" * (keeper.MAX_REQUEST_BYTES + 1),
     b'{"do": "forget", "epoch": 7}',

@@ -207,7 +207,7 @@ def test_json_of_another_kind_is_named(folder: Path, name: str, content: bytes) 
         _read_all(folder)
 
 
-@pytest.mark.parametrize("weight_map", [{}, {"a": "../elsewhere.safetensors"}, {"a": 1}, "model.safetensors"])
+@pytest.mark.parametrize("weight_map", [{}, {"a": "../elsewhere.safetensors"}, {"a": 1}, {"a": ["b"]}, "m.safetensors"])
 def test_a_bad_index_is_named(folder: Path, weight_map: object) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ModelFormatError, match=r"index\.json"):
@@ -215,10 +215,10 @@ def test_a_bad_index_is_named(folder: Path, weight_map: object) -> None:
 
 
 def test_a_file_that_the_index_names_and_nobody_has(folder: Path) -> None:
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelNotFoundError, match="model-00001-of-00002"):
-        open_model(str(folder), folder)
+    for name in ("model-00001-of-00002.safetensors", "x" * 5000):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(ModelNotFoundError, match=name):
+            open_model(str(folder), folder)
 
 
 def test_integer_weights_are_refused(folder: Path) -> None:

@@ -27,7 +27,13 @@ def test_what_is_described_is_read():
     close_segments(read.values())
 
 
-@pytest.mark.parametrize("changes", [{"kind": "disk"}, {"kind": None}, {"size_bytes": "much"}, {"size_bytes": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "disk"}, {"kind": None}, {"size_bytes": "much"}, {"size_bytes": None}, {"size_bytes": float("inf")},
+        {"size_bytes": 0}, {"size_bytes": True}, {"name": 7}, {"sealed": "no"},
+    ],
+)  # fmt: skip
 def test_what_makes_no_sense_is_a_device_error(changes):
     with pytest.raises(DeviceError, match="cannot be read"):
         read_segments(described(**changes), [0])
@@ -36,6 +42,12 @@ def test_what_makes_no_sense_is_a_device_error(changes):
 def test_segments_and_descriptors_must_be_as_many():
     with pytest.raises(DeviceError, match="describes 1 segments and hands out 2"):
         read_segments(described(), [0, 1])
+
+
+def test_two_segments_of_one_name_are_no_answer():
+    entry = json.loads(described())["segments"][0]
+    with pytest.raises(DeviceError, match="two segments of one name"):
+        read_segments(json.dumps({"segments": [entry, entry]}).encode(), [0, 1])
 
 
 def test_received_descriptors_are_not_inherited():

@@ -207,12 +207,12 @@ class Reuse(_message.Message):
     SEGMENTS_FIELD_NUMBER: _builtins.int
     ratio: _builtins.float
     """Of the reused tokens, those that matter most are computed nevertheless: this share, [0, 1]; default 0.15. At 1 all
-    are. The server may refuse shares below its own, or its tenant's, least.
+    are, as without `reuse`. A share below the server's, or the tenant's, least is refused with that least.
     """
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Segment]:
-        """Documents, tool results and the like, in order, not overlapping. Default: found by the chat template's separators,
-        else by content.
+        """Documents, tool results and the like, in order, not overlapping, at most 64; what has fewer than 64 tokens is
+        computed. Default: found by the tokens that end a turn, else by content.
         """
 
     def __init__(
@@ -240,7 +240,9 @@ class Segment(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """as it stands in the prompt's text, behind the segment before"""
+    """Of any other, as it stands in its text (a conversation's: as rendered), behind the segment before. The segment is
+    the tokens that lie wholly inside.
+    """
     @_builtins.property
     def tokens(self) -> _common_pb2.Span:
         """of a prompt that is given as token ids"""
@@ -292,7 +294,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def reuse(self) -> Global___Reuse:
-        """unset: only exact KV is reused, which changes no answer"""
+        """Unset: only exact KV is reused, which changes no answer. Where the server keeps nothing, or nothing of the caller's,
+        it is served as if unset, and `usage` says so.
+        """
 
     def __init__(
         self,
@@ -419,7 +423,7 @@ class Usage(_message.Message):
     """prompt tokens whose KV was reused from elsewhere, as `reuse` allows"""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentUsage]:
-        """of a request with `reuse`"""
+        """of a request with `reuse`: those that were looked for"""
 
     def __init__(
         self,
@@ -891,7 +895,10 @@ class GetCacheKeysRequest(_message.Message):
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     cache_salt: _builtins.str
+    tenant: _builtins.str
+    """whose; unset: the caller's. Another one's only over the run directory's socket, without a key"""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """unset: only the namespace is asked for"""
@@ -901,10 +908,11 @@ class GetCacheKeysRequest(_message.Message):
         *,
         token_ids: Global___TokenIds | None = ...,
         cache_salt: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "tenant", b"tenant", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,43 +22,44 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from tandem.rpc.stubs.common.v1 import common_pb2 as tandem_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atandem/memd/v1/cache.proto\x12\x0etandem.memd.v1\"\x12\n\x10ListCacheRequest\"<\n\x11ListCacheResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.tandem.memd.v1.CachedRun\"\xa3\x01\n\tCachedRun\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x15\n\rfirst_ordinal\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x19\n\x11num_leased_blocks\x18\x05 \x01(\r\x12\x10\n\x08num_hits\x18\x06 \x01(\r\x12\x0e\n\x06pinned\x18\x07 \x01(\x08\x12\x0e\n\x06idle_s\x18\x08 \x01(\x01\" \n\x10PinPrefixRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\'\n\x11PinPrefixResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\r\"@\n\x12RemoveCacheRequest\x12\x13\n\tnamespace\x18\x01 \x01(\x0cH\x00\x12\r\n\x03\x61ll\x18\x02 \x01(\x08H\x00\x42\x06\n\x04what\"J\n\x13RemoveCacheResponse\x12\x18\n\x10num_freed_blocks\x18\x01 \x01(\r\x12\x19\n\x11num_leased_blocks\x18\x02 \x01(\r\"A\n\x11WatchCacheRequest\x12,\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x1d.tandem.memd.v1.CachePosition\"2\n\rCachePosition\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06number\x18\x02 \x01(\x04\"\x85\x01\n\x12WatchCacheResponse\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tandem.memd.v1.CacheEvent\x12/\n\x08position\x18\x02 \x01(\x0b\x32\x1d.tandem.memd.v1.CachePosition\x12\x12\n\nblock_size\x18\x03 \x01(\r\"\xa6\x01\n\nCacheEvent\x12-\n\x06stored\x18\x01 \x01(\x0b\x32\x1b.tandem.memd.v1.BlockStoredH\x00\x12/\n\x07removed\x18\x02 \x01(\x0b\x32\x1c.tandem.memd.v1.BlockRemovedH\x00\x12/\n\x07\x63leared\x18\x03 \x01(\x0b\x32\x1c.tandem.memd.v1.CacheClearedH\x00\x42\x07\n\x05\x65vent\"=\n\x0b\x42lockStored\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\"\x1b\n\x0c\x42lockRemoved\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"\x0e\n\x0c\x43\x61\x63heCleared2\xe1\x02\n\x0c\x43\x61\x63heService\x12P\n\tListCache\x12 .tandem.memd.v1.ListCacheRequest\x1a!.tandem.memd.v1.ListCacheResponse\x12P\n\tPinPrefix\x12 .tandem.memd.v1.PinPrefixRequest\x1a!.tandem.memd.v1.PinPrefixResponse\x12V\n\x0bRemoveCache\x12\".tandem.memd.v1.RemoveCacheRequest\x1a#.tandem.memd.v1.RemoveCacheResponse\x12U\n\nWatchCache\x12!.tandem.memd.v1.WatchCacheRequest\x1a\".tandem.memd.v1.WatchCacheResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1atandem/memd/v1/cache.proto\x12\x0etandem.memd.v1\x1a\x1dtandem/common/v1/common.proto\"\x12\n\x10ListCacheRequest\"<\n\x11ListCacheResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.tandem.memd.v1.CachedRun\"\xd0\x01\n\tCachedRun\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x15\n\rfirst_ordinal\x18\x03 \x01(\r\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x19\n\x11num_leased_blocks\x18\x05 \x01(\r\x12\x10\n\x08num_hits\x18\x06 \x01(\r\x12\x0e\n\x06pinned\x18\x07 \x01(\x08\x12\x0e\n\x06idle_s\x18\x08 \x01(\x01\x12+\n\x04kind\x18\t \x01(\x0e\x32\x1d.tandem.common.v1.ContentKind\" \n\x10PinPrefixRequest\x12\x0c\n\x04keys\x18\x01 \x03(\x0c\"\'\n\x11PinPrefixResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\r\"R\n\x12RemoveCacheRequest\x12\x13\n\tnamespace\x18\x01 \x01(\x0cH\x00\x12\r\n\x03\x61ll\x18\x02 \x01(\x08H\x00\x12\x10\n\x06\x64omain\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04what\"J\n\x13RemoveCacheResponse\x12\x18\n\x10num_freed_blocks\x18\x01 \x01(\r\x12\x19\n\x11num_leased_blocks\x18\x02 \x01(\r\"A\n\x11WatchCacheRequest\x12,\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x1d.tandem.memd.v1.CachePosition\"2\n\rCachePosition\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06number\x18\x02 \x01(\x04\"\x85\x01\n\x12WatchCacheResponse\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tandem.memd.v1.CacheEvent\x12/\n\x08position\x18\x02 \x01(\x0b\x32\x1d.tandem.memd.v1.CachePosition\x12\x12\n\nblock_size\x18\x03 \x01(\r\"\xa6\x01\n\nCacheEvent\x12-\n\x06stored\x18\x01 \x01(\x0b\x32\x1b.tandem.memd.v1.BlockStoredH\x00\x12/\n\x07removed\x18\x02 \x01(\x0b\x32\x1c.tandem.memd.v1.BlockRemovedH\x00\x12/\n\x07\x63leared\x18\x03 \x01(\x0b\x32\x1c.tandem.memd.v1.CacheClearedH\x00\x42\x07\n\x05\x65vent\"=\n\x0b\x42lockStored\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\"\x1b\n\x0c\x42lockRemoved\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"\x0e\n\x0c\x43\x61\x63heCleared2\xe1\x02\n\x0c\x43\x61\x63heService\x12P\n\tListCache\x12 .tandem.memd.v1.ListCacheRequest\x1a!.tandem.memd.v1.ListCacheResponse\x12P\n\tPinPrefix\x12 .tandem.memd.v1.PinPrefixRequest\x1a!.tandem.memd.v1.PinPrefixResponse\x12V\n\x0bRemoveCache\x12\".tandem.memd.v1.RemoveCacheRequest\x1a#.tandem.memd.v1.RemoveCacheResponse\x12U\n\nWatchCache\x12!.tandem.memd.v1.WatchCacheRequest\x1a\".tandem.memd.v1.WatchCacheResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.rpc.stubs.memd.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTCACHEREQUEST']._serialized_start=46
-  _globals['_LISTCACHEREQUEST']._serialized_end=64
-  _globals['_LISTCACHERESPONSE']._serialized_start=66
-  _globals['_LISTCACHERESPONSE']._serialized_end=126
-  _globals['_CACHEDRUN']._serialized_start=129
-  _globals['_CACHEDRUN']._serialized_end=292
-  _globals['_PINPREFIXREQUEST']._serialized_start=294
-  _globals['_PINPREFIXREQUEST']._serialized_end=326
-  _globals['_PINPREFIXRESPONSE']._serialized_start=328
-  _globals['_PINPREFIXRESPONSE']._serialized_end=367
-  _globals['_REMOVECACHEREQUEST']._serialized_start=369
-  _globals['_REMOVECACHEREQUEST']._serialized_end=433
-  _globals['_REMOVECACHERESPONSE']._serialized_start=435
-  _globals['_REMOVECACHERESPONSE']._serialized_end=509
-  _globals['_WATCHCACHEREQUEST']._serialized_start=511
-  _globals['_WATCHCACHEREQUEST']._serialized_end=576
-  _globals['_CACHEPOSITION']._serialized_start=578
-  _globals['_CACHEPOSITION']._serialized_end=628
-  _globals['_WATCHCACHERESPONSE']._serialized_start=631
-  _globals['_WATCHCACHERESPONSE']._serialized_end=764
-  _globals['_CACHEEVENT']._serialized_start=767
-  _globals['_CACHEEVENT']._serialized_end=933
-  _globals['_BLOCKSTORED']._serialized_start=935
-  _globals['_BLOCKSTORED']._serialized_end=996
-  _globals['_BLOCKREMOVED']._serialized_start=998
-  _globals['_BLOCKREMOVED']._serialized_end=1025
-  _globals['_CACHECLEARED']._serialized_start=1027
-  _globals['_CACHECLEARED']._serialized_end=1041
-  _globals['_CACHESERVICE']._serialized_start=1044
-  _globals['_CACHESERVICE']._serialized_end=1397
+  _globals['_LISTCACHEREQUEST']._serialized_start=77
+  _globals['_LISTCACHEREQUEST']._serialized_end=95
+  _globals['_LISTCACHERESPONSE']._serialized_start=97
+  _globals['_LISTCACHERESPONSE']._serialized_end=157
+  _globals['_CACHEDRUN']._serialized_start=160
+  _globals['_CACHEDRUN']._serialized_end=368
+  _globals['_PINPREFIXREQUEST']._serialized_start=370
+  _globals['_PINPREFIXREQUEST']._serialized_end=402
+  _globals['_PINPREFIXRESPONSE']._serialized_start=404
+  _globals['_PINPREFIXRESPONSE']._serialized_end=443
+  _globals['_REMOVECACHEREQUEST']._serialized_start=445
+  _globals['_REMOVECACHEREQUEST']._serialized_end=527
+  _globals['_REMOVECACHERESPONSE']._serialized_start=529
+  _globals['_REMOVECACHERESPONSE']._serialized_end=603
+  _globals['_WATCHCACHEREQUEST']._serialized_start=605
+  _globals['_WATCHCACHEREQUEST']._serialized_end=670
+  _globals['_CACHEPOSITION']._serialized_start=672
+  _globals['_CACHEPOSITION']._serialized_end=722
+  _globals['_WATCHCACHERESPONSE']._serialized_start=725
+  _globals['_WATCHCACHERESPONSE']._serialized_end=858
+  _globals['_CACHEEVENT']._serialized_start=861
+  _globals['_CACHEEVENT']._serialized_end=1027
+  _globals['_BLOCKSTORED']._serialized_start=1029
+  _globals['_BLOCKSTORED']._serialized_end=1090
+  _globals['_BLOCKREMOVED']._serialized_start=1092
+  _globals['_BLOCKREMOVED']._serialized_end=1119
+  _globals['_CACHECLEARED']._serialized_start=1121
+  _globals['_CACHECLEARED']._serialized_end=1135
+  _globals['_CACHESERVICE']._serialized_start=1138
+  _globals['_CACHESERVICE']._serialized_end=1491
 # @@protoc_insertion_point(module_scope)

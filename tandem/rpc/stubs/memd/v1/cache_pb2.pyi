@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from tandem.rpc.stubs.common.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -67,6 +68,7 @@ class CachedRun(_message.Message):
     NUM_HITS_FIELD_NUMBER: _builtins.int
     PINNED_FIELD_NUMBER: _builtins.int
     IDLE_S_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
     key: _builtins.bytes
     """of the last of them"""
@@ -80,6 +82,7 @@ class CachedRun(_message.Message):
     pinned: _builtins.bool
     idle_s: _builtins.float
     """since the last of them was published or found"""
+    kind: _common_pb2.ContentKind.ValueType
     def __init__(
         self,
         *,
@@ -91,10 +94,11 @@ class CachedRun(_message.Message):
         num_hits: _builtins.int = ...,
         pinned: _builtins.bool = ...,
         idle_s: _builtins.float = ...,
+        kind: _common_pb2.ContentKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_ordinal", b"first_ordinal", "idle_s", b"idle_s", "key", b"key", "namespace", b"namespace", "num_blocks", b"num_blocks", "num_hits", b"num_hits", "num_leased_blocks", b"num_leased_blocks", "pinned", b"pinned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_ordinal", b"first_ordinal", "idle_s", b"idle_s", "key", b"key", "kind", b"kind", "namespace", b"namespace", "num_blocks", b"num_blocks", "num_hits", b"num_hits", "num_leased_blocks", b"num_leased_blocks", "pinned", b"pinned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -148,19 +152,24 @@ class RemoveCacheRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     ALL_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     namespace: _builtins.bytes
+    """and that of its segments"""
     all: _builtins.bool
+    domain: _builtins.bytes
+    """every namespace that ends with these 16 bytes"""
     def __init__(
         self,
         *,
         namespace: _builtins.bytes = ...,
         all: _builtins.bool = ...,
+        domain: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "namespace", b"namespace", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "domain", b"domain", "namespace", b"namespace", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "namespace", b"namespace", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "domain", b"domain", "namespace", b"namespace", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["namespace", "all"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["namespace", "all", "domain"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 

@@ -902,6 +902,8 @@ class GetStatisticsResponse(_message.Message):
     NUM_EVICTIONS_FIELD_NUMBER: _builtins.int
     NUM_PINNED_BLOCKS_FIELD_NUMBER: _builtins.int
     NUM_PINNABLE_BLOCKS_FIELD_NUMBER: _builtins.int
+    NUM_SEGMENT_BLOCKS_FIELD_NUMBER: _builtins.int
+    MAX_SEGMENT_BLOCKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     num_blocks: _builtins.int
     """= free + spare + leased + cached"""
@@ -929,6 +931,10 @@ class GetStatisticsResponse(_message.Message):
     num_pinned_blocks: _builtins.int
     num_pinnable_blocks: _builtins.int
     """at most so many can be pinned"""
+    num_segment_blocks: _builtins.int
+    """published, of segments"""
+    max_segment_blocks: _builtins.int
+    """at most so many are"""
     @_builtins.property
     def fingerprint(self) -> Global___Fingerprint: ...
     @_builtins.property
@@ -956,10 +962,12 @@ class GetStatisticsResponse(_message.Message):
         num_evictions: _builtins.int = ...,
         num_pinned_blocks: _builtins.int = ...,
         num_pinnable_blocks: _builtins.int = ...,
+        num_segment_blocks: _builtins.int = ...,
+        max_segment_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "holders", b"holders", "kv_bytes", b"kv_bytes", "lease_ttl_s", b"lease_ttl_s", "num_asked_blocks", b"num_asked_blocks", "num_asked_tokens", b"num_asked_tokens", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_claimed_blocks", b"num_claimed_blocks", "num_claimed_tokens", b"num_claimed_tokens", "num_evictions", b"num_evictions", "num_free_blocks", b"num_free_blocks", "num_leased_blocks", b"num_leased_blocks", "num_pinnable_blocks", b"num_pinnable_blocks", "num_pinned_blocks", b"num_pinned_blocks", "num_reserve_blocks", b"num_reserve_blocks", "num_sequences", b"num_sequences", "num_spare_blocks", b"num_spare_blocks", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fingerprint", b"fingerprint", "holders", b"holders", "kv_bytes", b"kv_bytes", "lease_ttl_s", b"lease_ttl_s", "max_segment_blocks", b"max_segment_blocks", "num_asked_blocks", b"num_asked_blocks", "num_asked_tokens", b"num_asked_tokens", "num_blocks", b"num_blocks", "num_cached_blocks", b"num_cached_blocks", "num_claimed_blocks", b"num_claimed_blocks", "num_claimed_tokens", b"num_claimed_tokens", "num_evictions", b"num_evictions", "num_free_blocks", b"num_free_blocks", "num_leased_blocks", b"num_leased_blocks", "num_pinnable_blocks", b"num_pinnable_blocks", "num_pinned_blocks", b"num_pinned_blocks", "num_reserve_blocks", b"num_reserve_blocks", "num_segment_blocks", b"num_segment_blocks", "num_sequences", b"num_sequences", "num_spare_blocks", b"num_spare_blocks", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
