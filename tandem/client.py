@@ -14,6 +14,10 @@ left out, or None, is the server's to choose.
 
 `AsyncClient` has the same methods for asyncio.
 
+A prompt with documents that other prompts had, in whatever order, has its first token sooner with
+``reuse=Reuse(segments=[document, ...])``: their KV is reused approximately, and the answer may differ from the one
+without. `Usage` says what was reused.
+
 A server that ends, is restarted or loses the connection in the middle of an answer costs a pause: the client takes the
 request up again with the tokens that it has, and the answer goes on as if nothing had happened, sampled ones too. It
 gives up after `RetryPolicy.give_up_s` without a message. An address at which nobody ever answered fails at once.
@@ -38,13 +42,16 @@ from tandem.rpc.gateway_values import (
     ModelInfo,
     Piece,
     Prompt,
+    Reuse,
     SamplingValue,
+    SegmentUsage,
     ServerStatus,
     TokenLogprob,
     Usage,
 )
 from tandem.rpc.resuming import RetryPolicy
 from tandem.rpc.tls import TlsFiles
+from tandem.types import Span
 
 __all__ = [
     "Access",
@@ -54,7 +61,10 @@ __all__ = [
     "ModelInfo",
     "Piece",
     "RetryPolicy",
+    "Reuse",
+    "SegmentUsage",
     "ServerStatus",
+    "Span",
     "TlsFiles",
     "TokenLogprob",
     "Usage",
@@ -84,15 +94,17 @@ class Client:
         priority: int = 0,
         cache_salt: str = "",
         timeout_s: float | None = None,
+        reuse: Reuse | None = None,
         **sampling: SamplingValue,
     ) -> Generator[Piece, None, None]:
         """Streams the answers to a text or to token ids; with ``n`` above 1 their pieces come mixed.
 
         Closing the generator cancels the request. A higher `priority` is served first. What was computed for a prompt
-        is reused for those that begin alike and have the same `cache_salt`.
+        is reused for those that begin alike and have the same `cache_salt`. `reuse` lets parts of the prompt be reused
+        wherever they stood before, approximately.
         """
         return self._gateway.generate(
-            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s)
+            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s, reuse)
         )
 
     def generate_once(
@@ -103,11 +115,12 @@ class Client:
         priority: int = 0,
         cache_salt: str = "",
         timeout_s: float | None = None,
+        reuse: Reuse | None = None,
         **sampling: SamplingValue,
     ) -> tuple[Answer, ...]:
         """As `generate`, whole answers instead of pieces; as many as ``n``."""
         return self._gateway.generate_once(
-            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s)
+            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s, reuse)
         )
 
     def chat(
@@ -118,10 +131,13 @@ class Client:
         priority: int = 0,
         cache_salt: str = "",
         timeout_s: float | None = None,
+        reuse: Reuse | None = None,
         **sampling: SamplingValue,
     ) -> Generator[Piece, None, None]:
         """Streams the answer to a conversation: ``[{"role": "user", "content": "Hello"}]``."""
-        return self._gateway.chat(messages, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s))
+        return self._gateway.chat(
+            messages, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s, reuse)
+        )
 
     def tokenize(self, source: str | Messages) -> tuple[int, ...]:
         """The token ids of the prompt that a text or a conversation becomes."""
@@ -170,15 +186,17 @@ class AsyncClient:
         priority: int = 0,
         cache_salt: str = "",
         timeout_s: float | None = None,
+        reuse: Reuse | None = None,
         **sampling: SamplingValue,
     ) -> AsyncGenerator[Piece, None]:
         """Streams the answers to a text or to token ids; with ``n`` above 1 their pieces come mixed.
 
         Closing the generator cancels the request. A higher `priority` is served first. What was computed for a prompt
-        is reused for those that begin alike and have the same `cache_salt`.
+        is reused for those that begin alike and have the same `cache_salt`. `reuse` lets parts of the prompt be reused
+        wherever they stood before, approximately.
         """
         return self._gateway.generate(
-            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s)
+            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s, reuse)
         )
 
     async def generate_once(
@@ -189,11 +207,12 @@ class AsyncClient:
         priority: int = 0,
         cache_salt: str = "",
         timeout_s: float | None = None,
+        reuse: Reuse | None = None,
         **sampling: SamplingValue,
     ) -> tuple[Answer, ...]:
         """As `generate`, whole answers instead of pieces; as many as ``n``."""
         return await self._gateway.generate_once(
-            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s)
+            prompt, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s, reuse)
         )
 
     def chat(
@@ -204,10 +223,13 @@ class AsyncClient:
         priority: int = 0,
         cache_salt: str = "",
         timeout_s: float | None = None,
+        reuse: Reuse | None = None,
         **sampling: SamplingValue,
     ) -> AsyncGenerator[Piece, None]:
         """Streams the answer to a conversation: ``[{"role": "user", "content": "Hello"}]``."""
-        return self._gateway.chat(messages, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s))
+        return self._gateway.chat(
+            messages, CallOptions(_given(sampling), request_id, priority, cache_salt, timeout_s, reuse)
+        )
 
     async def tokenize(self, source: str | Messages) -> tuple[int, ...]:
         """The token ids of the prompt that a text or a conversation becomes."""

@@ -17,7 +17,6 @@ from tandem.model.quantisation import NONE
 from tandem.model.registry import get_family
 from tandem.model.source import ModelSource
 from tandem.reuse.plan import Placement
-from tandem.runner.model_runner import ModelRunner
 from tandem.runner.probe import Probe
 from tandem.runner.segment_kv import SegmentKv
 from tandem.runner.selective import chosen_rows
@@ -49,13 +48,8 @@ class ApproxModel:
         self.kernels_name = kernels.name
         self._decoder = get_family(config.family).build(config, weights, kernels)
         self.probe = Probe(config, weights, kernels, self.kv_cache)
-        self._segments = SegmentKv(
-            ModelRunner(self._decoder, self.kv_cache, BLOCK_SIZE),
-            kernels,
-            self.kv_cache,
-            rotary_frequencies(config),
-            config.bos_token_id or 0,
-        )
+        self._segments = SegmentKv(kernels, self.kv_cache, rotary_frequencies(config))
+        self._first_token_id = config.bos_token_id or 0
         self._num_taken = 0
 
     def take_blocks(self, num_tokens: int) -> range:
@@ -70,8 +64,9 @@ class ApproxModel:
 
     def build(self, token_ids: Sequence[int]) -> range:
         """A canonical entry; its blocks."""
-        blocks = self.take_blocks(1 + len(token_ids))
-        self._segments.build(token_ids, blocks)
+        entry = [self._first_token_id, *token_ids]
+        blocks = self.take_blocks(len(entry))
+        self._hidden(SequenceRows(entry, 0, blocks))
         return blocks
 
     def place(self, placement: Placement, entry: Sequence[int], blocks: Sequence[int]) -> None:

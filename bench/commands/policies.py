@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.progress import Progress
 
+from bench.commands.options import numbers
 from bench.display import new_console
 from bench.policies.deployment import Setting
 from bench.policies.gateway import GatewayOptions
@@ -16,7 +17,6 @@ from bench.policies.trials import run_trial
 from bench.results import provenance, write_result
 from bench.simulate.contest import parse_split
 from bench.simulate.systems import cpu_system, h200_system
-from tandem.errors import ConfigError
 from tandem.scheduler.policies import POLICIES
 
 _PATH = click.Path(path_type=Path)
@@ -75,8 +75,8 @@ def _setting(given: dict[str, Any]) -> Setting:
 
 def _loads(given: dict[str, Any]) -> Iterator[TraceLoad]:
     floods = (0.0, given["flood"]) if given["flood"] else (0.0,)
-    for rate_per_s in _numbers("rates", given["rates"]):
-        for seed in _numbers("seeds", given["seeds"]):
+    for rate_per_s in numbers("rates", given["rates"]):
+        for seed in numbers("seeds", given["seeds"]):
             for flood in floods:
                 yield TraceLoad(
                     data=given["data"],
@@ -87,10 +87,3 @@ def _loads(given: dict[str, Any]) -> Iterator[TraceLoad]:
                     num_tenants=given["tenants"],
                     flood_rate_per_s=flood,
                 )
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise ConfigError(option, f"{text!r} is not a list of numbers with commas between them") from None

@@ -19,7 +19,7 @@ from tandem.kv.layout import num_blocks_for
 from tandem.model.batch import SequenceRows
 from tandem.phase.stepper import StepPart
 from tandem.rpc.memd_client import MemdClient
-from tandem.runner.sampler import Draw
+from tandem.runner.sampler import Draw, SampledToken
 from tandem.telemetry.logs import configure_logging
 from tandem.types import Phase
 
@@ -43,7 +43,7 @@ class Sequences:
             for row, table in zip(self._rows, self._tables, strict=True)
         ]
         tokens = await bench.step(parts)
-        self._rows = [[token.token_id] for token in tokens if token is not None]
+        self._rows = [[token.token_id] for token in tokens if isinstance(token, SampledToken)]
         self._start = end
 
 

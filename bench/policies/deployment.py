@@ -65,35 +65,47 @@ class Setting:
     gateway: GatewayOptions
 
 
+class Onlooker(Protocol):
+    """Whoever is told what becomes of sequences."""
+
+    def prefilled(self, sequence: SharingSequence) -> None:
+        """It has its first token, or, having lost its blocks, one more."""
+        ...
+
+    def ended(self, sequence: SharingSequence) -> None:
+        """It has its whole answer."""
+        ...
+
+
 def simulate(setting: Setting, seed: int, arrivals: Sequence[SharingSequence]) -> None:
     """Notes in the arrivals what becomes of them, of each to its end. The same arguments give the same outcome."""
-    deployment = PolicyDeployment(setting, seed)
+    events = EventQueue()
+    deployment = PolicyDeployment(setting, seed, events)
     for sequence in arrivals:
-        deployment.plan(sequence)
-    deployment.events.run(FOREVER_S)
+        events.after(sequence.arrived_s, partial(deployment.arrive, sequence))
+    events.run(FOREVER_S)
 
 
 class PolicyDeployment:
     """Gateway, phases, and the pool that both phases draw on."""
 
-    def __init__(self, setting: Setting, seed: int) -> None:
+    def __init__(self, setting: Setting, seed: int, events: EventQueue, onlooker: Onlooker | None = None) -> None:
         limits = setting.system.limits
-        self.events = EventQueue()
+        self._events = events
+        self._onlooker = onlooker
         self._limits = limits
         self._split = setting.split
         self._device = Device(setting.system.table, setting.system.contention, seed)
-        self._pool = CachingPool(limits.num_blocks, limits.block_size)
-        self._gateway = PolicyGateway(setting.gateway, limits, self.events, self._start)
-        self._prefill = SharingPrefill(limits, self._pool, self._prefilled)
-        self._decode = DecodeWork(limits, self._pool, self._completed, self._preempted)
+        self.pool = CachingPool(limits.num_blocks, limits.block_size)
+        self._gateway = PolicyGateway(setting.gateway, limits, events, self._start)
+        self._prefill = SharingPrefill(limits, self.pool, self._prefilled)
+        self._decode = DecodeWork(limits, self.pool, self._completed, self._preempted)
         works: dict[Phase, PhaseWork] = {Phase.PREFILL: self._prefill, Phase.DECODE: self._decode}
-        self._loops = {
-            phase: PhaseLoop(work, self.events, partial(self._step_ms, phase)) for phase, work in works.items()
-        }
+        self._loops = {phase: PhaseLoop(work, events, partial(self._step_ms, phase)) for phase, work in works.items()}
 
-    def plan(self, sequence: SharingSequence) -> None:
-        """It arrives at its time."""
-        self.events.after(sequence.arrived_s, lambda: self._gateway.arrive(sequence))
+    def arrive(self, sequence: SharingSequence) -> None:
+        """It comes to the gateway now."""
+        self._gateway.arrive(sequence)
 
     def _step_ms(self, phase: Phase, content: StepContent) -> float:
         other = Phase.DECODE if phase is Phase.PREFILL else Phase.PREFILL
@@ -106,10 +118,12 @@ class PolicyDeployment:
         self._loops[Phase.PREFILL].wake()
 
     def _prefilled(self, sequence: SharingSequence) -> None:
-        self.events.after(self._limits.handover_ms * MS, lambda: self._first_token(sequence))
+        self._events.after(self._limits.handover_ms * MS, lambda: self._first_token(sequence))
 
     def _first_token(self, sequence: SharingSequence) -> None:
-        sequence.token_times_s.append(self.events.now_s)
+        sequence.token_times_s.append(self._events.now_s)
+        if self._onlooker:
+            self._onlooker.prefilled(sequence)
         self._gateway.prefilled(sequence)
         if sequence.is_complete:
             self._end(sequence)
@@ -121,8 +135,10 @@ class PolicyDeployment:
         self._end(_sharing(sequence))
 
     def _end(self, sequence: SharingSequence) -> None:
-        self._pool.take_back(sequence)
+        self.pool.take_back(sequence)
         self._gateway.complete(sequence)
+        if self._onlooker:
+            self._onlooker.ended(sequence)
         self._loops[Phase.PREFILL].wake()  # its blocks may be what somebody waits for
 
     def _preempted(self, sequence: SimSequence) -> None:

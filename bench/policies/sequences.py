@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from bench.simulate.sequences import BlockPool, SimSequence
 from bench.workloads.request import Span
+from tandem.kv.journal import BlockRemoved, BlockStored, CacheJournal
+
+NAMESPACE = b""  # of all blocks: the keys' own is in their hashes
 
 
 @dataclass(slots=True, eq=False)
@@ -49,12 +52,14 @@ def _blocks(spans: Sequence[Span], block_size: int) -> Iterator[str]:
 class CachingPool(BlockPool):
     """Blocks in use, counted once however many share them, and published ones that nobody uses until room is needed.
 
-    `num_free` counts the latter too. The longest unused go first, ends of prompts before their beginnings.
+    `num_free` counts the latter too. The longest unused go first, ends of prompts before their beginnings. Every change
+    of what is published is in the journal.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         super().__init__(num_blocks)
-        self._block_size = block_size
+        self.journal = CacheJournal()
+        self.block_size = block_size
         self._num_users: dict[bytes, int] = {}  # of published blocks in use
         self._unused: OrderedDict[bytes, None] = OrderedDict()  # longest unused first
 
@@ -69,22 +74,30 @@ class CachingPool(BlockPool):
             self._num_users[key] = self._num_users.get(key, 0) + 1
             sequence.num_shared_blocks += 1
         sequence.num_blocks = sequence.num_shared_blocks
-        sequence.num_computed = sequence.num_shared_blocks * self._block_size
+        sequence.num_computed = sequence.num_shared_blocks * self.block_size
 
     def give(self, sequence: SimSequence, num_blocks: int) -> None:
         """See `BlockPool`."""
         super().give(sequence, num_blocks)
         while len(self._unused) > self.num_free:
-            self._unused.popitem(last=False)
+            key, _ = self._unused.popitem(last=False)
+            self.journal.note(BlockRemoved(key))
 
     def publish(self, sequence: SharingSequence) -> None:
         """What is computed of it, up to the first block that another has published meanwhile."""
-        computed = sequence.keys[: sequence.num_computed // self._block_size]
+        computed = sequence.keys[: sequence.num_computed // self.block_size]
+        parent = computed[sequence.num_shared_blocks - 1] if sequence.num_shared_blocks else NAMESPACE
         for key in computed[sequence.num_shared_blocks :]:
             if key in self._num_users or key in self._unused:
                 return
             self._num_users[key] = 1
             sequence.num_shared_blocks += 1
+            self.journal.note(BlockStored(NAMESPACE, parent, key))
+            parent = key
+
+    def published(self) -> tuple[bytes, ...]:
+        """All keys under which something is found."""
+        return (*self._num_users, *self._unused)
 
     def take_back(self, sequence: SimSequence) -> None:
         """See `BlockPool`."""

@@ -10,7 +10,7 @@ import structlog
 from tandem.phase.engine import PhaseEngine
 from tandem.phase.outfit import Outfit
 from tandem.phase.sequence import SequenceState, WorkingSequence
-from tandem.phase.stepper import StepPart
+from tandem.phase.stepper import StepPart, StepResult
 from tandem.phase.stopping import banned_tokens, finish_reason
 from tandem.phase.waiting import WaitingRoom
 from tandem.runner.sampler import SampledToken
@@ -52,11 +52,11 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
         self._leases.supply.demand(plan.demand)
         return [_part(sequence) for sequence in self._batch]
 
-    def finish(self, tokens: Sequence[SampledToken | None]) -> None:
+    def finish(self, results: Sequence[StepResult]) -> None:
         """Each running sequence's token, and the end of those it ends."""
-        for sequence, token in zip(self._batch, tokens, strict=True):
+        for sequence, token in zip(self._batch, results, strict=True):
             sequence.num_computed = len(sequence.token_ids)
-            if sequence.state is SequenceState.RUNNING and token is not None:
+            if sequence.state is SequenceState.RUNNING and isinstance(token, SampledToken):
                 self._take(sequence, token)
 
     def fail(self, message: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from services.gateway.building import SegmentBuilder
 from services.gateway.chat import ChatTemplate
 from services.gateway.frontend import Draws, Frontend
 from services.gateway.leases import LeaseKeeper
@@ -13,6 +14,7 @@ from services.gateway.peers import Peers
 from services.gateway.pool import PEER as MEMD
 from services.gateway.pool import PoolWatch
 from services.gateway.ports import ObservationSink, PhasePort, Timers
+from services.gateway.prospects import Promise
 from services.gateway.queue import SequenceQueue
 from services.gateway.quotas import TenantQuotas
 from services.gateway.reporting import Reporter
@@ -28,6 +30,8 @@ from tandem.scheduler.policies import PolicyOptions, make_policy
 from tandem.scheduler.prefix_view import SentPrefixes
 from tandem.telemetry.metrics import GatewayMetrics
 from tandem.types import Phase
+
+MS = 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,14 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
             queue.forget_cache()
 
     pool = PoolWatch(world.store, note_memd)
+    builder = SegmentBuilder(
+        admit=lambda request: orchestrator.admit_build(request),  # noqa: PLW0108 - it is made below
+        note_entry=queue.note_entry,
+        tokenizer=model.tokenizer,
+        draw_request_id=world.draws.request_id,
+        clock=world.clock,
+        unix_ns=world.unix_ns,
+    )
     orchestrator = Orchestrator(
         ports=world.phases,
         leases=leases,
@@ -84,12 +96,14 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
             max_running=config.max_running,
             max_waiting_tokens=config.max_waiting_tokens,
             max_waiting_of=lambda tenant: directory.quotas(tenant).max_waiting,
+            promise=Promise(config.admit_ttft_ms / MS, config.admit_tpot_ms / MS),
         ),
         peers=peers,
         reporter=reporter,
         clock=world.clock,
         unix_ns=world.unix_ns,
         timers=world.timers,
+        note_segments=builder.note,
         one_process=config.mode == "colocated",
     )
     frontend = Frontend(

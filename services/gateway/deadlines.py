@@ -18,8 +18,10 @@ class Deadlines:
         self._expire = expire
         self._running: dict[Request, asyncio.TimerHandle] = {}
 
-    def set(self, request: Request, remaining_s: float) -> None:
-        """`expire` hears when the time is over. DeadlineError when it is already."""
+    def set(self, request: Request, remaining_s: float | None) -> None:
+        """`expire` hears when the time is over; None: it never is. DeadlineError when it is already."""
+        if remaining_s is None:
+            return
         if remaining_s <= 0:
             raise DeadlineError("the deadline passed before the request was taken on")
         request.deadline_s = self._clock.now() + remaining_s

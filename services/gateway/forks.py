@@ -6,6 +6,7 @@ from typing import Any
 
 from services.gateway.leases import LeaseKeeper
 from services.gateway.requests import Request, Sequence, State
+from services.gateway.reuse import PromptKv
 
 
 class Forks:
@@ -23,15 +24,18 @@ class Forks:
 
     def start(self, request: Request, parent_lease_id: int) -> None:
         """For every answer that is held for it."""
+        prompt_kv = request.sequences[0].prompt_kv
         for sibling in request.sequences[1:]:
             if sibling.state is State.HELD:
-                self._spawn(self._fork(request, sibling, parent_lease_id))
+                self._spawn(self._fork(sibling, parent_lease_id, prompt_kv))
 
-    async def _fork(self, request: Request, sibling: Sequence, parent_lease_id: int) -> None:
-        num_tokens = len(request.arrival.prompt_token_ids) - 1
-        lease_id = await self._leases.fork(parent_lease_id, request.request_id, num_tokens)
+    async def _fork(self, sibling: Sequence, parent_lease_id: int, prompt_kv: PromptKv) -> None:
+        arrival = sibling.arrival
+        num_tokens = len(arrival.prompt_token_ids) - 1
+        lease_id = await self._leases.fork(parent_lease_id, arrival.request_id, num_tokens)
         if sibling.state is State.HELD:
-            sibling.lease_id = lease_id
+            if lease_id is not None:
+                sibling.fork(prompt_kv, lease_id)
             sibling.to(State.QUEUED)
             self._ready(sibling)
         elif lease_id is not None:

@@ -12,6 +12,7 @@ from services.gateway.quotas import TenantQuotas
 from services.gateway.reporting import Reporter
 from services.gateway.requests import Arrival, Request, new_request
 from services.gateway.resumption import NOTHING_CAME, Resume, check_answers, check_origin
+from services.gateway.reuse import PromptReuse, ReuseFields, ReuseTerms, check_reuse, find_reuse, spans_of_texts
 from services.gateway.tenants import TenantDirectory
 from services.gateway.validation import (
     Limits,
@@ -24,10 +25,12 @@ from services.gateway.validation import (
 from tandem.clock import Clock
 from tandem.config.settings import GatewayConfig
 from tandem.errors import ConfigError, InvalidRequestError
-from tandem.kv.contents import block_keys, shared_namespace
+from tandem.kv.contents import block_keys, segment_namespace, shared_namespace
 from tandem.model.metadata import ModelMetadata
+from tandem.reuse.segments import SegmentRules
 
 INLINE_CHARS = 16_384  # longer texts are tokenised on a thread, so that streams go on meanwhile
+INLINE_TOKENS = INLINE_CHARS // 4  # likewise, of prompts in which segments are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Call:
     tenant: str = ""
     remaining_s: float | None = None  # until the client's deadline
     resume: Resume | None = None  # of a request whose stream broke
+    reuse: ReuseFields | None = None  # None: only what is there exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +79,19 @@ class CacheKeys:
 
 @dataclass(frozen=True, slots=True)
 class _Arrived:
-    """When a call came in."""
+    """When a call came in, and what it was to keep to then."""
 
     clock_s: float
     unix_ns: int
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """Checked tokens, and what of them may be reused wherever it stood."""
+
+    token_ids: Sequence[int]
+    reuse: PromptReuse | None = None
 
 
 class Frontend:
@@ -110,6 +123,7 @@ class Frontend:
         self._draws = draws
         self._clock = clock
         self._unix_ns = unix_ns
+        self._segment_rules = SegmentRules(tuple((token_id,) for token_id in model.config.eos_token_ids))
 
     async def generate_text(self, call: Call, text: str) -> Request:
         """Answers a plain prompt; the model's own first token is put before it.
@@ -117,29 +131,36 @@ class Frontend:
         InvalidRequestError, and what `Orchestrator.admit` raises; so do the other two.
         """
         with self._reporter.refusals(call.request_id):
-            arrived = self._arrive(call)
-            return self._admit(call, arrived, await self._tokenised(text, add_special_tokens=True), "text")
+            arrived = self._arrive(call, "text")
+            return self._admit(call, arrived, await self._read(call, text, "text", arrived.limits))
 
     async def generate_ids(self, call: Call, token_ids: Sequence[int]) -> Request:
         """Answers a prompt that is tokenised already."""
         with self._reporter.refusals(call.request_id):
-            return self._admit(call, self._arrive(call), token_ids, "token_ids")
+            arrived = self._arrive(call, "token_ids")
+            check_prompt(token_ids, "token_ids", arrived.limits)
+            reuse = None if call.reuse is None else await self._find_reuse(call, call.reuse, token_ids)
+            return self._admit(call, arrived, _Prompt(token_ids, reuse))
 
     async def chat(self, call: Call, messages: Sequence[ChatMessage]) -> Request:
         """Answers a conversation."""
         with self._reporter.refusals(call.request_id):
-            arrived = self._arrive(call)
-            token_ids = await self.tokenize_chat(messages, datetime.fromtimestamp(arrived.unix_ns / 1e9))
-            return self._admit(call, arrived, token_ids, "messages")
+            arrived = self._arrive(call, "messages")
+            text = self._template.render(messages, datetime.fromtimestamp(arrived.unix_ns / 1e9))
+            return self._admit(call, arrived, await self._read(call, text, "messages", arrived.limits))
 
     def cancel(self, request: Request) -> None:
         """Its client has gone; nothing happens when it has ended."""
         self._orchestrator.cancel(request)
 
-    def caller(self, authorization: str | None, peer: str) -> str:
-        """Whose call it is, by its metadata and where it comes from. UnauthenticatedError."""
+    def caller(self, authorization: str | None, peer: str, tenant: str = "") -> str:
+        """Whose call it is, by its metadata and where it comes from, or the `tenant` that an operator names.
+
+        UnauthenticatedError, ConfigError.
+        """
         with self._reporter.refusals(""):
-            return self._tenants.authenticate(authorization, peer)
+            caller = self._tenants.authenticate(authorization, peer)
+            return self._tenants.named(caller, tenant) if tenant else caller
 
     def abort(self, request_id: str, tenant: str = "") -> None:
         """NotFoundError when none of that tenant's is running under the name."""
@@ -149,9 +170,9 @@ class Frontend:
         """As `generate_text` would."""
         return await self._tokenised(text, add_special_tokens=True)
 
-    async def tokenize_chat(self, messages: Sequence[ChatMessage], at: datetime | None = None) -> list[int]:
-        """As `chat` would at that time, or now."""
-        return await self._tokenised(self._template.render(messages, at), add_special_tokens=False)
+    async def tokenize_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """As `chat` would now."""
+        return await self._tokenised(self._template.render(messages), add_special_tokens=False)
 
     def cache_keys(self, token_ids: Sequence[int], call: Call) -> CacheKeys:
         """Of the blocks that hold a prompt's KV, for requests as `call`. ConfigError: none do. InvalidRequestError."""
@@ -178,22 +199,24 @@ class Frontend:
             has_chat_template=self._template.usable,
         )
 
-    def _arrive(self, call: Call) -> _Arrived:
+    def _arrive(self, call: Call, prompt_field: str) -> _Arrived:
         """Refuses what can be refused before the prompt is looked at."""
         check_request_id(call.request_id)
         check_cache_salt(call.cache_salt)
-        self._limits()
-        self._orchestrator.check_room(call.tenant, call.resume is not None)
+        if call.reuse is not None:
+            least = self._tenants.quotas(call.tenant).min_recompute_ratio or 0.0
+            check_reuse(call.reuse, max(least, self._config.min_recompute_ratio), prompt_field)
+        limits = self._limits()
+        self._orchestrator.check_room(call.tenant, call.resume is not None, call.priority)
         self._quotas.rates.check(call.tenant)
         unix_ns = self._unix_ns()
         if call.resume is not None:
             check_origin(call.resume, self._model_digest)
             unix_ns = min(unix_ns, call.resume.arrival_unix_ns or unix_ns)
-        return _Arrived(self._clock.now(), unix_ns)
+        return _Arrived(self._clock.now(), unix_ns, limits)
 
-    def _admit(self, call: Call, arrived: _Arrived, token_ids: Sequence[int], prompt_field: str) -> Request:
-        limits = self._limits()
-        check_prompt(token_ids, prompt_field, limits)
+    def _admit(self, call: Call, arrived: _Arrived, prompt: _Prompt) -> Request:
+        limits, token_ids = arrived.limits, prompt.token_ids
         resolved = resolve(call.sampling, len(token_ids), self._seed(call), limits)
         if call.resume is not None:
             check_answers(call.resume, resolved, limits)
@@ -208,6 +231,7 @@ class Frontend:
             unix_ns=arrived.unix_ns,
             model_digest=self._model_digest,
             resumed=call.resume is not None,
+            reuse=prompt.reuse,
         )
         self._quotas.running.check(arrival)
         request = new_request(
@@ -249,6 +273,39 @@ class Frontend:
         if len(text) <= INLINE_CHARS:
             return tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    async def _read(self, call: Call, text: str, prompt_field: str, limits: Limits) -> _Prompt:
+        """A rendered conversation has its special tokens already."""
+        adds = prompt_field == "text"
+        if call.reuse is None:
+            token_ids = await self._tokenised(text, add_special_tokens=adds)
+            check_prompt(token_ids, prompt_field, limits)
+            return _Prompt(token_ids)
+        terms, declared = self._terms(call, call.reuse), call.reuse.texts
+
+        def read() -> _Prompt:
+            placed = self._model.tokenizer.encode_placed(text, add_special_tokens=adds)
+            check_prompt(placed.token_ids, prompt_field, limits)
+            spans = spans_of_texts(declared, text, placed.places)
+            return _Prompt(placed.token_ids, find_reuse(placed.token_ids, spans, terms))
+
+        return read() if len(text) <= INLINE_CHARS else await asyncio.to_thread(read)
+
+    async def _find_reuse(self, call: Call, fields: ReuseFields, token_ids: Sequence[int]) -> PromptReuse | None:
+        terms = self._terms(call, fields)
+        if len(token_ids) <= INLINE_TOKENS:
+            return find_reuse(token_ids, fields.spans, terms)
+        return await asyncio.to_thread(find_reuse, token_ids, fields.spans, terms)
+
+    def _terms(self, call: Call, fields: ReuseFields) -> ReuseTerms:
+        prompts = self._cache_namespace(call)
+        return ReuseTerms(
+            ratio=fields.resolved_ratio,
+            namespace=segment_namespace(prompts) if prompts else b"",
+            first_token_id=self._model.config.bos_token_id or 0,
+            rules=self._segment_rules,
+            max_segment_tokens=self._limits().max_context_tokens - 2,  # the first token and one of output beside it
+        )
 
 
 def no_prompt(field_path: str, choices: str) -> InvalidRequestError:

@@ -1,7 +1,12 @@
 """How much the gateway takes on, and how much it has."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+from services.gateway.prospects import Promise
+from services.gateway.requests import Request, Sequence
+from tandem.types import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,12 +17,28 @@ class Bounds:
     max_running: int  # sequences
     max_waiting_tokens: int  # of the prompts of requests that wait
     max_waiting_of: Callable[[str], int | None]  # requests of one tenant; None: no bound of its own
+    promise: Promise
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A lease that a phase has. Its sequence may have ended for the client already."""
+
+    sequence: Sequence
+    phase: Phase
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Sequences by where they are."""
+    """Clients' sequences by where they are."""
 
     num_waiting: int
     num_prefilling: int
     num_decoding: int
+
+
+def load_of(num_queued: int, attempts: Iterable[Attempt], num_between: int, builds: Iterable[Request]) -> Load:
+    """`num_between` are between the phases. `builds`, which the gateway has made for itself, are not counted."""
+    num_queued_builds = sum(len(build.queued) for build in builds)
+    at = Counter(attempt.phase for attempt in attempts if not attempt.sequence.arrival.is_build)
+    return Load(num_queued - num_queued_builds, at[Phase.PREFILL], at[Phase.DECODE] + num_between)

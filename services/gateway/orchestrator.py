@@ -5,21 +5,21 @@ released once the phase said that it has let go of it. When a phase's stream bre
 its leases are abandoned, and memd ends them when the phase lets go or is gone.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 
 import structlog
 
+from services.gateway.building import NoteSegments, build_error
 from services.gateway.deadlines import Deadlines
 from services.gateway.forks import Forks
 from services.gateway.leases import LeaseKeeper
-from services.gateway.load import Bounds, Load
+from services.gateway.load import Attempt, Bounds, Load, load_of
 from services.gateway.peers import Peers
 from services.gateway.places import WaitingPlaces
 from services.gateway.ports import PhasePort, Timers
+from services.gateway.prospects import Prospects
 from services.gateway.queue import SequenceQueue
+from services.gateway.quiet import Quiet
 from services.gateway.reporting import Reporter
 from services.gateway.requests import Request, RequestName, Sequence, State
 from services.gateway.trials import Trials
@@ -51,14 +51,6 @@ SETTLE_S = 2.0  # from the last request's end until the phases have said that th
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    """A lease that a phase has. Its sequence may have ended for the client already."""
-
-    sequence: Sequence
-    phase: Phase
-
-
 class Orchestrator:
     """Owns all requests from `admit` on. A `PhaseListener` of both phases."""
 
@@ -74,36 +66,37 @@ class Orchestrator:
         clock: Clock,
         unix_ns: Callable[[], int],
         timers: Timers,
+        note_segments: NoteSegments,
         one_process: bool = False,  # the phases are one, and end together
     ) -> None:
         self._ports = ports
         self._leases = leases
-        self._bounds = bounds
         self._peers = peers
         self._reporter = reporter
         self._clock = clock
         self._unix_ns = unix_ns
+        self._note_segments = note_segments
         self._one_process = one_process
         self._queue = queue
         self._trials: Trials[Sequence] = Trials()
         self._requests: dict[RequestName, Request] = {}
+        self._builds: set[Request] = set()  # of them, those of the gateway's own
         self._owners: dict[Sequence, Request] = {}
         self._deadlines = Deadlines(clock, timers, self._end)
-        self._undispatched = WaitingPlaces(bounds, reporter.requests)
-        self._attempts: dict[int, _Attempt] = {}  # by lease: what the phases have
+        self._prospects = Prospects(bounds.promise, bounds.max_running, clock)
+        self._undispatched = WaitingPlaces(bounds, reporter.requests, self._prospects)
+        self._attempts: dict[int, Attempt] = {}  # by lease: what the phases have
         self._prefilled: dict[Sequence, None] = {}  # wait for decode to come back, oldest first
         self._ending_phases: set[Phase] = set()  # connected, but they hand back what they are sent
         self._forks = Forks(leases, self._on_forked, self._note_quiet)
         self._draining = False
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._quiet = Quiet()
 
     @property
     def load(self) -> Load:
         """Now."""
-        num_prefilling = sum(attempt.phase is Phase.PREFILL for attempt in self._attempts.values())
-        num_decoding = len(self._attempts) - num_prefilling + len(self._prefilled)
-        return Load(len(self._queue) + len(self._trials), num_prefilling, num_decoding)
+        num_queued = len(self._queue) + len(self._trials)
+        return load_of(num_queued, self._attempts.values(), len(self._prefilled), self._builds)
 
     # From clients
 
@@ -114,25 +107,25 @@ class Orchestrator:
         that was resumed takes the place of the one that runs under its name.
         """
         self._check_name(request)
-        self.check_room(request.arrival.tenant, request.arrival.resumed)
+        self.check_room(request.arrival.tenant, request.arrival.resumed, request.arrival.priority)
         self._undispatched.check_tokens(request.arrival)
-        if remaining_s is not None:
-            self._deadlines.set(request, remaining_s)
-        self._requests[request.name] = request
-        self._owners.update((sequence, request) for sequence in request.sequences)
+        self._deadlines.set(request, remaining_s)
         self._undispatched.add(request)
-        self._quiet.clear()
-        for sequence in request.sequences:
-            if sequence.state is State.QUEUED:
-                self._queue.push(sequence)
         self._reporter.admitted(request)
-        self._dispatch()
+        self._take_on(request)
 
-    def check_room(self, tenant: str, resumed: bool) -> None:
+    def admit_build(self, request: Request) -> None:
+        """Takes on one that no client sees; it ends with an error as soon as a phase lets it go. NotReadyError."""
+        if self._draining:
+            raise NotReadyError("the gateway is shutting down")
+        self._builds.add(request)
+        self._take_on(request)
+
+    def check_room(self, tenant: str, resumed: bool, priority: int) -> None:
         """For one more request. NotReadyError while draining, QueueFullError."""
         if self._draining:
             raise NotReadyError("the gateway is shutting down; try again soon")
-        self._undispatched.check_room(tenant, resumed)
+        self._undispatched.check_room(tenant, resumed, priority)
 
     def cancel(self, request: Request) -> None:
         """The client has gone. Nothing happens when the request has ended."""
@@ -153,10 +146,12 @@ class Orchestrator:
         """Takes on nothing more, lets what runs end for `timeout_s`, then ends the rest with NotReadyError."""
         self._draining = True
         _log.info("gateway.draining", num_requests=len(self._requests), timeout_s=timeout_s)
-        if not await self._is_quiet_within(timeout_s):
+        for build in tuple(self._builds):
+            self._end(build, NotReadyError("the gateway is shutting down"))
+        if not await self._quiet.within(timeout_s):
             for request in tuple(self._requests.values()):
                 self._end(request, NotReadyError("the gateway is shutting down; send the request again"))
-            await self._is_quiet_within(SETTLE_S)
+            await self._quiet.within(SETTLE_S)
 
     # From the phases
 
@@ -182,6 +177,7 @@ class Orchestrator:
             for entry in result.prefilled:
                 self._on_prefilled(entry, now_s)
         else:
+            self._prospects.stepped(len(result.outputs))
             for output in result.outputs:
                 self._on_output(output, now_s)
         self._reporter.message_taken()
@@ -198,8 +194,8 @@ class Orchestrator:
         sequence.to(State.PREFILLED)
         self._trials.clear(sequence, Phase.PREFILL)
         request = self._owners[sequence]
-        if not sequence.num_new_tokens:
-            sequence.num_cached_tokens = min(entry.num_cached_tokens, len(sequence.arrival.prompt_token_ids))
+        is_first = sequence.note_prefilled(entry)
+        if is_first:
             self._reporter.prefilled(request, sequence, entry)
             if sequence.index == 0 and len(request.sequences) > 1:
                 self._forks.start(request, entry.output.lease_id)
@@ -207,6 +203,8 @@ class Orchestrator:
         if sequence.state is State.PREFILLED:
             self._prefilled[sequence] = None
             self._hand_over_waiting()
+        if entry.segments and is_first and sequence.index == 0:
+            self._note_segments(sequence.arrival, entry.segments)
 
     def _on_output(self, output: SequenceOutput, now_s: float) -> None:
         if output.finish_reason is not FinishReason.NONE:
@@ -246,41 +244,47 @@ class Orchestrator:
 
     # Sequences on their way
 
+    def _take_on(self, request: Request) -> None:
+        self._requests[request.name] = request
+        self._owners.update((sequence, request) for sequence in request.sequences)
+        self._quiet.disturb()
+        for sequence in request.queued:
+            self._queue.push(sequence)
+        self._dispatch()
+
     def _dispatch(self) -> None:
         if self._trials.are_on:
             self._hand_over_waiting()
-        port = self._ports[Phase.PREFILL]
         if self._takes(Phase.PREFILL):
             if (suspect := self._trials.take()) is not None:
-                self._send(port, suspect)
+                self._send(suspect)
             while not self._trials.are_on and self._has_place and (sequence := self._queue.take()) is not None:
-                self._start(port, sequence)
-        num_waiting = len(self._undispatched)
-        self._reporter.load(num_waiting, len(self._requests) - num_waiting)
+                self._start(sequence)
+        self._reporter.load(len(self._undispatched), len(self._requests) - len(self._builds))
 
     @property
     def _has_place(self) -> bool:
         """Whether the phases may have one more sequence."""
-        return len(self._attempts) + len(self._prefilled) < self._bounds.max_running
+        return len(self._attempts) + len(self._prefilled) < self._prospects.num_places
 
     def _takes(self, phase: Phase) -> bool:
         """Whether there is sense in sending it sequences."""
         return self._ports[phase].connected and phase not in self._ending_phases
 
-    def _start(self, port: PhasePort, sequence: Sequence) -> None:
+    def _start(self, sequence: Sequence) -> None:
         request = self._owners[sequence]
         if self._deadlines.is_hopeless(request, lambda: self._queue.least_prefill_s(sequence)):
             self._queue.put_off(sequence)
             self._give_up(request, DeadlineError("the deadline is before the prompt can be computed"))
         else:
-            self._send(port, sequence)
+            self._send(sequence)
 
-    def _send(self, port: PhasePort, sequence: Sequence) -> None:
+    def _send(self, sequence: Sequence) -> None:
         if sequence.lease_id is None:
             sequence.lease_id = self._leases.open()
         self._undispatched.discard(self._owners[sequence])
         sequence.sent_unix_ns = self._unix_ns()
-        self._submit(port, sequence, State.PREFILLING, Phase.PREFILL, sequence.lease_id)
+        self._submit(sequence, Phase.PREFILL, sequence.lease_id)
 
     def _hand_over_waiting(self) -> None:
         """To decode; or back to the queue, so that a suspect finds nobody in decode, and blocks in the pool."""
@@ -291,12 +295,13 @@ class Orchestrator:
                 self._requeue(sequence, "trial")
             elif self._takes(Phase.DECODE):
                 del self._prefilled[sequence]
-                self._submit(self._ports[Phase.DECODE], sequence, State.DECODING, Phase.DECODE, lease_id)
+                self._submit(sequence, Phase.DECODE, lease_id)
 
-    def _submit(self, port: PhasePort, sequence: Sequence, state: State, phase: Phase, lease_id: int) -> None:
-        sequence.to(state)
-        self._attempts[lease_id] = _Attempt(sequence, phase)
-        port.submit(sequence.spec(lease_id))
+    def _submit(self, sequence: Sequence, phase: Phase, lease_id: int) -> None:
+        sequence.to(State.PREFILLING if phase is Phase.PREFILL else State.DECODING)
+        self._attempts[lease_id] = Attempt(sequence, phase)
+        self._prospects.sent(phase, sequence.num_tokens)
+        self._ports[phase].submit(sequence.spec(lease_id))
 
     def _take_token(self, sequence: Sequence, output: SequenceOutput, now_s: float) -> None:
         request = self._owners[sequence]
@@ -319,6 +324,7 @@ class Orchestrator:
         attempt = self._attempts.pop(lease_id, None)
         if attempt is None:
             return None
+        self._prospects.came_back(attempt.phase, attempt.sequence.num_tokens, prefilled is not None)
         if attempt.phase is Phase.PREFILL:
             self._queue.leave_prefill(attempt.sequence, prefilled)
         if attempt.sequence.state is State.FINISHED:
@@ -328,9 +334,10 @@ class Orchestrator:
         return attempt.sequence
 
     def _requeue(self, sequence: Sequence, reason: str) -> None:
-        sequence.lease_id = None
-        sequence.to(State.QUEUED)
-        if not self._trials.take_back(sequence):
+        sequence.start_over()
+        if sequence.arrival.is_build:
+            self._end(self._owners[sequence], build_error(reason))
+        elif not self._trials.take_back(sequence):
             self._queue.push(sequence)
         self._reporter.sent_back(sequence, reason)
 
@@ -344,8 +351,7 @@ class Orchestrator:
         self._prefilled.pop(sequence, None)
         if sequence.lease_id is None:
             return
-        attempt = self._attempts.get(sequence.lease_id)
-        if attempt is None:
+        if (attempt := self._attempts.get(sequence.lease_id)) is None:
             self._leases.release(sequence.lease_id)
         else:
             self._ports[attempt.phase].abort(sequence.lease_id)
@@ -372,6 +378,7 @@ class Orchestrator:
         del self._requests[request.name]
         for sequence in request.sequences:
             del self._owners[sequence]
+        self._builds.discard(request)
         self._undispatched.discard(request)
         self._deadlines.cancel(request)
         self._note_quiet()
@@ -389,10 +396,4 @@ class Orchestrator:
 
     def _note_quiet(self) -> None:
         if not (self._requests or self._attempts or self._forks):
-            self._quiet.set()
-
-    async def _is_quiet_within(self, timeout_s: float) -> bool:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._quiet.wait()
-        return self._quiet.is_set()
+            self._quiet.settle()

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tandem.errors import SlowReaderError, TandemError
-from tandem.types import FinishReason, TokenLogprobs
+from tandem.types import FinishReason, SegmentOutcome, Span, TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentUsage:
+    """A part of the prompt, and where its KV came from."""
+
+    span: Span
+    outcome: SegmentOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +23,8 @@ class Usage:
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
+    num_approximate_tokens: int = 0
+    segments: tuple[SegmentUsage, ...] = ()
 
 
 @dataclass(slots=True)

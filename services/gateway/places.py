@@ -3,6 +3,7 @@
 from collections import Counter
 
 from services.gateway.load import Bounds
+from services.gateway.prospects import Prospects
 from services.gateway.rates import RateMeter, retry_delay_s
 from services.gateway.requests import Arrival, Request
 from tandem.errors import QueueFullError
@@ -12,20 +13,23 @@ class WaitingPlaces:
     """Requests of which no phase has had anything yet. When they are too many, tenants with less than their part of
     the places may still come, up to that part: who floods the queue shuts out nobody else."""
 
-    def __init__(self, bounds: Bounds, completions: RateMeter) -> None:
+    def __init__(self, bounds: Bounds, completions: RateMeter, prospects: Prospects) -> None:
         self._bounds = bounds
         self._completions = completions
+        self._prospects = prospects
         self._requests: set[Request] = set()
         self._num_by_tenant: Counter[str] = Counter()
-        self._num_tokens = 0  # of their prompts
+        self._tokens_by_tenant: Counter[str] = Counter()  # of their prompts
+        self._num_tokens = 0
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def check_room(self, tenant: str, resumed: bool) -> None:
+    def check_room(self, tenant: str, resumed: bool, priority: int) -> None:
         """For one more of that tenant. QueueFullError says when to come back.
 
-        What is resumed was taken on before: there is room for as much as a gateway that ended can have had.
+        What is resumed was taken on before: there is room for as much as a gateway that ended can have had. Of those
+        with another priority than the usual some are in no hurry, and the others go first.
         """
         more = self._bounds.max_running if resumed else 0
         max_waiting, own = self._bounds.max_waiting + more, self._bounds.max_waiting_of(tenant)
@@ -34,6 +38,8 @@ class WaitingPlaces:
             raise self._full(f"quota max_waiting of tenant {tenant!r} is used up: {num_own} requests are waiting")
         if len(self) >= max_waiting and num_own >= self._part(tenant, max_waiting):
             raise self._full(f"{len(self)} requests are waiting")
+        if not (resumed or priority) and self._is_too_late(tenant):
+            raise self._full(f"with {len(self)} requests waiting the first token would come too late")
 
     def check_tokens(self, arrival: Arrival) -> None:
         """For its prompt, where others wait already. QueueFullError says when to come back."""
@@ -45,6 +51,7 @@ class WaitingPlaces:
         """It waits from now on."""
         self._requests.add(request)
         self._num_by_tenant[request.arrival.tenant] += 1
+        self._tokens_by_tenant[request.arrival.tenant] += len(request.arrival.prompt_token_ids)
         self._num_tokens += len(request.arrival.prompt_token_ids)
 
     def discard(self, request: Request) -> None:
@@ -55,8 +62,18 @@ class WaitingPlaces:
         self._num_tokens -= len(request.arrival.prompt_token_ids)
         tenant = request.arrival.tenant
         self._num_by_tenant[tenant] -= 1
+        self._tokens_by_tenant[tenant] -= len(request.arrival.prompt_token_ids)
         if not self._num_by_tenant[tenant]:
-            del self._num_by_tenant[tenant]
+            del self._num_by_tenant[tenant], self._tokens_by_tenant[tenant]
+
+    def _is_too_late(self, tenant: str) -> bool:
+        """Tenants take turns, so before one's next request there is at most as much of each other as of its own."""
+        if not self._bounds.promise.ttft_s:
+            return False
+        num_tenants = len(self._num_by_tenant.keys() | {tenant})
+        num_tokens = min(self._num_tokens, num_tenants * self._tokens_by_tenant[tenant])
+        num_requests = min(len(self), num_tenants * self._num_by_tenant[tenant])
+        return self._prospects.is_too_late(num_tokens, num_requests, self._completions.per_second())
 
     def _full(self, what: str) -> QueueFullError:
         delay_s = retry_delay_s(len(self), self._completions.per_second())

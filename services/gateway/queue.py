@@ -4,11 +4,17 @@ from collections.abc import Callable
 
 from services.gateway.quotas import TenantQuotas
 from services.gateway.requests import Sequence
+from services.gateway.reuse import PromptReuse, sightings
 from services.gateway.speed import PrefillSpeed
 from tandem.phase.keys import SequenceKeys
+from tandem.reuse.plan import ReusePolicy
 from tandem.scheduler.dispatch import Claim, Dispatcher
 from tandem.scheduler.fair_share import ANSWER_TOKEN_WORK
+from tandem.scheduler.reused_spans import KnownEntries, ReusedSpan
 from tandem.types import Prefilled
+
+NUM_KNOWN_ENTRIES = 16_384  # keys of segments; some 2 MB
+HEAD_TOKENS = ReusePolicy().head_tokens
 
 
 class SequenceQueue:
@@ -27,6 +33,7 @@ class SequenceQueue:
         self._block_size = block_size
         self._unix_ns = unix_ns
         self._speed = PrefillSpeed()
+        self._entries = KnownEntries(NUM_KNOWN_ENTRIES)
         self._keys: dict[Sequence, SequenceKeys] = {}  # of those that have waited and are not retired
 
     def __len__(self) -> int:
@@ -34,7 +41,7 @@ class SequenceQueue:
 
     def push(self, sequence: Sequence) -> None:
         """It waits from now on."""
-        if self._quotas.running.enter(sequence):
+        if sequence.arrival.is_build or self._quotas.running.enter(sequence):
             self._dispatcher.push(sequence, self._claim(sequence))
 
     def take(self) -> Sequence | None:
@@ -50,17 +57,22 @@ class SequenceQueue:
         if prefilled is None:
             self._dispatcher.finish(sequence)
             return
-        num_computed = max(1, len(sequence.token_ids) - prefilled.num_cached_tokens)
+        num_approximate = sum(outcome.num_approximate for outcome in prefilled.segments) if prefilled.segments else 0
+        num_computed = max(1, len(sequence.token_ids) - prefilled.num_cached_tokens - num_approximate)
         self._speed.note(num_computed, prefilled.compute_ms)
         self._dispatcher.finish(sequence, num_computed)
+        if prefilled.segments:
+            self._note_segments(sequence, prefilled)
 
     def retire(self, sequence: Sequence) -> None:
         """It gets no further. What it leaves in the cache may be the beginning of a next turn."""
         self._dispatcher.discard(sequence)
         keys = self._keys.pop(sequence, None)
         if keys is not None and sequence.num_new_tokens:
-            self._dispatcher.publish(keys.of(sequence.token_ids[:-1]))
+            self._dispatcher.publish(keys.of(sequence.token_ids[:-1][: sequence.prompt_kv.num_publishable_tokens]))
             self._dispatcher.charge(sequence.arrival.tenant, ANSWER_TOKEN_WORK * sequence.num_new_tokens)
+        if sequence.arrival.is_build:
+            return
         self._quotas.rates.note_answer(sequence.arrival.tenant, sequence.num_new_tokens)
         for entered in self._quotas.running.leave(sequence):
             self._dispatcher.push(entered, self._claim(entered))
@@ -68,6 +80,11 @@ class SequenceQueue:
     def forget_cache(self) -> None:
         """memd has gone, or begun anew."""
         self._dispatcher.forget_cache()
+        self._entries.clear()
+
+    def note_entry(self, key: bytes) -> None:
+        """A segment's entry has been built."""
+        self._entries.note(key, found=True)
 
     def least_prefill_s(self, sequence: Sequence) -> float:
         """How long its prompt takes at the least, when it is next and alone; 0 when that is not known."""
@@ -77,6 +94,7 @@ class SequenceQueue:
         arrival, token_ids, block_size = sequence.arrival, sequence.token_ids, self._block_size()
         keys = self._keys.setdefault(sequence, SequenceKeys(arrival.cache_namespace, block_size))
         is_forked = sequence.lease_id is not None
+        reuse = None if is_forked else arrival.reuse
         return Claim(
             priority=arrival.priority,
             arrival_unix_ns=arrival.unix_ns,
@@ -86,4 +104,22 @@ class SequenceQueue:
             keys=() if is_forked else keys.claimable(token_ids),
             block_size=block_size,
             num_held_tokens=(len(token_ids) - 1) // block_size * block_size if is_forked else 0,
+            reused=() if reuse is None else self._expected(reuse),
+            num_certain_tokens=None if reuse is None else reuse.spec.spans[0].start,
         )
+
+    def _expected(self, reuse: PromptReuse) -> tuple[ReusedSpan, ...]:
+        return tuple(
+            ReusedSpan(span.start, span.end, HEAD_TOKENS, reuse.spec.ratio)
+            for span, segment in zip(reuse.spec.spans, reuse.segments, strict=True)
+            if segment.key in self._entries
+        )
+
+    def _note_segments(self, sequence: Sequence, prefilled: Prefilled) -> None:
+        """What was found is known, and what of the prompt has been published."""
+        reuse, keys = sequence.arrival.reuse, self._keys.get(sequence)
+        if reuse is None or keys is None:
+            return
+        for segment, found in sightings(reuse, prefilled.segments):
+            self._entries.note(segment.key, found=found)
+        self._dispatcher.publish(keys.of(sequence.token_ids[: prefilled.num_publishable_tokens]))

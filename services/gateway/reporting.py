@@ -1,4 +1,7 @@
-"""What is told of requests: metrics, the log, and the controller's observations."""
+"""What is told of requests: metrics, the log, and the controller's observations.
+
+Nothing of what the gateway has computed for itself.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +56,8 @@ class Reporter:
 
     def prefilled(self, request: Request, sequence: Sequence, entry: Prefilled) -> None:
         """A first prefill: `entry` comes before its token is taken in."""
+        if request.arrival.is_build:
+            return
         num_prompt_tokens = len(request.arrival.prompt_token_ids)
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.prefix_cache_queries.inc(num_prompt_tokens)
@@ -62,11 +67,13 @@ class Reporter:
 
     def token(self, request: Request, sequence: Sequence, now_s: float) -> None:
         """Comes before the token is taken in. It is counted with the others of its phase's message."""
-        self._num_uncounted_tokens += 1
         if sequence.num_new_tokens:
             self._metrics.inter_token_latency_seconds.observe(now_s - sequence.last_token_s)
+        elif request.arrival.is_build:
+            return
         elif sequence.index == 0:
             self._metrics.time_to_first_token_seconds.observe(now_s - request.arrival.clock_s)
+        self._num_uncounted_tokens += 1
 
     def message_taken(self) -> None:
         """A phase's message is taken in: counts its tokens."""
@@ -76,6 +83,8 @@ class Reporter:
 
     def sent_back(self, sequence: Sequence, reason: str) -> None:
         """To the queue, with what it has."""
+        if sequence.arrival.is_build:
+            return
         self._metrics.preemptions.inc()
         _log.info(
             "sequence.requeued",
@@ -85,13 +94,15 @@ class Reporter:
             num_output_tokens=len(sequence.output_token_ids),
         )
 
-    def load(self, num_waiting: int, num_running: int) -> None:
-        """How full the gateway is now, in requests."""
+    def load(self, num_waiting: int, num_requests: int) -> None:
+        """How full the gateway is now: requests that wait, and all of them."""
         self._metrics.num_requests_waiting.set(num_waiting)
-        self._metrics.num_requests_running.set(num_running)
+        self._metrics.num_requests_running.set(num_requests - num_waiting)
 
     def completed(self, request: Request, reason: FinishReason, unix_ns: int, num_waiting: int) -> None:
         """Every answer is complete; `reason` is the last one's."""
+        if request.arrival.is_build:
+            return
         self.requests.add()
         name = reason.name.lower()
         self._metrics.request_success.labels(name).inc()
@@ -101,6 +112,8 @@ class Reporter:
 
     def failed(self, request: Request, error: TandemError | None, unix_ns: int, num_waiting: int) -> None:
         """It ended early, with an error or because its client has gone (None)."""
+        if request.arrival.is_build:
+            return
         code = "CANCELLED" if error is None else status_of(error).name
         self._metrics.request_failure.labels(code).inc()
         self._observe(request, False, unix_ns, num_waiting)
@@ -131,7 +144,7 @@ def observation(request: Request, now_s: float, ok: bool, unix_ns: int, num_wait
         tpot_ms=_mean_tpot_ms(request),
         num_prompt_tokens=len(request.arrival.prompt_token_ids),
         num_output_tokens=sum(sequence.num_new_tokens for sequence in request.sequences),
-        num_cached_tokens=first.num_cached_tokens,
+        num_cached_tokens=first.num_cached_tokens + first.num_approximate_tokens,
         ok=ok,
         unix_ns=unix_ns,
         num_waiting=num_waiting,

@@ -7,11 +7,12 @@ from enum import Enum, auto
 from types import MappingProxyType
 
 from services.gateway.detokenizer import Detokenizer, TextStep, TokenBytes
-from services.gateway.output import OutputBuffer, Piece, Usage
+from services.gateway.output import OutputBuffer, Piece, SegmentUsage, Usage
 from services.gateway.resumption import NOTHING_CAME, Origin, Resume, ResumedAnswer
+from services.gateway.reuse import EXACT, PromptKv, PromptReuse, inherited
 from services.gateway.validation import ResolvedRequest, seed_of_answer
 from tandem.errors import InvalidRequestError
-from tandem.types import FinishReason, SequenceOutput, SequenceSpec
+from tandem.types import ContentKind, FinishReason, Prefilled, SegmentOutcome, SequenceOutput, SequenceSpec
 
 
 class State(Enum):
@@ -51,6 +52,13 @@ class Arrival:
     tenant: str = ""  # among whom the device is shared; the default one has no name
     model_digest: str = ""
     resumed: bool = False  # taken up again after its stream broke
+    reuse: PromptReuse | None = None  # None: only what is there exactly
+    content_kind: ContentKind = ContentKind.PROMPT
+
+    @property
+    def is_build(self) -> bool:
+        """Of the gateway's own: it has a segment's entry computed, and nobody else knows of it."""
+        return self.content_kind is ContentKind.SEGMENT
 
     @property
     def origin(self) -> Origin:
@@ -79,10 +87,23 @@ class Sequence:
         self.output_token_ids: list[int] = []
         self.num_resumed_tokens = 0  # of them, those that its client had before it was taken up here
         self.num_cached_tokens = 0
+        self.prompt_kv = EXACT  # of its last prefill, or of answer 0's
+        self._is_forked = False  # its lease has the prompt that answer 0 computed
+        self._outcomes: tuple[SegmentOutcome, ...] = ()  # what its client is told: of its first prefill
         self.first_token_s = 0.0
         self.last_token_s = 0.0
         self._sampling = seed_of_answer(resolved.sampling, index)
         self._detokenizer = Detokenizer(tokenizer, resolved.stop_strings, resolved.stop.min_tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt, and emitted so far."""
+        return len(self.arrival.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_approximate_tokens(self) -> int:
+        """Of the prompt, in its first prefill: those whose KV was computed elsewhere."""
+        return sum(outcome.num_approximate for outcome in self._outcomes) if self._outcomes else 0
 
     @property
     def num_new_tokens(self) -> int:
@@ -107,6 +128,27 @@ class Sequence:
             raise ValueError(f"answer {self.index} of {self.arrival.request_id}: {self.state} to {state}")
         self.state = state
 
+    def fork(self, prompt_kv: PromptKv, lease_id: int) -> None:
+        """Goes on from the prompt that answer 0 has computed, in a lease that has it."""
+        self.lease_id = lease_id
+        self.prompt_kv = prompt_kv
+        self._is_forked = True
+
+    def start_over(self) -> None:
+        """Back to the queue, in no lease: its prompt and what was emitted are prefilled again."""
+        self.lease_id = None
+        self._is_forked = False
+        self.to(State.QUEUED)
+
+    def note_prefilled(self, entry: Prefilled) -> bool:
+        """Before its token is taken in. Whether it is its first: what a client is told of its prompt."""
+        if not self._is_forked:
+            self.prompt_kv = PromptKv.of(entry)
+        is_first = not self.num_new_tokens
+        if is_first:
+            self._note_usage(entry)
+        return is_first
+
     @property
     def token_ids(self) -> tuple[int, ...]:
         """The prompt, then what was emitted so far."""
@@ -115,6 +157,7 @@ class Sequence:
     def spec(self, lease_id: int) -> SequenceSpec:
         """What a phase is told, the tokens emitted so far included. Prefill keeps to the order of sending."""
         arrival = self.arrival
+        begins = self.state is State.PREFILLING and not self._is_forked
         return SequenceSpec(
             lease_id=lease_id,
             request_id=arrival.request_id,
@@ -125,6 +168,9 @@ class Sequence:
             priority=arrival.priority,
             arrival_unix_ns=self.sent_unix_ns if self.state is State.PREFILLING else arrival.unix_ns,
             cache_namespace=arrival.cache_namespace,
+            reuse=arrival.reuse.spec if begins and arrival.reuse is not None else None,
+            num_publishable_tokens=None if begins else self.prompt_kv.num_publishable_tokens,
+            content_kind=arrival.content_kind,
         )
 
     def push(self, output: SequenceOutput, now_s: float) -> Piece:
@@ -148,7 +194,24 @@ class Sequence:
     def usage(self) -> Usage:
         """Up to now."""
         num_prompt_tokens = len(self.arrival.prompt_token_ids)
-        return Usage(num_prompt_tokens, len(self.output_token_ids), self.num_cached_tokens)
+        num_output_tokens = len(self.output_token_ids)
+        if not self._outcomes or self.arrival.reuse is None:
+            return Usage(num_prompt_tokens, num_output_tokens, self.num_cached_tokens)
+        segments = tuple(map(SegmentUsage, self.arrival.reuse.spec.spans, self._outcomes))
+        return Usage(
+            num_prompt_tokens, num_output_tokens, self.num_cached_tokens, self.num_approximate_tokens, segments
+        )
+
+    def _note_usage(self, entry: Prefilled) -> None:
+        self.num_cached_tokens = min(entry.num_cached_tokens, len(self.arrival.prompt_token_ids))
+        if self.arrival.reuse is None:
+            return
+        if self._is_forked:
+            spans = self.arrival.reuse.spec.spans
+            self._outcomes = inherited(spans, self.prompt_kv.outcomes, self.num_cached_tokens)
+            self.num_cached_tokens -= self.num_approximate_tokens
+        else:
+            self._outcomes = entry.segments
 
     def _note_token(self, token_id: int, now_s: float) -> None:
         self.output_token_ids.append(token_id)
@@ -206,6 +269,11 @@ class Request:
     def finished(self) -> bool:
         """Whether every answer is complete, by whatever cause."""
         return all(sequence.state is State.FINISHED for sequence in self.sequences)
+
+    @property
+    def queued(self) -> tuple[Sequence, ...]:
+        """Answers that wait for their turn."""
+        return tuple(sequence for sequence in self.sequences if sequence.state is State.QUEUED)
 
     @property
     def unfinished(self) -> tuple[Sequence, ...]:

@@ -11,9 +11,10 @@ import grpc
 
 from services.gateway.chat import ChatMessage
 from services.gateway.frontend import Call, Frontend, no_prompt
-from services.gateway.output import Piece, Usage, merged
+from services.gateway.output import Piece, SegmentUsage, Usage, merged
 from services.gateway.requests import Request
 from services.gateway.resumption import Origin, Resume, ResumedAnswer
+from services.gateway.reuse import ReuseFields
 from services.gateway.status import StatusView
 from services.gateway.tenants import authorization_of
 from services.gateway.validation import SamplingFields
@@ -24,7 +25,7 @@ from tandem.rpc.stubs.gateway.v1.gateway_pb2_grpc import (
     GatewayServiceServicer,
     add_GatewayServiceServicer_to_server,
 )
-from tandem.types import FinishReason, TokenLogprobs
+from tandem.types import FinishReason, Span, TokenLogprobs
 
 SERVICE_NAME = str(pb.DESCRIPTOR.services_by_name["GatewayService"].full_name)
 
@@ -99,7 +100,7 @@ class GatewayServicer(GatewayServiceServicer):
 
     async def GetCacheKeys(self, request: pb.GetCacheKeysRequest, context: Context) -> pb.GetCacheKeysResponse:
         """For operators."""
-        call = Call(cache_salt=request.cache_salt, tenant=self._caller(context))
+        call = Call(cache_salt=request.cache_salt, tenant=self._caller(context, request.tenant))
         where = self._frontend.cache_keys(request.token_ids.ids, call)
         return pb.GetCacheKeysResponse(namespace=where.namespace, keys=where.keys)
 
@@ -135,9 +136,9 @@ class GatewayServicer(GatewayServiceServicer):
             case _:
                 raise no_prompt("prompt", "text or token_ids")
 
-    def _caller(self, context: Context) -> str:
-        """The tenant. UnauthenticatedError."""
-        return self._frontend.caller(authorization_of(context.invocation_metadata()), context.peer())
+    def _caller(self, context: Context, tenant: str = "") -> str:
+        """The tenant, or the one that is named, if the caller may. UnauthenticatedError, ConfigError."""
+        return self._frontend.caller(authorization_of(context.invocation_metadata()), context.peer(), tenant)
 
     def _call(self, request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> Call:
         return Call(
@@ -148,6 +149,7 @@ class GatewayServicer(GatewayServiceServicer):
             tenant=self._caller(context),
             remaining_s=context.time_remaining(),
             resume=resume_from_proto(request.resume) if request.HasField("resume") else None,
+            reuse=reuse_from_proto(request.reuse) if request.HasField("reuse") else None,
         )
 
     @contextmanager
@@ -215,6 +217,22 @@ def resume_from_proto(message: pb.Resume) -> Resume:
     return Resume(known, answers)
 
 
+def reuse_from_proto(message: pb.Reuse) -> ReuseFields:
+    """See `ReuseFields`."""
+    segments = tuple(_segment_from_proto(segment) for segment in message.segments)
+    return ReuseFields(message.ratio if message.HasField("ratio") else None, segments)
+
+
+def _segment_from_proto(message: pb.Segment) -> Span | str | None:
+    match message.WhichOneof("where"):
+        case "tokens":
+            return Span(message.tokens.start, message.tokens.end)
+        case "text":
+            return message.text
+        case _:
+            return None
+
+
 def _origin_to_proto(origin: Origin) -> pb.Origin:
     return pb.Origin(seed=origin.seed, arrival_unix_ns=origin.arrival_unix_ns, model_digest=origin.model_digest)
 
@@ -228,6 +246,19 @@ def _usage(usage: Usage) -> pb.Usage:
         num_prompt_tokens=usage.num_prompt_tokens,
         num_output_tokens=usage.num_output_tokens,
         num_cached_tokens=usage.num_cached_tokens,
+        num_approximate_tokens=usage.num_approximate_tokens,
+        segments=[_segment_usage(segment) for segment in usage.segments],
+    )
+
+
+def _segment_usage(segment: SegmentUsage) -> pb.SegmentUsage:
+    outcome = segment.outcome
+    return pb.SegmentUsage(
+        start=segment.span.start,
+        end=segment.span.end,
+        num_exact=outcome.num_exact,
+        num_approximate=outcome.num_approximate,
+        num_computed=outcome.num_computed,
     )
 
 

@@ -28,6 +28,10 @@ class TenantDirectory(Protocol):
         """The caller's tenant, by its metadata and the address that gRPC saw. UnauthenticatedError."""
         ...
 
+    def named(self, caller: str, tenant: str) -> str:
+        """The tenant that a caller asks about. UnauthenticatedError: it is not its own. ConfigError: there are none."""
+        ...
+
     def quotas(self, tenant: str) -> Quotas:
         """Its bounds; none of one that has been taken out meanwhile."""
         ...
@@ -43,6 +47,10 @@ class OpenDirectory:
     def authenticate(self, authorization: str | None, peer: str) -> str:
         """Everybody."""
         return OPERATOR
+
+    def named(self, caller: str, tenant: str) -> str:
+        """There is none."""
+        raise ConfigError("gateway.api_keys", f"is not set, so there are no tenants, and no {tenant}")
 
     def quotas(self, tenant: str) -> Quotas:
         """None."""
@@ -81,6 +89,12 @@ class KeyedDirectory:
         if tenant is None:
             raise UnauthenticatedError("the API key is unknown, or has been withdrawn; ask the operator for another")
         return tenant.name
+
+    def named(self, caller: str, tenant: str) -> str:
+        """See `TenantDirectory`. One that has been taken out may have left something."""
+        if caller not in (OPERATOR, tenant):
+            raise UnauthenticatedError("of other tenants only who calls over the run directory's socket may ask")
+        return tenant
 
     def quotas(self, tenant: str) -> Quotas:
         """See `TenantDirectory`."""

@@ -1,13 +1,15 @@
 """Lets waiting prompts share what others have computed, just before they are admitted.
 
-Each prompt looks once: memd is asked for the blocks that hold the tokens it begins with. A prompt whose next block is
-being computed by one that runs follows that one and looks again. Nothing here waits in a step: answers come in between.
+Each prompt looks once: memd is asked for the blocks that hold the tokens it begins with and, where it allows that, for
+entries of its segments. A prompt whose next block is being computed by one that runs follows that one and looks again.
+Nothing here waits in a step: answers come in between.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from services.prefill.reuse import EntrySearch
 from tandem.kv.store import PromptTokens
 from tandem.phase.crew import Crew
 from tandem.phase.leases import Leases
@@ -42,8 +44,9 @@ class Desk:
 class Doorman:
     """The prompts that wait, in rank order: a phase's `Candidates`."""
 
-    def __init__(self, leases: Leases, crew: Crew, desk: Desk) -> None:
+    def __init__(self, leases: Leases, search: EntrySearch, crew: Crew, desk: Desk) -> None:
         self._leases = leases
+        self._search = search
         self._crew = crew
         self._desk = desk
         self._line: Line[WaitingPrompt] = Line(rank_key)
@@ -72,7 +75,7 @@ class Doorman:
         """Asks memd for whose turn it is; of one prompt at a time."""
         if self._asking:
             return
-        while (plan := self._plan()).claim is not None and self._prompt(plan.claim) is None:
+        while (plan := self._plan()).claim is not None and not self._may_find(plan.claim):
             self._settled.add(plan.claim)
             self._desk.wake()
         sharing = tuple(lease_id for lease_id in plan.give_up if self._desk.roster().get(lease_id).block_ids)
@@ -111,6 +114,9 @@ class Doorman:
         sequence = self._desk.roster().get(lease_id)
         return sequence.keys.prompt(sequence.token_ids)
 
+    def _may_find(self, lease_id: int) -> bool:
+        return self._prompt(lease_id) is not None or self._desk.roster().get(lease_id).spec.reuse is not None
+
     async def _ask(self, plan: ClaimPlan) -> None:
         for lease_id in plan.give_up:
             if lease_id in self._line:  # one may have left while another was asked for
@@ -132,9 +138,11 @@ class Doorman:
         if self._is_computed_elsewhere(sequence, keys):
             self._desk.roster().enter(sequence, SequenceState.FOLLOWING)
             self._followers.append(sequence)
-        else:
+            return
+        self._drop_copy_unless_admissible(sequence)
+        await self._search.look(sequence)
+        if lease_id in self._line:
             self._settled.add(lease_id)
-            self._drop_copy_unless_admissible(sequence)
 
     def _drop_copy_unless_admissible(self, sequence: PromptSequence) -> None:
         """Nobody keeps what is to be copied: when blocks are so short that the prompt must wait, it soon goes."""
@@ -159,10 +167,10 @@ class Doorman:
         return sequence
 
     def _is_computed_elsewhere(self, sequence: PromptSequence, keys: Sequence[bytes]) -> bool:
-        """Whether a prompt that runs, or is about to, is to fill the first block that is missing."""
+        """Whether a prompt that runs, or is about to, is to fill the first block that is missing, and to publish it."""
         place = len(sequence.block_ids)
         if place >= len(keys):
             return False
         roster = self._desk.roster()
         others = (*roster.running, *map(roster.get, self._settled))
-        return any(keys[place : place + 1] == other.keys.of(other.token_ids)[place : place + 1] for other in others)
+        return any(keys[place : place + 1] == other.publishable_keys()[place : place + 1] for other in others)

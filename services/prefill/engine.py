@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import structlog
 
 from services.prefill.doorman import Desk, Doorman, Room
+from services.prefill.reuse import EntrySearch
 from tandem.phase.engine import PhaseEngine
 from tandem.phase.outfit import Outfit
 from tandem.phase.sequence import SequenceState, WorkingSequence
-from tandem.phase.stepper import StepPart
+from tandem.phase.stepper import StepPart, StepResult
 from tandem.phase.stopping import banned_tokens, finish_reason
 from tandem.phase.waiting import WaitingRoom
+from tandem.reuse.plan import ReusePolicy
 from tandem.runner.sampler import SampledToken
 from tandem.scheduler.prefill import RunningPrompt, WaitingPrompt, admit, share_budget
 from tandem.types import DropReason, Phase, Prefilled, PrefillResult, SequenceOutput
@@ -23,6 +25,8 @@ from tandem.types import DropReason, Phase, Prefilled, PrefillResult, SequenceOu
 _log = structlog.get_logger()
 
 PromptSequence = WorkingSequence[PrefillResult]
+
+DEFAULT_POLICY = ReusePolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,12 @@ class _Sealing:
 class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
     """Carries out the plans; everything but the steps themselves happens on the loop."""
 
-    def __init__(self, outfit: Outfit, budget: Callable[[], int]) -> None:
-        """`budget` is asked for the tokens that the next step's chunks may have together."""
+    def __init__(self, outfit: Outfit, budget: Callable[[], int], policy: ReusePolicy = DEFAULT_POLICY) -> None:
+        """`budget` is asked for the tokens that the next step's chunks may have together.
+
+        `policy` says when segments are reused, and what of them is computed; the ratio is each prompt's own.
+        """
+        self._policy = policy
         super().__init__(Phase.PREFILL, outfit, PrefillResult, self._make_waiting_room)
         self._budget = budget
         self._batch: list[_Running] = []
@@ -60,12 +68,13 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
         self._batch = [_Running(self._roster.get(chunk.lease_id), chunk.num_tokens) for chunk in chunks]
         return [self._part(part) for part in self._batch]
 
-    def finish(self, tokens: Sequence[SampledToken | None]) -> None:
+    def finish(self, results: Sequence[StepResult]) -> None:
         """Seals what the chunks computed; whoever has its token is said when memd knows."""
         sealing = []
-        for part, token in zip(self._batch, tokens, strict=True):
+        for part, result in zip(self._batch, results, strict=True):
+            token, scores = (result, None) if isinstance(result, SampledToken) else (None, result)
             sequence = part.sequence
-            sequence.num_computed += part.num_tokens
+            sequence.advance(part.num_tokens, scores)
             if sequence.state is not SequenceState.RUNNING:
                 continue
             copied_from = sequence.take_copied_from()
@@ -106,7 +115,8 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
             room=self._room,
             wake=self._outfit.steps.wake.set,
         )
-        self._doorman = Doorman(self._leases, self._outfit.crew, desk)
+        search = EntrySearch(self._leases, self._policy, self._outfit.limits.block_size)
+        self._doorman = Doorman(self._leases, search, self._outfit.crew, desk)
         return WaitingRoom(self._doorman, self._waiting_view)
 
     def _enter(self, sequence: PromptSequence) -> None:
@@ -114,7 +124,7 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
         if missing:
             blocks = self._leases.grow(sequence.lease_id, missing, sequence.num_computed)
             sequence.block_ids.extend(block.block_id for block in blocks)
-        sequence.begin_copy(self._outfit.limits.block_size)
+        sequence.begin_copies(self._outfit.limits.block_size)
         self._roster.enter(sequence, SequenceState.RUNNING)
 
     def _waiting_view(self, sequence: PromptSequence) -> WaitingPrompt:
@@ -126,11 +136,15 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
         sequence = part.sequence
         if sequence.started_s is None:
             sequence.started_s = self._outfit.clock.now()
-        rows = sequence.rows(part.num_tokens)
-        if part.num_tokens < sequence.num_uncomputed:
-            return StepPart(rows, None, sequence.take_copy())
+        is_last = part.num_tokens == sequence.num_uncomputed
         banned = banned_tokens(sequence.spec.stop, len(sequence.output_token_ids))
-        return StepPart(rows, sequence.draw(banned), sequence.take_copy())
+        return StepPart(
+            rows=sequence.rows(part.num_tokens),
+            draw=sequence.draw(banned) if is_last else None,
+            copy=sequence.take_copy(),
+            entries=sequence.take_entry_copies(),
+            num_asking=sequence.num_asking(part.num_tokens),
+        )
 
     def _prefilled(self, sequence: PromptSequence, token: SampledToken) -> Prefilled:
         spec = sequence.spec
@@ -142,6 +156,8 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
             wait_ms=(started_s - sequence.submitted_s) * 1000,
             compute_ms=(self._outfit.clock.now() - started_s) * 1000,
             num_cached_tokens=min(sequence.num_cached, spec.num_prompt_tokens),
+            segments=sequence.segment_outcomes(),
+            num_publishable_tokens=sequence.num_publishable_tokens,
         )
 
     async def _say_when_sealed(self, sealing: Sequence[_Sealing]) -> None:
@@ -158,7 +174,7 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
 
 def _running_view(sequence: PromptSequence) -> RunningPrompt:
     spec = sequence.spec
-    return RunningPrompt(spec.lease_id, spec.priority, spec.arrival_unix_ns, sequence.num_uncomputed)
+    return RunningPrompt(spec.lease_id, spec.priority, spec.arrival_unix_ns, sequence.num_next_rows)
 
 
 def _fields(sequence: PromptSequence, prefilled: Prefilled) -> dict[str, object]:
@@ -167,6 +183,7 @@ def _fields(sequence: PromptSequence, prefilled: Prefilled) -> dict[str, object]
         "lease_id": sequence.lease_id,
         "num_tokens": len(sequence.spec.token_ids),
         "num_cached_tokens": prefilled.num_cached_tokens,
+        "num_approximate_tokens": sum(segment.num_approximate for segment in prefilled.segments),
         "wait_ms": prefilled.wait_ms,
         "compute_ms": prefilled.compute_ms,
     }

@@ -33,7 +33,7 @@ class PartitionBackend(Protocol):
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """Those that can be told from one another, all to be had without a new process; prefill's share ascending."""
+        """Those that can be told from one another, and that a planner may choose among; prefill's share ascending."""
         ...
 
     @property

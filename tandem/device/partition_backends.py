@@ -34,6 +34,7 @@ class PartitionSite:
     environ: Mapping[str, str]
     open_driver: Callable[[], DriverApi] = open_driver
     use_stream: UseStream = use_torch_stream
+    has_steward: bool = False  # who starts another process for another share, while this one serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def _mps_green(site: PartitionSite) -> PartitionBackend:
 def _mps_percentage(site: PartitionSite) -> PartitionBackend:
     from tandem.device.cuda.percentage import PercentageBackend
 
-    return PercentageBackend(read_gpu(site.open_driver()), site.environ)
+    return PercentageBackend(read_gpu(site.open_driver()), site.environ, has_steward=site.has_steward)
 
 
 def _timeshare(site: PartitionSite) -> PartitionBackend:

@@ -11,9 +11,8 @@ from tandem.phase.loop import Load
 from tandem.phase.outfit import Outfit
 from tandem.phase.roster import Roster
 from tandem.phase.session import ItemT, Outbox, ResultT, Session
-from tandem.phase.stepper import StepPart
+from tandem.phase.stepper import StepPart, StepResult
 from tandem.phase.waiting import WaitingRoom
-from tandem.runner.sampler import SampledToken
 from tandem.types import Phase, PhaseCommand, SequenceDropped
 
 
@@ -69,7 +68,7 @@ class PhaseEngine(ABC, Generic[ItemT, ResultT]):
         """See `StepWork`."""
 
     @abstractmethod
-    def finish(self, tokens: Sequence[SampledToken | None]) -> None:
+    def finish(self, results: Sequence[StepResult]) -> None:
         """See `StepWork`."""
 
     @abstractmethod

@@ -8,8 +8,7 @@ import asyncio
 from collections.abc import Sequence
 
 from tandem.phase.loop import Load, StepWork
-from tandem.phase.stepper import StepPart
-from tandem.runner.sampler import SampledToken
+from tandem.phase.stepper import StepPart, StepResult
 from tandem.types import Phase
 
 _ORDER = (Phase.DECODE, Phase.PREFILL)
@@ -41,11 +40,11 @@ class JointWork:
             joined.extend(parts)
         return joined
 
-    def finish(self, tokens: Sequence[SampledToken | None]) -> None:
-        """Each work gets its own parts' tokens."""
+    def finish(self, results: Sequence[StepResult]) -> None:
+        """Each work gets its own parts'."""
         start = 0
         for work, num_parts in self._step:
-            work.finish(tokens[start : start + num_parts])
+            work.finish(results[start : start + num_parts])
             start += num_parts
 
     def fail(self, message: str) -> None:

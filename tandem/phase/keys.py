@@ -4,14 +4,17 @@ from collections.abc import Sequence
 
 from tandem.kv.contents import block_keys
 from tandem.kv.store import KeyedBlock, PromptTokens
+from tandem.types import ContentKind
 
 
 class SequenceKeys:
     """Keys are computed as far as they are asked for, each once. With an empty namespace there are none."""
 
-    def __init__(self, namespace: bytes, block_size: int) -> None:
+    def __init__(self, namespace: bytes, block_size: int, kind: ContentKind = ContentKind.PROMPT) -> None:
+        """`kind` is what is published."""
         self._namespace = namespace
         self._block_size = block_size
+        self._kind = kind
         self._keys: list[bytes] = []
         self._num_published = 0
 
@@ -48,4 +51,4 @@ class SequenceKeys:
     def _keyed(self, ordinal: int, token_ids: Sequence[int]) -> KeyedBlock:
         parent = self._keys[ordinal - 1] if ordinal else self._namespace
         own = token_ids[ordinal * self._block_size : (ordinal + 1) * self._block_size]
-        return KeyedBlock(ordinal, self._keys[ordinal], parent, self._namespace, tuple(own))
+        return KeyedBlock(ordinal, self._keys[ordinal], parent, self._namespace, tuple(own), self._kind)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -15,6 +16,8 @@ from tandem.types import Block, DropReason, SequenceDropped, SequenceSpec
 _log = structlog.get_logger()
 
 RETRY_S = 0.05
+
+AnswerT = TypeVar("AnswerT")
 
 
 class Leases:
@@ -58,6 +61,17 @@ class Leases:
         except TandemError as error:
             _log.info("prefix.not_claimed", lease_id=lease_id, error=str(error))
             return None
+
+    async def find_blocks(self, runs: Sequence[Sequence[bytes]]) -> tuple[tuple[Block, ...], ...]:
+        """Published blocks to copy from: of each run of keys as many as follow one another. Nobody keeps them.
+
+        What is copied is named when it is sealed. Waits for a memd that is away; nothing is found where it refuses.
+        """
+        try:
+            return await _until_answered(partial(self._store.find_blocks, self._holder_id, runs))
+        except TandemError as error:
+            _log.info("blocks.not_found", error=str(error))
+            return ((),) * len(runs)
 
     def grow(
         self, lease_id: int, num_blocks: int, num_sealed_tokens: int, publish: tuple[KeyedBlock, ...] = ()
@@ -115,7 +129,7 @@ class Leases:
         self._on_change()
 
 
-async def _until_answered(call: Callable[[], Awaitable[SequenceLease]]) -> SequenceLease:
+async def _until_answered(call: Callable[[], Awaitable[AnswerT]]) -> AnswerT:
     while True:
         try:
             return await call()

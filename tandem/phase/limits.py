@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tandem.kv.layout import num_blocks_for
-from tandem.types import SequenceSpec
+from tandem.types import SegmentReuse, SequenceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,22 @@ def problem_of(spec: SequenceSpec, limits: PhaseLimits) -> str:
         return f"token_ids: {num_tokens} leave no room in a context of {limits.max_context_tokens}"
     if max(spec.token_ids) >= limits.vocab_size:
         return f"token_ids: {max(spec.token_ids)} is outside the vocabulary of {limits.vocab_size}"
+    if spec.reuse is not None and (problem := _problem_of_reuse(spec.reuse, spec.num_prompt_tokens, limits)):
+        return problem
     num_blocks = num_blocks_for(num_tokens, limits.block_size)
     if num_blocks > limits.num_pool_blocks:
         return f"token_ids: {num_tokens} need {num_blocks} blocks; the pool gives {limits.num_pool_blocks}"
+    return ""
+
+
+def _problem_of_reuse(reuse: SegmentReuse, num_prompt_tokens: int, limits: PhaseLimits) -> str:
+    if not 0.0 <= reuse.ratio <= 1.0:
+        return f"reuse.ratio: {reuse.ratio} is not in [0, 1]"
+    if reuse.first_token_id >= limits.vocab_size:
+        return f"reuse.first_token_id: {reuse.first_token_id} is outside the vocabulary of {limits.vocab_size}"
+    past = 0
+    for index, span in enumerate(reuse.spans):
+        if not past <= span.start < span.end <= num_prompt_tokens:
+            return f"reuse.spans[{index}]: {span.start} to {span.end} is not behind {past} within the prompt"
+        past = span.end
     return ""

@@ -11,8 +11,7 @@ import structlog
 from tandem.clock import Clock
 from tandem.errors import DeviceError, DeviceFaultError
 from tandem.phase.share import ControllerPort, ShareKeeper
-from tandem.phase.stepper import StepPart, Stepper
-from tandem.runner.sampler import SampledToken
+from tandem.phase.stepper import StepPart, Stepper, StepResult
 from tandem.telemetry.metrics import PhaseMetrics
 from tandem.types import StepStatistics
 
@@ -39,7 +38,7 @@ class StepWork(Protocol):
         """Between two steps: who takes part in the next; none when there is nothing to do now."""
         ...
 
-    def finish(self, tokens: Sequence[SampledToken | None]) -> None:
+    def finish(self, results: Sequence[StepResult]) -> None:
         """The step that was prepared is done; one entry a part."""
         ...
 
@@ -74,7 +73,7 @@ class Reporter:
                 duration_ms=duration_s * 1000,
                 num_sequences=len(parts),
                 num_tokens=num_tokens,
-                num_context_tokens=num_tokens + sum(part.rows.start for part in parts),
+                num_context_tokens=sum(part.rows.num_context_tokens for part in parts),
                 num_waiting=load.num_waiting,
                 unix_ns=self._unix_ns(),
                 num_backlog_tokens=load.num_backlog_tokens,
@@ -135,12 +134,12 @@ class StepLoop:
     async def _step(self, parts: Sequence[StepPart]) -> None:
         started_s = self._clock.now()
         try:
-            tokens = await self._stepper.step(parts)
+            results = await self._stepper.step(parts)
         except Exception as error:
             self._fail(error)
             return
         self._num_failures = 0
-        self._work.finish(tokens)
+        self._work.finish(results)
         load = self._work.load()
         self._reporter.step(parts, self._clock.now() - started_s, load)
         self._reporter.load(load)

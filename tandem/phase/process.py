@@ -122,7 +122,7 @@ class PhaseProcess:
 
     def _start_loop(self, model: MappedModel) -> Stepper:
         around = self.around
-        stepper = Stepper(model.steps, around.backend.turn, check_device, self._progress.step)
+        stepper = Stepper(model.steps, around.backend.turn, check_device, self._progress.step, model.open_segments)
         loop = StepLoop(
             self._steps,
             wake=self._steps.wake,
@@ -189,15 +189,19 @@ def _surround(
     services: Sequence[PhaseService[Any]], config: PhaseConfig, metrics: PhaseMetrics, succession: Succession
 ) -> Surroundings:
     phase, stream, clock = services[0].phase, StepStream(), MonotonicClock()
-    site = PartitionSite(tuple(each.phase for each in services), config.run_dir, os.environ, use_stream=stream.use)
+    site = PartitionSite(
+        tuple(each.phase for each in services),
+        config.run_dir,
+        os.environ,
+        use_stream=stream.use,
+        has_steward=succession.has_steward,
+    )
     backend = make_partition_backend(config.partition_backend, site)
     link = ControllerLink(config.socket("controller"), phase, os.getpid(), backend.name, backend.splits)
     controller: ControllerPort = link if len(services) == 1 else WholeDevice(link)
 
     def share(stepper: Stepper) -> ShareKeeper:
-        return ShareKeeper(
-            phase, controller, backend, stepper, metrics=metrics, clock=clock, want_successor=succession.want
-        )
+        return ShareKeeper(phase, controller, backend, stepper, metrics=metrics, clock=clock, successors=succession)
 
     return Surroundings(
         config=config,

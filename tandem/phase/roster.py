@@ -180,7 +180,7 @@ class Roster(Generic[ItemT, ResultT]):
         elif problem := problem_of(spec, self._limits):
             self._refuse(session, spec, DropReason.FAILED, problem)
         else:
-            keys = SequenceKeys(spec.cache_namespace, self._limits.block_size)
+            keys = SequenceKeys(spec.cache_namespace, self._limits.block_size, spec.content_kind)
             sequence = WorkingSequence(spec, session, self._clock.now(), keys)
             self._sequences[spec.lease_id] = sequence
             self._count_rows(sequence)

@@ -1,6 +1,6 @@
 """A sequence in a phase: its state, tokens and blocks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Generic
@@ -10,10 +10,12 @@ from tandem.kv.layout import num_blocks_for
 from tandem.kv.store import CopySource, KeyedBlock, SequenceLease
 from tandem.model.batch import SequenceRows
 from tandem.phase.keys import SequenceKeys
+from tandem.phase.selective import SelectivePrefill, SpanEntry, outcomes
 from tandem.phase.session import ResultT, Session
+from tandem.reuse.plan import Scores
 from tandem.runner.sampler import Draw
-from tandem.runner.steps import TokenCopy
-from tandem.types import Block, SequenceDropped, SequenceSpec
+from tandem.runner.steps import EntryCopy, TokenCopy
+from tandem.types import Block, SegmentOutcome, SequenceDropped, SequenceSpec
 
 
 class SequenceState(Enum):
@@ -59,7 +61,10 @@ class WorkingSequence(Generic[ResultT]):
     num_cached: int = 0  # of them, those that were there when the lease was acquired, or were copied
     copy_source: CopySource | None = None  # found for the tokens behind its blocks
     copy: TokenCopy | None = None  # to be made by its next step
+    entry_copies: tuple[EntryCopy, ...] = ()  # the same
     copied_from: tuple[Block, ...] = ()  # until memd is told
+    entries: tuple[SpanEntry, ...] = ()  # what memd has of its segments, once it was asked
+    selective: SelectivePrefill | None = None  # how it is computed where entries are of use
     started_s: float | None = None  # when the first of its steps began
 
     def __post_init__(self) -> None:
@@ -85,7 +90,18 @@ class WorkingSequence(Generic[ResultT]):
     @property
     def num_uncomputed(self) -> int:
         """Rows that are left until the next token can be drawn."""
-        return len(self.token_ids) - self.num_computed
+        return len(self.token_ids) - self.num_computed if self.selective is None else self.selective.num_rows
+
+    @property
+    def num_next_rows(self) -> int:
+        """Of them, those that may be in one step."""
+        return self.num_uncomputed if self.selective is None else self.selective.num_next_rows
+
+    @property
+    def num_publishable_tokens(self) -> int | None:
+        """Behind them stands approximate KV, or will; what is computed behind that is nobody else's. None: nowhere."""
+        planned = None if self.selective is None else self.selective.num_exact_tokens
+        return min((limit for limit in (self.spec.num_publishable_tokens, planned) if limit is not None), default=None)
 
     def enter(self, state: SequenceState) -> None:
         """LeaseError when the table has no such transition."""
@@ -98,23 +114,36 @@ class WorkingSequence(Generic[ResultT]):
         self.block_ids = [block.block_id for block in lease.blocks]
         self.num_computed = self.num_cached = min(lease.num_sealed_tokens, len(self.token_ids) - 1)
         self.copy_source = lease.copy_source
+        self.entries, self.selective = (), None
         self.keys.note_published(lease.num_sealed_tokens)
 
-    def begin_copy(self, block_size: int) -> None:
-        """Its next step copies what was found, into the block behind those that it shares."""
+    @property
+    def num_found_tokens(self) -> int:
+        """Tokens that it need not compute: in its blocks, or to be copied behind them."""
+        return self.num_computed + (self.copy_source.num_tokens if self.copy_source else 0)
+
+    def begin_copies(self, block_size: int) -> None:
+        """Its next step copies what was found: into the block behind those that it shares, and of entries."""
         source, self.copy_source = self.copy_source, None
-        if source is None:
-            return
-        target = self.block_ids[self.num_computed // block_size]
-        self.copy = TokenCopy(source.block.block_id, target, source.num_tokens)
-        self.copied_from = (source.block,)
-        self.num_computed += source.num_tokens
-        self.num_cached = self.num_computed
+        if source is not None:
+            target = self.block_ids[self.num_computed // block_size]
+            self.copy = TokenCopy(source.block.block_id, target, source.num_tokens)
+            self.copied_from = (source.block,)
+            self.num_computed += source.num_tokens
+            self.num_cached = self.num_computed
+        if self.selective is not None:
+            self.entry_copies = self.selective.copies(self.block_ids)
+            self.copied_from += self.selective.blocks
 
     def take_copy(self) -> TokenCopy | None:
         """For the step that is being prepared."""
         copy, self.copy = self.copy, None
         return copy
+
+    def take_entry_copies(self) -> tuple[EntryCopy, ...]:
+        """The same."""
+        copies, self.entry_copies = self.entry_copies, ()
+        return copies
 
     def take_copied_from(self) -> tuple[Block, ...]:
         """For the first update after the copy."""
@@ -126,13 +155,41 @@ class WorkingSequence(Generic[ResultT]):
         return max(0, num_blocks_for(len(self.token_ids), block_size) - len(self.block_ids))
 
     def publish(self) -> tuple[KeyedBlock, ...]:
-        """The full blocks computed since the last call."""
-        return self.keys.publish(self.token_ids[: self.num_computed])
+        """The full blocks computed since the last call, as far as others may have them."""
+        limit = self.num_publishable_tokens
+        end = self.num_computed if limit is None else min(self.num_computed, limit)
+        return self.keys.publish(self.token_ids[:end])
+
+    def publishable_keys(self) -> Sequence[bytes]:
+        """Of the blocks that are published by and by, and of those that were."""
+        limit = self.num_publishable_tokens
+        return self.keys.of(self.token_ids if limit is None else self.token_ids[:limit])
 
     def rows(self, num_tokens: int) -> SequenceRows:
-        """The next `num_tokens` rows."""
+        """The next `num_tokens` rows, which are at most `num_next_rows`."""
+        if self.selective is not None:
+            return self.selective.rows(self.token_ids, self.block_ids, num_tokens)
         end = self.num_computed + num_tokens
         return SequenceRows(self.token_ids[self.num_computed : end], self.num_computed, self.block_ids)
+
+    def num_asking(self, num_tokens: int) -> int | None:
+        """See `StepPart`."""
+        return None if self.selective is None else self.selective.num_asking(num_tokens)
+
+    def advance(self, num_tokens: int, scores: Scores | None) -> None:
+        """Its next rows are done; `scores` where they were a probe's."""
+        if self.selective is None:
+            self.num_computed += num_tokens
+        else:
+            self.selective.advance(num_tokens, scores)
+            self.num_computed = self.selective.num_complete_tokens
+
+    def segment_outcomes(self) -> tuple[SegmentOutcome, ...]:
+        """Of each span of its `reuse`, once its prompt is computed."""
+        if self.spec.reuse is None:
+            return ()
+        approximate = () if self.selective is None else self.selective.approximate_positions()
+        return outcomes(self.spec.reuse.spans, self.entries, self.num_cached, approximate)
 
     def draw(self, banned_token_ids: tuple[int, ...]) -> Draw:
         """How the token after `token_ids` is drawn."""

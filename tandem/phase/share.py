@@ -51,8 +51,26 @@ class WholeDevice:
         self._controller.report_step(step)
 
 
-def _nobody_follows(environment: Mapping[str, str]) -> None:
+class Successors(Protocol):
+    """What `tandem.phase.succession.Succession` is to a share that only another process can have."""
+
+    def want(self, environment: Mapping[str, str], on_failure: Callable[[], None]) -> None:
+        """A process started with `environment`; `on_failure` is called each time that one did not come to serve."""
+        ...
+
+    def need_none(self) -> None:
+        """This process has the share that it should have."""
+        ...
+
+
+class NobodyFollows:
     """Of a process whose backend can have any share."""
+
+    def want(self, environment: Mapping[str, str], on_failure: Callable[[], None]) -> None:
+        """Never called."""
+
+    def need_none(self) -> None:
+        """It never needs one."""
 
 
 class ShareKeeper:
@@ -70,16 +88,16 @@ class ShareKeeper:
         *,
         metrics: PhaseMetrics,
         clock: Clock,
-        want_successor: Callable[[Mapping[str, str]], None] = _nobody_follows,
+        successors: Successors = NobodyFollows(),  # noqa: B008 - it has no state
     ) -> None:
-        """`want_successor` is told what another process must be started with."""
+        """`successors` are told what another process must be started with."""
         self._phase = phase
         self._controller = controller
         self._backend = backend
         self._stepper = stepper
         self._metrics = metrics
         self._clock = clock
-        self._want_successor = want_successor
+        self._successors = successors
 
     async def apply_pending(self) -> None:
         """Between two steps. A share that cannot be had is logged, and the one in force stays. DeviceFaultError."""
@@ -100,6 +118,12 @@ class ShareKeeper:
         self._controller.report_applied(decision_id, outcome, apply_s * 1000)
         if isinstance(outcome, RestartRequired):
             _log.info("share.needs_new_process", decision_id=decision_id, detail=outcome.detail)
-            self._want_successor(outcome.environment)
+            self._successors.want(outcome.environment, partial(self._report_failure, decision_id, outcome))
         else:
+            self._successors.need_none()
             _log.info("share.applied", decision_id=decision_id, detail=outcome.detail, apply_ms=apply_s * 1000)
+
+    def _report_failure(self, decision_id: int, wanted: RestartRequired) -> None:
+        detail = f"no new process came to serve, tried again later: {wanted.detail}"
+        failed = RestartRequired(detail, wanted.environment)
+        self._controller.report_applied(decision_id, failed, 0.0)

@@ -8,20 +8,35 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from tandem.errors import DeviceError
 from tandem.model.batch import SequenceRows
+from tandem.reuse.plan import Scores
 from tandem.runner.sampler import Draw, SampledToken
-from tandem.runner.steps import StepRunner, TokenCopy
+from tandem.runner.steps import EntryCopy, SegmentRunner, StepRunner, TokenCopy
 
 ValueT = TypeVar("ValueT")
+
+StepResult = SampledToken | Scores | None
+"""A part's: a token where there is a draw, scores of a probe, nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepPart:
-    """One sequence's part of a step; without a `draw` its logits are not looked at."""
+    """One sequence's part of a step; without a `draw` its logits are not looked at.
+
+    `copy` and `entries` are made before the rows, which look at them. With `num_asking` the rows are those of a probe
+    (see `SegmentRunner`), and the model does not get them.
+    """
 
     rows: SequenceRows
     draw: Draw | None
-    copy: TokenCopy | None = None  # of what the rows look at, made before them
+    copy: TokenCopy | None = None
+    entries: Sequence[EntryCopy] = ()
+    num_asking: int | None = None
+
+
+def _no_segments() -> SegmentRunner:
+    raise DeviceError("these steps cannot reuse segments")
 
 
 class Stepper:
@@ -33,19 +48,23 @@ class Stepper:
         turn: Callable[[], AbstractContextManager[None]] = nullcontext,
         check_device: Callable[[], None] = lambda: None,
         work: Callable[[], AbstractContextManager[None]] = nullcontext,
+        open_segments: Callable[[], SegmentRunner] = _no_segments,
     ) -> None:
         """`turn` is entered for each step: where phases share time it waits for this one's; `work` when it has come.
 
-        `check_device` is called when a step has failed. DeviceFaultError: no other step will succeed.
+        `check_device` is called when a step has failed. DeviceFaultError: no other step will succeed. `open_segments`
+        is called once, when a part has use for it.
         """
         self._runner = runner
         self._turn = turn
         self._check_device = check_device
         self._work = work
+        self._open_segments = open_segments
+        self._opened: SegmentRunner | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step")
 
-    async def step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
-        """One forward pass; a token for each part with a draw. Raises what the runner or the sampler raises.
+    async def step(self, parts: Sequence[StepPart]) -> Sequence[StepResult]:
+        """One forward pass, and the parts' probes; one result a part. Raises what the runner or the sampler raises.
 
         DeviceFaultError instead, when the device is the reason.
         """
@@ -59,12 +78,35 @@ class Stepper:
         """Waits for the step that is under way."""
         self._pool.shutdown(wait=True)
 
-    def _step(self, parts: Sequence[StepPart]) -> list[SampledToken | None]:
+    def _step(self, parts: Sequence[StepPart]) -> Sequence[StepResult]:
         try:
             with self._turn(), self._work():
-                if copies := [part.copy for part in parts if part.copy is not None]:
-                    self._runner.copy_tokens(copies)
-                return self._runner.execute([part.rows for part in parts], [part.draw for part in parts])
+                self._copy(parts)
+                return self._compute(parts)
         except Exception:
             self._check_device()
             raise
+
+    def _copy(self, parts: Sequence[StepPart]) -> None:
+        if copies := [part.copy for part in parts if part.copy is not None]:
+            self._runner.copy_tokens(copies)
+        if entries := [entry for part in parts for entry in part.entries]:
+            self._segments().place(entries)
+
+    def _compute(self, parts: Sequence[StepPart]) -> Sequence[StepResult]:
+        of_model = [part for part in parts if part.num_asking is None]
+        if len(of_model) == len(parts):
+            return self._execute(parts)
+        tokens = iter(self._execute(of_model) if of_model else ())
+        return [
+            next(tokens) if part.num_asking is None else self._segments().probe(part.rows, part.num_asking)
+            for part in parts
+        ]
+
+    def _execute(self, parts: Sequence[StepPart]) -> Sequence[SampledToken | None]:
+        return self._runner.execute([part.rows for part in parts], [part.draw for part in parts])
+
+    def _segments(self) -> SegmentRunner:
+        if self._opened is None:
+            self._opened = self._open_segments()
+        return self._opened

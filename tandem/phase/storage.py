@@ -25,7 +25,8 @@ from tandem.runner.cuda.graphs import StepStream
 from tandem.runner.cuda.opening import open_cuda_steps
 from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import sample
-from tandem.runner.steps import LogitsThenDraws, StepRunner
+from tandem.runner.segment_steps import SegmentSteps
+from tandem.runner.steps import LogitsThenDraws, SegmentRunner, StepRunner
 from tandem.types import Fingerprint
 
 _log = structlog.get_logger()
@@ -97,6 +98,7 @@ class MappedModel:
     """The model over memd's segments, which stay mapped as long as this lives."""
 
     steps: StepRunner
+    open_segments: Callable[[], SegmentRunner]
     segments: tuple[MappedSegment, ...]
 
 
@@ -142,19 +144,22 @@ def map_model(
     """Maps weights read-only and KV read-write; no byte is copied. DeviceError, UnsupportedModelError.
 
     What was mapped decides how steps are run: on the CPU with the kernels that `choose` answers, or on a GPU, where
-    `stream` knows what the thread that computes runs on.
+    `stream` knows what the thread that computes runs on. The latter's probes have grids for the whole device.
     """
     weights = _map(attachment, importer, WEIGHTS, writable=False)
     kv = _map(attachment, importer, KV, writable=True)
     config, layout = attachment.model_config, attachment.kv_layout
-    kv_cache = kv.tensor(layout.dtype, layout.shape)
-    build = partial(get_family(config.family).build, config, weight_views(weights, attachment.manifest))
+    kv_cache, views = kv.tensor(layout.dtype, layout.shape), weight_views(weights, attachment.manifest)
+    build = partial(get_family(config.family).build, config, views)
     if kv_cache.is_cuda:
-        _log.info("kernels.chosen", kernels="triton", reason="the model is in a GPU's memory")
+        chosen = choose_kernels(kv_cache.dtype, kv_cache.device)
         steps: StepRunner = open_cuda_steps(build, kv_cache, config.vocab_size, stream or StepStream())
     else:
-        steps = _host_steps(build, kv_cache, choose(kv_cache.dtype))
-    return MappedModel(steps, (weights, kv))
+        chosen = choose(kv_cache.dtype)
+        steps = _host_steps(build, kv_cache, chosen.kernels)
+    _log.info("kernels.chosen", kernels=chosen.kernels.name, reason=chosen.reason)
+    open_segments = partial(SegmentSteps, config, views, chosen.kernels, kv_cache)
+    return MappedModel(steps, open_segments, (weights, kv))
 
 
 def choose_pausing_kernels(pause: Callable[[], None] | None, dtype: torch.dtype) -> KernelChoice:
@@ -163,10 +168,9 @@ def choose_pausing_kernels(pause: Callable[[], None] | None, dtype: torch.dtype)
     return replace(choice, kernels=replace(choice.kernels, pause=pause))
 
 
-def _host_steps(build: Callable[[Kernels], Decoder], kv_cache: torch.Tensor, choice: KernelChoice) -> LogitsThenDraws:
-    _log.info("kernels.chosen", kernels=choice.kernels.name, reason=choice.reason)
-    runner = ModelRunner(build(choice.kernels), kv_cache, block_size=kv_cache.shape[3])
-    return LogitsThenDraws(runner, partial(sample, draw_by=choice.kernels.draw_tokens))
+def _host_steps(build: Callable[[Kernels], Decoder], kv_cache: torch.Tensor, kernels: Kernels) -> LogitsThenDraws:
+    runner = ModelRunner(build(kernels), kv_cache, block_size=kv_cache.shape[3])
+    return LogitsThenDraws(runner, partial(sample, draw_by=kernels.draw_tokens))
 
 
 def _map(attachment: AttachmentLike, importer: SegmentMapper, name: str, *, writable: bool) -> MappedSegment:

@@ -59,9 +59,9 @@ def find_segments(
 
     InvalidRequestError: a declared span is empty, out of the prompt or overlaps the one before.
     """
+    _check(declared, len(token_ids))
     if not namespace:
         return ()
-    _check(declared, len(token_ids))
     origin, spans = _spans(token_ids, rules, declared)
     return tuple(
         Segment(span.start, tokens, segment_key(namespace, tokens), origin)

@@ -24,6 +24,11 @@ NUM_EARLY_LAYERS = 2
 MAX_QUERIES = 128  # the question's last rows are asked
 
 
+def num_asking(plan: ReusePlan) -> int:
+    """How many of `plan.fresh`, from its end, are asked what they look at."""
+    return min(len(plan.suffix), MAX_QUERIES)
+
+
 class Probe:
     """Reads a KV cache that it does not own; writes only rows that are computed again afterwards. For one thread."""
 
@@ -46,7 +51,7 @@ class Probe:
         found = torch.ones(plan.num_tokens, device=self._kv_cache.device)
         if score is not Score.DEVIATION:
             rows = chosen_rows(token_ids, plan.fresh, block_ids)
-            found = found * self.attention(rows, len(plan.suffix))
+            found = found * self.attention(rows, num_asking(plan))
         if score is not Score.ATTENTION:
             found = found * self._deviation(token_ids, block_ids, plan)
         numbers: Scores = found.cpu().numpy()
@@ -54,9 +59,12 @@ class Probe:
 
     @torch.inference_mode()
     def attention(self, rows: SequenceRows, num_queries: int) -> torch.Tensor:
-        """What the last `num_queries` rows, whose KV is stored on the way, look at: ``[context_len]`` float32."""
+        """What the last `num_queries` rows, whose KV is stored on the way, look at: ``[context_len]`` float32.
+
+        The mean over those rows; with none of them, zeros.
+        """
         batch = prepare_batch([rows], self._kv_cache.shape[3], self._kv_cache.device)
-        self._watch.begin(batch.block_tables[0], batch.positions[-min(num_queries, MAX_QUERIES) :])
+        self._watch.begin(batch.block_tables[0], batch.positions, min(num_queries, MAX_QUERIES))
         self._watched.hidden_states(batch, self._watched_kv)
         return self._watch.mass()
 
@@ -83,10 +91,11 @@ class _Watch:
         self._block_ids = torch.empty(0, dtype=torch.int64)
         self._layer = 0
 
-    def begin(self, block_ids: torch.Tensor, positions: torch.Tensor) -> None:
-        """One step follows, of one sequence, whose last rows are at `positions`."""
-        self._block_ids, self._positions, self._layer = block_ids, positions, 0
+    def begin(self, block_ids: torch.Tensor, positions: torch.Tensor, num_queries: int) -> None:
+        """One step follows, of one sequence, whose rows are at `positions`; the last `num_queries` are looked at."""
+        self._block_ids, self._positions = block_ids, positions[len(positions) - num_queries :]
         self._total = torch.zeros(int(positions[-1]) + 1, device=positions.device)
+        self._layer = 0
 
     def mass(self) -> torch.Tensor:
         """The mean over the layers watched: ``[context_len]``."""
@@ -96,10 +105,9 @@ class _Watch:
         self, query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, plan: object, *, scale: float
     ) -> torch.Tensor:
         """See `kernels.paged_attention.paged_attention`."""
-        if self._layer >= self._first_layer:
-            asking = query[-len(self._positions) :]
+        if self._layer >= self._first_layer and len(self._positions):
             self._total += attention_mass(
-                asking,
+                query[len(query) - len(self._positions) :],
                 key_cache,
                 self._key_slots(key_cache.shape[1]),
                 self._positions,

@@ -1,4 +1,7 @@
-"""Canonical KV of segments: computed alone, and copied to where a prompt has them."""
+"""Canonical KV of segments, copied to where a prompt has them.
+
+A segment's *entry* is a short sequence: the model's first token, on which attention rests, then the segment's own.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,33 +9,22 @@ from dataclasses import dataclass
 import torch
 
 from kernels.table import Kernels
-from tandem.model.batch import SequenceRows
 from tandem.reuse.plan import Placement
-from tandem.runner.steps import RowsRunner
 
-NUM_FIRST = 1  # tokens of an entry's blocks before the segment: the model's first one, on which attention rests
+NUM_FIRST = 1  # tokens of an entry before the segment
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentKv:
     """Over a KV cache that it does not own; `frequencies` as of `tandem.model.layers.rotary_frequencies`."""
 
-    runner: RowsRunner
     kernels: Kernels
     kv_cache: torch.Tensor  # [num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]
     frequencies: torch.Tensor  # [head_dim / 2] float32
-    first_token_id: int
-
-    def build(self, token_ids: Sequence[int], block_ids: Sequence[int]) -> None:
-        """Computes a segment behind the first token, and nothing else, from position 0 of `block_ids` on.
-
-        ValueError: the blocks are too few.
-        """
-        self.runner.execute([SequenceRows([self.first_token_id, *token_ids], 0, block_ids)])
 
     @torch.inference_mode()
     def place(self, placement: Placement, entry_block_ids: Sequence[int], block_ids: Sequence[int]) -> None:
-        """Copies what `build` computed into a sequence's own blocks, its keys turned to their positions there."""
+        """Copies an entry's tokens into a sequence's own blocks, their keys turned to their positions there."""
         first = NUM_FIRST + placement.skip
         sources = torch.arange(first, first + placement.num_tokens)
         targets = torch.arange(placement.start, placement.start + placement.num_tokens)

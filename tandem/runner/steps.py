@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from tandem.model.batch import SequenceRows
+from tandem.reuse.plan import Placement, Scores
 from tandem.runner.sampler import Draw, SampledToken
 
 
@@ -17,6 +18,31 @@ class TokenCopy:
     source_block_id: int
     target_block_id: int
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EntryCopy:
+    """KV of a segment, out of its entry's blocks and into the sequence's own, turned to where the sequence has it."""
+
+    placement: Placement
+    entry_block_ids: Sequence[int]
+    block_ids: Sequence[int]
+
+
+class SegmentRunner(Protocol):
+    """What `tandem.runner.segment_steps.SegmentSteps` is to a step; in the same thread as a `StepRunner`."""
+
+    def place(self, copies: Sequence[EntryCopy]) -> None:
+        """Before the next step, for its rows."""
+        ...
+
+    def probe(self, rows: SequenceRows, num_asking: int) -> Scores:
+        """Runs `rows` through as much of the model as scores need, storing KV that is computed again afterwards.
+
+        Answers what the last `num_asking` of them look at, summed over them: ``[context_len]``. So the parts of a probe
+        that takes several steps add up to the whole.
+        """
+        ...
 
 
 class StepRunner(Protocol):

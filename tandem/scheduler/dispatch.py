@@ -14,6 +14,7 @@ from typing import Generic
 
 from tandem.scheduler.forecast import Forecast
 from tandem.scheduler.prefix_view import PrefixView
+from tandem.scheduler.reused_spans import ReusedSpan, num_saved_tokens
 from tandem.scheduler.waiting import Item, OrderingPolicy, WaitingEntry
 
 REFRESH_A_TURN = 16  # forecasts that are looked at again before a choice
@@ -31,10 +32,19 @@ class Claim:
     keys: Sequence[bytes] = ()  # of the blocks that it may share
     block_size: int = 1
     num_held_tokens: int = 0  # whose KV its lease has already
+    reused: Sequence[ReusedSpan] = ()  # in the order of the prompt
+    num_certain_tokens: int | None = None  # KV behind them may turn out approximate, which is not published; None: none
+
+    @property
+    def certain_keys(self) -> Sequence[bytes]:
+        """Of the blocks that are there when it has been computed."""
+        return self.keys if self.num_certain_tokens is None else self.keys[: self.num_certain_tokens // self.block_size]
 
     def entry(self, num_present_blocks: int) -> WaitingEntry:
         """With what is expected to be found."""
         num_cached = max(self.num_held_tokens, num_present_blocks * self.block_size)
+        if self.reused:
+            num_cached += num_saved_tokens(self.reused, num_cached)
         return WaitingEntry(self.priority, self.arrival_unix_ns, self.index, self.tenant, self.num_tokens, num_cached)
 
 
@@ -83,7 +93,7 @@ class Dispatcher(Generic[Item]):
         entry = self._sent[item] = claim.entry(self._forecast.leave(item))
         self._num_sent_tokens += entry.work_tokens
         self._policy.charge(claim.tenant, entry.work_tokens)
-        self.publish(claim.keys)
+        self.publish(claim.certain_keys)
         return item
 
     def finish(self, item: Item, num_computed_tokens: int | None = None) -> None:

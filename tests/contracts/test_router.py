@@ -17,6 +17,7 @@ PROSPECTS = st.lists(
         num_computed_tokens=st.integers(1, 1000),
         wait_s=SECONDS,
         compute_s=SECONDS,
+        utilisation=st.floats(0, 5),
         load_s=SECONDS,
         last_turn=st.integers(0, 1000),
     ),
@@ -40,7 +41,7 @@ def test_equals_take_turns(name):
     router, turns = make_router(name, 3), dict.fromkeys("abcd", 0)
     counts = dict.fromkeys("abcd", 0)
     for turn in range(1, 401):
-        chosen = router.choose([Prospect(each, 0, 0, 1, 0.0, 0.1, 0.0, last) for each, last in turns.items()])
+        chosen = router.choose([Prospect(each, 0, 0, 1, 0.0, 0.1, 0.0, 0.0, last) for each, last in turns.items()])
         turns[chosen.replica_id] = turn
         counts[chosen.replica_id] += 1
     assert max(counts.values()) - min(counts.values()) <= 4

@@ -113,13 +113,15 @@ def test_status_has_every_service_and_figure(shell):
     status = shell.ok("status")
     assert set(shell.pids()) == set(SERVICES)
     assert status.count("serving") == 5
-    for word in ("prefill 50 % · decode 50 %", "waiting", "tokens/s", "blocks leased", "weights"):
+    for word in ("waiting", "tokens/s", "blocks leased", "weights"):
         assert word in status
+    assert re.search(r"split +prefill \d+ % · decode \d+ %", status), "whatever the controller has made of it by now"
 
 
 def test_top_shows_one_frame_of_everybody(shell):
     frame = shell.ok("top", "--once")
-    for word in ("prefill 50, decode 50 %", "SLO 2000 ms", "0 waiting", "requests/s", "leased", "as configured"):
+    assert re.search(r"prefill \d+, decode \d+ %", frame)
+    for word in ("SLO 2000 ms", "0 waiting", "requests/s", "leased"):
         assert word in frame
     assert "does not answer" not in frame
 

@@ -5,7 +5,9 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 
+from tandem.cli.main import main
 from tandem.client import Access, Client, TlsFiles
 from tandem.config.tenants import key_line
 from tandem.errors import UnauthenticatedError
@@ -24,9 +26,9 @@ class Port:
         self.address = address
         self.tls = TlsFiles(ca)
 
-    def num_cached(self, tenant: str) -> int:
+    def num_cached(self, tenant: str, salt: str = "") -> int:
         with Client(self.address, access=Access(tenant, self.tls)) as client:
-            (answer,) = client.generate_once(PROMPT, max_tokens=2, temperature=0.0)
+            (answer,) = client.generate_once(PROMPT, max_tokens=2, temperature=0.0, cache_salt=salt)
         return answer.usage.num_cached_tokens
 
 
@@ -61,3 +63,14 @@ def test_hits_are_a_domains_own_and_outlive_the_gateway(port: Port) -> None:
     assert [port.num_cached(tenant) for tenant in NAMES] == [96] * 4
     assert key_line("one") not in port.system.log("gateway")
     assert (port.system.run_dir / "cache.secret").stat().st_mode & 0o777 == 0o600
+
+
+@needs_openssl
+def test_what_a_tenant_has_left_is_deleted_by_its_name_whatever_the_salts(port: Port) -> None:
+    places = [("one", ""), ("one", "x"), ("two", "")]
+    for tenant, salt in places:
+        port.num_cached(tenant, salt)
+    removed = CliRunner().invoke(main, ["cache", "rm", "--tenant", "one", "--run-dir", str(port.system.run_dir)])
+    assert removed.exit_code == 0, removed.output
+    assert removed.output == "one: 12 blocks are free\n"
+    assert [port.num_cached(tenant, salt) for tenant, salt in places] == [0, 0, 96]

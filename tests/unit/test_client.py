@@ -10,7 +10,7 @@ import pytest
 
 import tandem.client
 from tandem import errors
-from tandem.client import AsyncClient, Client, RetryPolicy
+from tandem.client import AsyncClient, Client, RetryPolicy, Reuse, SegmentUsage, Span
 from tandem.rpc.stubs.common.v1 import common_pb2
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
@@ -117,6 +117,34 @@ def test_generate_once_with_token_ids(recorder, client):
     assert answer.finish_reason is FinishReason.LENGTH
 
 
+def test_reuse_is_asked_for_and_told_of(recorder, client):
+    segments = [pb.SegmentUsage(start=1, end=9, num_exact=1, num_approximate=4, num_computed=3)]
+    usage = pb.Usage(num_prompt_tokens=9, num_cached_tokens=1, num_approximate_tokens=4, segments=segments)
+    recorder.pieces = [pb.GenerateResponse(request_id="r", finish_reason=1, usage=usage)]
+    (piece,) = client.chat([{"role": "user", "content": "hi"}], reuse=Reuse(0.5, ["hi"]))
+    asked = recorder.asked.get().reuse
+    assert (asked.ratio, [segment.text for segment in asked.segments]) == (0.5, ["hi"])
+    assert (piece.usage.num_approximate_tokens, piece.usage.segments) == (4, (SegmentUsage(1, 9, 1, 4, 3),))
+    client.generate_once([1, 2, 3], reuse=Reuse(segments=[Span(1, 3)]))
+    asked = recorder.asked.get().request.reuse
+    assert (asked.HasField("ratio"), asked.segments[0].tokens.start, asked.segments[0].tokens.end) == (False, 1, 3)
+    client.generate_once("hi")
+    assert not recorder.asked.get().request.HasField("reuse")
+
+
+async def test_reuse_on_asyncio(recorder):
+    async with AsyncClient(recorder.address) as client:
+        await client.generate_once("hi", reuse=Reuse(0.25))
+    assert recorder.asked.get().request.reuse.ratio == 0.25
+
+
+@pytest.mark.parametrize(("segment", "field"), [(Span(-1, 3), "tokens"), ("\udc80", "text")])
+def test_a_segment_that_cannot_be_sent_is_named(client, segment, field):
+    with pytest.raises(errors.InvalidRequestError) as caught:
+        client.generate("x", reuse=Reuse(segments=[segment]))
+    assert caught.value.field == f"reuse.segments[0].{field}"
+
+
 def test_chat_and_tokenize(recorder, client):
     recorder.pieces = [pb.GenerateResponse(text_delta="a"), pb.GenerateResponse(text_delta="b", finish_reason=1)]
     messages = [{"role": "user", "content": "hi"}]
@@ -185,7 +213,10 @@ def test_the_public_names():
         "ModelInfo",
         "Piece",
         "RetryPolicy",
+        "Reuse",
+        "SegmentUsage",
         "ServerStatus",
+        "Span",
         "TlsFiles",
         "TokenLogprob",
         "Usage",
@@ -249,7 +280,8 @@ def check_taken_up(servicer, pieces):
 
 def test_a_stream_that_is_cut_off_goes_on(unsteady):
     with Client(unsteady.address, FAST) as client:
-        check_taken_up(unsteady, list(client.generate("x", temperature=1.0)))
+        check_taken_up(unsteady, list(client.generate("x", temperature=1.0, reuse=Reuse(0.5))))
+    assert [request.reuse.ratio for request in unsteady.asked] == [0.5] * 3
 
 
 async def test_a_stream_on_asyncio_goes_on(unsteady):

@@ -29,7 +29,7 @@ REPLICA = Setting(h200_system(), Split(73, 27), GatewayOptions("kvshare", 30.0, 
 SETTING = FleetSetting(REPLICA, 3, "cache-aware", 0.05)
 BLOCK = REPLICA.system.limits.block_size
 NUM_REQUESTS = 240
-RATE_PER_S = 20.0
+RATE_PER_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_spread_is_the_median_with_its_range():
 def test_the_command_writes_what_it_shows(trace, tmp_path):
     out = tmp_path / "result.json"
     arguments = f"--data {trace} --rates 20 --seeds 0 --num-requests 40 --replicas 2 --change --out {out}"
-    done = CliRunner().invoke(routing, arguments.split(), catch_exceptions=False)
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(routing, arguments.split(), catch_exceptions=False)
     assert done.exit_code == 0
     written = json.loads(out.read_text())
     assert [(each["router"], each["change_s"]) for each in written["trials"]] == [

@@ -15,6 +15,7 @@ from tandem.client import Access, AsyncClient, Client, RetryPolicy, TlsFiles
 from tandem.config.settings import GatewayConfig
 from tandem.config.tenants import key_line
 from tandem.errors import ConfigError, NotReadyError, UnauthenticatedError
+from tandem.rpc.cache_client import prompt_keys
 from tandem.rpc.server import ServiceHost
 from tandem.rpc.tls import channel_credentials
 from tests.support.certificates import Certificate, make_certificate, needs_openssl
@@ -69,6 +70,13 @@ async def port(tmp_path: Path, server_certificate: Certificate, client_certifica
     finally:
         await phases.stop()
         await host.stop(0)
+
+
+async def test_a_key_tells_nothing_of_other_tenants_caches(port):
+    own = await prompt_keys(port.address, (), "", port.access())
+    assert await prompt_keys(port.address, (), "", port.access(), tenant="acme") == own
+    with pytest.raises(UnauthenticatedError, match="of other tenants only"):
+        await prompt_keys(port.address, (), "", port.access(), tenant="other")
 
 
 async def test_a_key_and_a_certificate_open_every_call(port):

@@ -7,7 +7,8 @@ from tandem.errors import (
     SequenceFailedError,
 )
 from tandem.types import DropReason, FinishReason, Phase
-from tests.support.gateway_fakes import EOS, Rig, read_all, running, text_of, tokens_of
+from tests.support.gateway_fakes import Rig, read_all, running, text_of, tokens_of
+from tests.support.gateway_world import EOS
 
 STOP, LENGTH, ABORT = FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT
 PREFILL, DECODE = Phase.PREFILL, Phase.DECODE

@@ -14,7 +14,8 @@ from services.gateway.validation import Limits, SamplingFields, resolve
 from tandem.clock import ManualClock
 from tandem.errors import DeadlineError, NotReadyError, SlowReaderError
 from tandem.types import FinishReason, TokenLogprobs
-from tests.support.gateway_fakes import ByteTokenizer, FakeStore, settle
+from tests.support.gateway_fakes import settle
+from tests.support.gateway_world import ByteTokenizer, FakeStore
 
 USAGE = Usage(1, 2, 0)
 

@@ -13,7 +13,8 @@ from services.gateway.validation import Limits, SamplingFields, resolve
 from tandem.config.settings import GatewayConfig
 from tandem.errors import DuplicateRequestError, InvalidRequestError, QueueFullError
 from tandem.types import FinishReason, SequenceOutput
-from tests.support.gateway_fakes import EOS, ByteTokenizer, Rig, read_all, settle, text_of, tokens_of
+from tests.support.gateway_fakes import Rig, read_all, settle, text_of, tokens_of
+from tests.support.gateway_world import EOS, ByteTokenizer
 
 LENGTH = FinishReason.LENGTH
 A, B, C = b"abc"

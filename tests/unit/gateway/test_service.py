@@ -20,8 +20,9 @@ from tandem.rpc.server import ServiceHost
 from tandem.rpc.stubs.common.v1 import common_pb2
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
-from tandem.types import FinishReason, Phase
-from tests.support.gateway_fakes import EOS, Rig, ScriptedPhases, byte_model, settle
+from tandem.types import FinishReason, Phase, SegmentOutcome, Span
+from tests.support.gateway_fakes import Rig, ScriptedPhases, settle
+from tests.support.gateway_world import EOS, byte_model
 
 CODE = grpc.StatusCode
 STOP, LENGTH, ABORT = common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH, common_pb2.FINISH_REASON_ABORT
@@ -143,6 +144,9 @@ async def test_token_ids_and_seed_reach_the_phase(server):
         (request(n=3), "sampling.n"),
         (request(stop=[""]), "sampling.stop[0]"),
         (pb.GenerateRequest(text="a", request_id="\n"), "request_id"),
+        (pb.GenerateRequest(text="a", reuse=pb.Reuse(ratio=math.nan)), "reuse.ratio"),
+        (pb.GenerateRequest(text="a", reuse=pb.Reuse(segments=[pb.Segment()])), "reuse.segments[0]"),
+        (pb.GenerateRequest(text="a", reuse=pb.Reuse(segments=[pb.Segment(text="b")])), "reuse.segments[0].text"),
     ],
 )
 async def test_a_bad_field_is_a_field_violation(server, asked, field):
@@ -152,6 +156,23 @@ async def test_a_bad_field_is_a_field_violation(server, asked, field):
     assert violation.field == field
     assert violation.description
     assert server.rig.prefill.submitted == []
+
+
+async def test_segments_and_what_became_of_them_go_over_the_wire(server):
+    span = common_pb2.Span(start=10, end=90)
+    reuse = pb.Reuse(ratio=0.5, segments=[pb.Segment(tokens=span)])
+    asked = pb.GenerateRequest(
+        token_ids=pb.TokenIds(ids=range(100)), reuse=reuse, sampling=pb.SamplingParams(max_tokens=1)
+    )
+    reader = asyncio.ensure_future(collect(server.stub.Generate(asked)))
+    await until(lambda: server.rig.prefill.held)
+    outcomes = (SegmentOutcome(6, 50, 24, True),)
+    spec = server.rig.prefilled(65, FinishReason.LENGTH, cached=16, segments=outcomes, num_publishable_tokens=16)
+    assert (spec.reuse.ratio, spec.reuse.spans) == (0.5, (Span(10, 90),))
+    usage = (await reader)[-1].usage
+    assert (usage.num_cached_tokens, usage.num_approximate_tokens) == (16, 50)
+    told = pb.SegmentUsage(start=10, end=90, num_exact=6, num_approximate=50, num_computed=24)
+    assert list(usage.segments) == [told]
 
 
 async def test_a_full_queue_says_when_to_come_back(server):

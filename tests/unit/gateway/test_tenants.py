@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from services.gateway.frontend import Call
 from services.gateway.listening import directory, is_loopback, port_credentials
+from services.gateway.reuse import ReuseFields
 from services.gateway.secret_file import NAME, server_secret
 from services.gateway.tenants import KeyedDirectory, OpenDirectory
 from tandem.clock import ManualClock
@@ -18,8 +20,9 @@ from tandem.errors import (
     QueueFullError,
     UnauthenticatedError,
 )
-from tandem.types import FinishReason
-from tests.support.gateway_fakes import Rig
+from tandem.kv.contents import domain_of
+from tandem.types import ContentKind, FinishReason, SegmentOutcome, SegmentReuse
+from tests.support.gateway_fakes import Rig, settle
 
 REMOTE, LOCAL = "ipv4:10.0.0.1:4000", "unix:"
 SECRET = bytes(range(32))
@@ -40,6 +43,8 @@ TENANTS = "".join(
         table("shy", 'kv_reuse = "none"'),
         table("small", "max_waiting = 1", "max_running = 1", "max_kv_blocks = 4"),
         table("slow", "requests_per_minute = 2", "tokens_per_minute = 60"),
+        table("careful", "min_recompute_ratio = 0.5"),
+        table("exact", "min_recompute_ratio = 1"),
     ]
 )
 
@@ -103,6 +108,18 @@ def test_a_file_that_goes_wrong_changes_nothing(keyed, path, clock, break_it):
     path.write_text(table("fresh"))
     clock.advance(1.0)
     assert keyed.authenticate("Bearer fresh", REMOTE) == "fresh"
+
+
+def test_the_operator_and_nobody_else_asks_about_other_tenants(keyed):
+    assert [keyed.named("", "private"), keyed.named("private", "private"), keyed.named("", "gone")] == [
+        "private",
+        "private",
+        "gone",
+    ]
+    with pytest.raises(UnauthenticatedError, match="of other tenants only who calls over the run directory's socket"):
+        keyed.named("other", "private")
+    with pytest.raises(ConfigError, match=r"gateway\.api_keys.*there are no tenants, and no private"):
+        OpenDirectory().named("", "private")
 
 
 def test_salts_are_those_of_domains(keyed):
@@ -188,6 +205,16 @@ async def test_who_shares_kv_with_whom(rig):
     assert await namespace_of(rig, "shy") == b""
 
 
+async def test_a_tenant_is_known_by_what_its_namespaces_have_in_common(rig):
+    own = {domain_of(await namespace_of(rig, "private", salt)) for salt in ("", "x")}
+    assert len(own) == 1
+    assert own != {domain_of(await namespace_of(rig, "other"))}
+    assert domain_of(await namespace_of(rig, "worker")) == domain_of(await namespace_of(rig, "colleague", "x"))
+    frontend = rig.gateway.frontend
+    where = frontend.cache_keys((), Call(tenant=frontend.caller(None, LOCAL, "private")))
+    assert {domain_of(where.namespace)} == own
+
+
 async def test_a_clients_salt_divides_its_own_domain_alone(rig):
     plain, salted = await namespace_of(rig, "private"), await namespace_of(rig, "private", "x")
     assert plain != salted
@@ -265,3 +292,52 @@ async def test_answers_count_towards_the_rate_of_tokens(rig):
     rig.token(67, FinishReason.LENGTH)
     with pytest.raises(QueueFullError, match="tokens_per_minute"):
         await rig.request("x", tenant="slow")
+
+
+DOCUMENT = "the same document " * 10
+
+
+async def segments_of(rig: Rig, tenant: str, salt: str = "") -> SegmentReuse | None:
+    reuse = ReuseFields(0.1, (DOCUMENT,))
+    request = await rig.request(f"{DOCUMENT}?", tenant=tenant, cache_salt=salt, reuse=reuse, max_tokens=4)
+    return next(spec.reuse for spec in rig.prefill.held.values() if spec.request_id == request.request_id)
+
+
+async def test_segments_are_shared_with_whom_prompts_are(rig):
+    names = ("private", "other", "worker", "colleague", "")
+    of = {name: (await segments_of(rig, name)).namespace for name in names}
+    assert of["worker"] == of["colleague"]
+    assert len(set(of.values())) == 4
+    assert (await segments_of(rig, "private", "salt")).namespace not in of.values()
+    prompts = {await namespace_of(rig, name) for name in names}
+    assert prompts.isdisjoint(of.values())
+
+
+async def test_a_segment_of_another_domains_is_as_new(rig):
+    await segments_of(rig, "private")
+    rig.prefilled(65, FinishReason.LENGTH, segments=(SegmentOutcome(0, 0, len(DOCUMENT), False),))
+    await settle()
+    built = rig.prefilled(65, FinishReason.LENGTH)
+    await settle()
+    assert built.content_kind is ContentKind.SEGMENT
+    await segments_of(rig, "other")
+    rig.prefilled(65, FinishReason.LENGTH, segments=(SegmentOutcome(0, 0, len(DOCUMENT), False),))
+    await settle()
+    (again,) = rig.prefill.held.values()
+    assert again.token_ids == built.token_ids
+    assert again.cache_namespace != built.cache_namespace
+
+
+async def test_who_shares_nothing_reuses_nothing(rig):
+    assert await segments_of(rig, "shy") is None
+
+
+@pytest.mark.parametrize(("tenant", "least"), [("careful", "0.5"), ("exact", "1")])
+async def test_a_tenant_may_be_bound_to_exactness(rig, tenant, least):
+    for asked in (ReuseFields(0.4), ReuseFields()):
+        with pytest.raises(InvalidRequestError, match=f"the least that is served is {least}") as caught:
+            await rig.request(tenant=tenant, reuse=asked)
+        assert caught.value.field == "reuse.ratio"
+    await rig.request(tenant=tenant, reuse=ReuseFields(float(least)), max_tokens=4)
+    await rig.request(DOCUMENT, tenant=tenant, max_tokens=4)
+    assert [spec.reuse for spec in rig.prefill.submitted] == [None, None], "nothing to reuse, or not asked for"

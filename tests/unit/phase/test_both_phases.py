@@ -13,17 +13,10 @@ from services.decode.engine import DecodeEngine
 from services.prefill.engine import PrefillEngine
 from tandem.phase.crew import Crew
 from tandem.types import DropReason, FinishReason, Phase
-from tests.support.phase_fakes import (
-    BLOCK_SIZE,
-    DECODE_HOLDER,
-    VOCAB_SIZE,
-    FakeGateway,
-    FakeStore,
-    Slots,
-    continuation,
-    make_rig,
-    make_spec,
-)
+from tests.support.fake_gateway import FakeGateway
+from tests.support.fake_model import BLOCK_SIZE, VOCAB_SIZE, Slots, continuation
+from tests.support.fake_store import DECODE_HOLDER, FakeStore
+from tests.support.phase_fakes import make_rig, make_spec
 
 
 @dataclass

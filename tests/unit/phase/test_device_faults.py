@@ -26,7 +26,8 @@ from tandem.telemetry.metrics import PhaseMetrics
 from tandem.types import Phase, Split
 from tests.support.fake_cuda import FakeCuda
 from tests.support.fake_cuda.host import fake_driver
-from tests.support.phase_fakes import FakeBackend, FakeController, greedy
+from tests.support.fake_model import greedy
+from tests.support.phase_fakes import FakeBackend, FakeController
 
 
 class Runner:

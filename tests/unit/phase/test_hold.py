@@ -15,7 +15,7 @@ from tandem.phase.leases import Leases
 from tandem.phase.supply import SupplyPolicy
 from tandem.rpc.segments import ReceivedSegment
 from tandem.types import Block
-from tests.support.phase_fakes import DECODE_HOLDER, FakeStore
+from tests.support.fake_store import DECODE_HOLDER, FakeStore
 
 NOTHING = Holding(frozenset(), frozenset())
 

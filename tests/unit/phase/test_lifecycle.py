@@ -16,7 +16,7 @@ from tandem.phase.lifecycle import EXIT_OK, EXIT_START_AGAIN, PhaseLife
 from tandem.phase.retirement import Retirement
 from tandem.phase.session import Session
 from tandem.types import Block, DecodeResult, Fingerprint, PhaseCommand
-from tests.support.phase_fakes import FakeStore
+from tests.support.fake_store import FakeStore
 
 
 @dataclass

@@ -13,8 +13,10 @@ from tandem.phase.crew import Crew
 from tandem.phase.engine import PhaseEngine
 from tandem.phase.hold import Hold
 from tandem.types import Phase
+from tests.support.fake_gateway import FakeGateway
+from tests.support.fake_model import VOCAB_SIZE, Slots, continuation
 from tests.support.mortal_memd import MortalMemd
-from tests.support.phase_fakes import VOCAB_SIZE, FakeGateway, Slots, continuation, make_rig, make_spec
+from tests.support.phase_fakes import make_rig, make_spec
 
 NUM_REQUESTS = 10
 COMMON = [(i * i * 7) % VOCAB_SIZE for i in range(12)]

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -25,19 +25,16 @@ from tandem.rpc.sockets import Entry
 from tandem.runner.steps import LogitsThenDraws
 from tandem.telemetry.metrics import MetricsServer, PhaseMetrics
 from tandem.types import Phase, Split
-from tests.support.phase_fakes import (
-    BLOCK_SIZE,
-    DECODE_HOLDER,
-    FakeBackend,
-    FakeController,
-    FakeRunner,
-    FakeStore,
-    Slots,
-    greedy,
-)
+from tests.support.fake_model import BLOCK_SIZE, FakeRunner, Slots, greedy
+from tests.support.fake_store import DECODE_HOLDER, FakeStore
+from tests.support.phase_fakes import FakeBackend, FakeController
 from tests.support.sockets import short_run_dir
 
 OTHER = {"PERCENT": "35"}
+
+
+def nothing() -> None:
+    """Nobody is to be told."""
 
 
 class FakeSteward:
@@ -59,7 +56,7 @@ async def test_the_steward_is_asked_and_this_process_goes_on(tmp_path: Path) -> 
     steward = FakeSteward()
     ours, retirement = succession(tmp_path, steward)
     ours.serves()
-    ours.want(OTHER)
+    ours.want(OTHER, nothing)
     assert steward.heard == [Word.SERVING, Word.SUCCESSOR_WANTED]
     assert StartEnvironment(tmp_path, Phase.DECODE).read() == OTHER
     assert not retirement.is_due
@@ -69,21 +66,21 @@ async def test_the_steward_is_asked_and_this_process_goes_on(tmp_path: Path) -> 
 
 async def test_without_a_steward_it_ends_and_asks_for_a_new_process(tmp_path: Path) -> None:
     ours, retirement = succession(tmp_path, None)
-    ours.want(OTHER)
+    ours.want(OTHER, nothing)
     assert (retirement.is_due, retirement.exit_status) == (True, EXIT_START_AGAIN)
     assert StartEnvironment(tmp_path, Phase.DECODE).read() == OTHER
 
 
 async def test_what_a_new_process_would_not_change_is_no_reason_for_one(tmp_path: Path) -> None:
     ours, retirement = succession(tmp_path, None, started_with=OTHER)
-    ours.want(OTHER)
+    ours.want(OTHER, nothing)
     assert not retirement.is_due
 
 
 async def test_after_a_successor_that_failed_a_start_is_as_this_ones_was(tmp_path: Path) -> None:
     before = {"PERCENT": "50"}
     ours, retirement = succession(tmp_path, FakeSteward(), started_with=before)
-    ours.want(OTHER)
+    ours.want(OTHER, nothing)
     ours.hear(Word.NO_SUCCESSOR)
     assert StartEnvironment(tmp_path, Phase.DECODE).read() == before
     assert not retirement.is_due
@@ -92,9 +89,29 @@ async def test_after_a_successor_that_failed_a_start_is_as_this_ones_was(tmp_pat
 async def test_a_wish_that_cannot_be_written_down_changes_nothing(tmp_path: Path) -> None:
     steward = FakeSteward()
     ours, retirement = succession(tmp_path / "gone", steward)
-    ours.want(OTHER)
+    ours.want(OTHER, nothing)
     assert steward.heard == []
     assert not retirement.is_due
+
+
+async def test_a_successor_that_failed_is_asked_for_again_later_each_time_until_another_is_wanted(
+    tmp_path: Path,
+) -> None:
+    steward, failures = FakeSteward(), []
+    ours = Succession(StartEnvironment(tmp_path, Phase.DECODE), {}, Retirement(), steward, first_retry_s=0.0)
+    ours.want(OTHER, lambda: failures.append(1))
+    for _ in range(3):
+        ours.hear(Word.NO_SUCCESSOR)
+        ours.hear(Word.NO_SUCCESSOR)  # of one asked for before
+        assert StartEnvironment(tmp_path, Phase.DECODE).read() == {}
+        await asyncio.sleep(0.01)
+        assert StartEnvironment(tmp_path, Phase.DECODE).read() == OTHER
+    assert (len(steward.heard), len(failures)) == (4, 3)
+    ours.hear(Word.NO_SUCCESSOR)
+    ours.need_none()
+    await asyncio.sleep(0.01)
+    ours.hear(Word.NO_SUCCESSOR)
+    assert (len(steward.heard), len(failures)) == (4, 4)
 
 
 @pytest.mark.parametrize("left", ["", "{", "[]", '{"PERCENT": 35}'])
@@ -125,6 +142,19 @@ async def test_a_process_that_nobody_looks_after(tmp_path: Path) -> None:
     assert await ancestry.open_steward() is None
 
 
+class FakeSuccessors:
+    def __init__(self) -> None:
+        self.wanted: list[Mapping[str, str]] = []
+        self.fail: Callable[[], None] = nothing
+
+    def want(self, environment: Mapping[str, str], on_failure: Callable[[], None]) -> None:
+        self.wanted.append(environment)
+        self.fail = on_failure
+
+    def need_none(self) -> None:
+        self.wanted.clear()
+
+
 class FixedShare(FakeBackend):
     """Another share needs another process."""
 
@@ -133,7 +163,7 @@ class FixedShare(FakeBackend):
 
 
 async def test_a_share_that_needs_a_new_process_is_reported_and_wished_for() -> None:
-    controller, wishes = FakeController(assignments=[(4, Split(35, 65))]), []
+    controller, wishes = FakeController(assignments=[(4, Split(35, 65))]), FakeSuccessors()
     stepper = Stepper(LogitsThenDraws(FakeRunner(Slots()), greedy))
     share = ShareKeeper(
         Phase.DECODE,
@@ -142,11 +172,13 @@ async def test_a_share_that_needs_a_new_process_is_reported_and_wished_for() -> 
         stepper,
         metrics=PhaseMetrics.create(CollectorRegistry(), Phase.DECODE),
         clock=ManualClock(0.0),
-        want_successor=wishes.append,
+        successors=wishes,
     )
     await share.apply_pending()
-    assert wishes == [{"PERCENT": "65"}]
+    assert wishes.wanted == [{"PERCENT": "65"}]
     assert controller.applied == [(4, "not this one")]
+    wishes.fail()
+    assert controller.applied[1:] == [(4, "no new process came to serve, tried again later: not this one")]
 
 
 async def test_warming_up_makes_one_prompt_and_one_row_and_gives_its_blocks_back() -> None:

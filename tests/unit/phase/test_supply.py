@@ -8,7 +8,7 @@ from tandem.phase.crew import Crew
 from tandem.phase.supply import BlockSupply, SupplyPolicy
 from tandem.scheduler.demand import NO_DEMAND, BlockDemand
 from tandem.types import Block
-from tests.support.phase_fakes import PREFILL_HOLDER, FakeStore
+from tests.support.fake_store import PREFILL_HOLDER, FakeStore
 
 SHORT = SupplyPolicy(ahead_blocks=8, first_retry_s=0.002, last_retry_s=0.004, lean_s=0.02)
 ENDLESS = SupplyPolicy(ahead_blocks=8, first_retry_s=0.002, last_retry_s=0.004, lean_s=3600)

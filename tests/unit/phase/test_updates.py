@@ -9,7 +9,7 @@ from tandem.kv.store import SequenceUpdate
 from tandem.phase.crew import Crew
 from tandem.phase.updates import LostLease, UpdateSender
 from tandem.types import Block
-from tests.support.phase_fakes import DECODE_HOLDER, FakeStore
+from tests.support.fake_store import DECODE_HOLDER, FakeStore
 
 
 @dataclass

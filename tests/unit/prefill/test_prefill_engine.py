@@ -21,17 +21,9 @@ from tandem.types import (
     SequenceSpec,
     Submit,
 )
-from tests.support.phase_fakes import (
-    BLOCK_SIZE,
-    PREFILL_HOLDER,
-    VOCAB_SIZE,
-    FakeStore,
-    Rig,
-    Slots,
-    make_rig,
-    make_spec,
-    next_token,
-)
+from tests.support.fake_model import BLOCK_SIZE, VOCAB_SIZE, Slots, next_token
+from tests.support.fake_store import PREFILL_HOLDER, FakeStore
+from tests.support.phase_fakes import Rig, make_rig, make_spec
 
 
 @dataclass

@@ -2,114 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pytest
 
-from services.memd.store import LocalStore, StorageFacts
-from services.prefill.engine import PrefillEngine
-from tandem.clock import ManualClock
-from tandem.kv.contents import namespace as digest_of
-from tandem.kv.ledger import Ledger
-from tandem.kv.records import ledger_bytes
-from tandem.phase.crew import Crew
-from tandem.phase.session import Session
-from tandem.types import AbortSequence, DropReason, Fingerprint, Phase, Prefilled, PrefillResult, SequenceSpec, Submit
-from tests.support.phase_fakes import BLOCK_SIZE, DECODE_HOLDER, VOCAB_SIZE, Rig, Slots, make_rig, make_spec, next_token
-
-
-class Store(LocalStore):
-    """memd's own; its pool's size and reserve as a rig wants to know them."""
-
-    def __init__(self, num_blocks: int, reserve_blocks: int) -> None:
-        self.num_blocks, self.reserve_blocks = num_blocks, reserve_blocks
-        self.ledger = Ledger.create(
-            bytearray(ledger_bytes(num_blocks, BLOCK_SIZE)), num_blocks=num_blocks, block_size=BLOCK_SIZE, epoch=1
-        )
-        super().__init__(self.ledger, StorageFacts(Fingerprint(), 0, 0, reserve_blocks, 30.0), ManualClock())
-        for phase in (Phase.PREFILL, Phase.DECODE):
-            self.attach(phase, 1, Fingerprint())
-
-
-@dataclass
-class Bench:
-    store: Store
-    rig: Rig
-    engine: PrefillEngine
-    session: Session[PrefillResult]
-    prefilled: dict[int, Prefilled] = field(default_factory=dict)
-    dropped: dict[int, DropReason] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def submit(self, spec: SequenceSpec, namespace: bytes = b"tenant") -> None:
-        self.engine.command(self.session, Submit(replace(spec, cache_namespace=namespace and digest_of(namespace))))
-
-    async def listen(self) -> None:
-        async for result in self.session.results():
-            self.prefilled |= {prefilled.output.lease_id: prefilled for prefilled in result.prefilled}
-            self.dropped |= {dropped.lease_id: dropped.reason for dropped in result.dropped}
-            self.changed.set()
-
-    async def run(self, *specs: SequenceSpec, namespace: bytes = b"tenant") -> list[int]:
-        """Submits them one after another, each when the one before has its token; how many tokens each shared."""
-        for spec in specs:
-            self.submit(spec, namespace)
-            await self.until_prefilled(spec)
-        return [self.prefilled[spec.lease_id].num_cached_tokens for spec in specs]
-
-    async def until_dropped(self, lease_id: int) -> DropReason:
-        async with asyncio.timeout(20):
-            while lease_id not in self.dropped:
-                self.changed.clear()
-                await self.changed.wait()
-        return self.dropped[lease_id]
-
-    async def until_prefilled_with_retries(self, spec: SequenceSpec) -> None:
-        """As the gateway does it: a prompt whose lease was lost is sent again."""
-        async with asyncio.timeout(20):
-            while spec.lease_id not in self.prefilled:
-                if self.dropped.pop(spec.lease_id, None) is DropReason.LEASE_LOST:
-                    await self.store.release_sequences([spec.lease_id])
-                    self.submit(spec)
-                self.changed.clear()
-                await self.changed.wait()
-        await self.until_prefilled(spec)
-
-    async def until_prefilled(self, *specs: SequenceSpec) -> None:
-        async with asyncio.timeout(20):
-            while not all(spec.lease_id in self.prefilled for spec in specs):
-                self.changed.clear()
-                await self.changed.wait()
-        for spec in specs:
-            assert self.prefilled[spec.lease_id].output.token_id == next_token(spec.token_ids)
-        self.store.ledger.check()
-
-    def num_computed(self) -> int:
-        return sum(len(rows.token_ids) for step in self.rig.runner.steps for rows in step)
+from tandem.types import AbortSequence, DropReason
+from tests.support.fake_model import BLOCK_SIZE
+from tests.support.fake_store import DECODE_HOLDER
+from tests.support.phase_fakes import make_spec
+from tests.support.prefill_bench import Bench, prefill_benches, tokens
 
 
 @pytest.fixture
 async def benches() -> AsyncIterator[Callable[..., Bench]]:
-    crews: list[Crew] = []
-
-    def make(num_blocks: int = 64, reserve_blocks: int = 0, chunk_tokens: int = 16, **options: Any) -> Bench:
-        store, crew = Store(num_blocks, reserve_blocks), Crew()
-        rig = make_rig(Phase.PREFILL, store, Slots(), crew, **options)
-        engine = PrefillEngine(rig.outfit, lambda: chunk_tokens)
-        bench = Bench(store, rig, engine, engine.open_session())
-        engine.start()
-        crew.spawn(bench.listen())
-        crews.append(crew)
-        return bench
-
-    yield make
-    for crew in crews:
-        await crew.cancel()
-
-
-def tokens(seed: int, length: int) -> list[int]:
-    return [(seed * 31 + i * i * 7) % VOCAB_SIZE for i in range(length)]
+    async with prefill_benches() as make:
+        yield make
 
 
 async def test_a_prompt_shares_the_full_blocks_that_it_has_in_common_with_one_before(benches: Callable[..., Bench]):

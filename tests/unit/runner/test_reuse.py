@@ -1,6 +1,7 @@
 """Selective prefill, canonical entries and probes over a tiny random model, in float32."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -16,7 +17,9 @@ from tandem.reuse.plan import Placement, ReusePlan, ReusePolicy, Score, choose, 
 from tandem.runner.model_runner import ModelRunner
 from tandem.runner.probe import Probe
 from tandem.runner.segment_kv import SegmentKv
+from tandem.runner.segment_steps import SegmentSteps
 from tandem.runner.selective import chosen_rows
+from tandem.runner.steps import EntryCopy
 from tests.support.paged_decoder import one_thread, pack_weights
 from tests.support.tiny_models import NUM_TOKENS, tiny_model
 
@@ -47,7 +50,7 @@ class Subject:
         self.kv_cache = torch.full(shape, float("nan"))
         decoder = get_family("llama").build(CONFIG, weights, kernels)
         self.runner = ModelRunner(decoder, self.kv_cache, BLOCK_SIZE)
-        self.segments = SegmentKv(self.runner, kernels, self.kv_cache, rotary_frequencies(CONFIG), FIRST_TOKEN)
+        self.segments = SegmentKv(kernels, self.kv_cache, rotary_frequencies(CONFIG))
         self.probe = Probe(CONFIG, weights, kernels, self.kv_cache)
         self.order = list(range(64))
         Random(4).shuffle(self.order)
@@ -66,7 +69,7 @@ class Subject:
 
     def build(self, token_ids: Sequence[int]) -> list[int]:
         blocks = self.blocks(1 + len(token_ids))
-        self.segments.build(token_ids, blocks)
+        self.whole([FIRST_TOKEN, *token_ids], blocks)
         return blocks
 
 
@@ -170,6 +173,26 @@ def test_prompts_that_share_an_entry_in_one_step_do_not_change_each_other(subjec
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
     third = subject.runner.execute([rows[0]])[0]
     torch.testing.assert_close(first, third, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [(6,), (10, 11), (1, 13)])
+def test_a_probe_in_parts_says_what_it_says_at_once(
+    subject: Subject, theirs: transformers.PreTrainedModel, cuts: tuple[int, ...]
+) -> None:
+    """The question is the last 7 of 15 rows; what is cut off before it has nobody to ask."""
+    plan, blocks = placed(subject, SOME)
+    scores = subject.probe.scores(PROMPT, blocks, plan, Score.ATTENTION)
+    weights = pack_weights(CONFIG, theirs.state_dict().__getitem__, torch.float32)
+    steps = SegmentSteps(CONFIG, weights, torch_kernels(), subject.kv_cache)
+    own, asks_from = subject.blocks(len(PROMPT)), len(plan.fresh) - len(QUESTION)
+    entries = [subject.build(tokens) for tokens in (DOCUMENT, OTHER)]
+    steps.place([EntryCopy(placement, each, own) for placement, each in zip(PLACES, entries, strict=True)])
+    total = torch.zeros(len(PROMPT))
+    for start, end in pairwise((0, *cuts, len(plan.fresh))):
+        rows = chosen_rows(PROMPT, plan.fresh[start:end], own)
+        looked_at = steps.probe(rows, max(0, end - max(start, asks_from)))
+        total[: len(looked_at)] += torch.from_numpy(looked_at)
+    torch.testing.assert_close(total / len(QUESTION), torch.from_numpy(scores), rtol=1e-4, atol=1e-6)
 
 
 def test_attention_is_what_transformers_says(subject: Subject, theirs: transformers.PreTrainedModel) -> None:

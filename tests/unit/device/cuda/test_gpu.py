@@ -84,3 +84,11 @@ def test_a_machine_without_a_gpu_has_no_fault():
         raise DeviceError("no CUDA driver")
 
     check_device(no_driver)
+
+
+def test_splits_are_on_offer_where_another_process_takes_over_while_this_one_serves(mps_cuda):
+    gpu = read_gpu(mps_cuda())
+    backend = PercentageBackend(gpu, {ENV_PERCENTAGE: "35"}, has_steward=True)
+    outcomes = [backend.apply(Phase.PREFILL, split) for split in backend.splits]
+    assert [isinstance(outcome, Applied) for outcome in outcomes] == [False, True, False, False, False]
+    assert PercentageBackend(gpu, {}).splits == ()
