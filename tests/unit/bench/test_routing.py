@@ -13,7 +13,7 @@ from bench.policies.loads import TraceLoad, arrivals
 from bench.policies.sequences import CachingPool, SharingSequence, content_keys
 from bench.routing.feed import CacheFeed
 from bench.routing.results import spread
-from bench.routing.simulation import FleetSetting, FleetSimulation, Stay, simulate_fleet
+from bench.routing.simulation import FleetSetting, FleetSimulation, Routed, Stay, simulate_fleet
 from bench.routing.trials import Job, balance, newcomer_share, run_trial
 from bench.simulate.events import EventQueue
 from bench.simulate.systems import h200_system
@@ -22,6 +22,7 @@ from tandem.kv.journal import CacheJournal
 from tandem.routing.fleet import Fleet
 from tandem.routing.membership import ReplicaState
 from tandem.routing.prompt import Prompt
+from tandem.routing.router import Prospect
 from tandem.routing.routers import ROUTERS, make_router
 from tandem.types import Split
 
@@ -67,6 +68,12 @@ def test_the_cache_aware_one_reuses_more_and_answers_sooner(found):
     assert found["cache-aware"].balance < 1.3
 
 
+def test_what_the_router_expects_comes_about(found):
+    for trial in found.values():
+        assert trial.mistaken_share < 0.03
+        assert trial.ttft_error_ms < trial.ttft_mean_ms
+
+
 def test_a_simulation_says_the_same_again(load, found):
     assert trial(load, "cache-aware") == found["cache-aware"]
 
@@ -78,11 +85,11 @@ def test_every_request_comes_to_its_end_though_a_replica_leaves_and_another_join
     stays = simulate_fleet(setting, 0, sequences)
     assert all(each.is_complete for each in sequences)
     assert sum(each.num_blocks for each in sequences) == 0
-    assert sorted(each.lease_id for stay in stays for each in stay.sequences) == list(range(NUM_REQUESTS))
+    assert sorted(each.sequence.lease_id for stay in stays for each in stay.routed) == list(range(NUM_REQUESTS))
     assert [stay.joined_s for stay in stays] == [0, 0, 0, middle_s]
     assert [stay.left_s for stay in stays] == [middle_s, None, None, None]
-    assert all(each.arrived_s <= middle_s for each in stays[0].sequences)
-    assert any(each.arrived_s > middle_s for each in stays[1].sequences)
+    assert all(each.sequence.arrived_s <= middle_s for each in stays[0].routed)
+    assert any(each.sequence.arrived_s > middle_s for each in stays[1].routed)
     assert newcomer_share(stays, 3) > 0.5
 
 
@@ -90,7 +97,7 @@ def test_who_leaves_is_gone_when_it_has_nothing_more(load):
     simulation = FleetSimulation(SETTING, 0)
     first, second = arrivals(load, BLOCK)[:2]
     simulation.arrive(first)
-    (home,) = (stay.replica_id for stay in simulation.stays if stay.sequences)
+    (home,) = (replica_id for replica_id, each in simulation.stays.items() if each.routed)
     assert home == simulation.fleet.membership.serving[0]
     simulation.change()
     assert simulation.fleet.membership.state(home) is ReplicaState.LEAVING
@@ -101,8 +108,8 @@ def test_who_leaves_is_gone_when_it_has_nothing_more(load):
     assert simulation.fleet.membership.serving == ("replica-1", "replica-2", "replica-3")
 
 
-class NoLoad:
-    """The router shows how much of a prompt each replica is believed to have."""
+class Peeking:
+    """A router that tells how much of a prompt the first replica is believed to have."""
 
     def __init__(self):
         self._router = make_router("round-robin", 0)
@@ -115,7 +122,7 @@ class NoLoad:
 
 @pytest.mark.parametrize("capacity", [8192, 5], ids=["in time", "too late for the ring"])
 def test_news_come_after_their_delay_and_are_the_pools(capacity):
-    events, router, pool = EventQueue(), NoLoad(), CachingPool(40, 4)
+    events, router, pool = EventQueue(), Peeking(), CachingPool(40, 4)
     pool.journal = CacheJournal(capacity)
     fleet: Fleet[int] = Fleet(router, events)
     fleet.join("a", lambda: 40)
@@ -147,7 +154,8 @@ def test_news_come_after_their_delay_and_are_the_pools(capacity):
 
 
 def stay(joined_s, left_s, *arrived_s):
-    return Stay("", joined_s, left_s, [SharingSequence(0, each, 90, 5) for each in arrived_s])
+    prospect = Prospect("", 0, 0, 90, 0.0, 0.1, 0.0, 0.0, 0)
+    return Stay(joined_s, left_s, [Routed(SharingSequence(0, each, 90, 5), prospect) for each in arrived_s])
 
 
 def test_work_is_counted_by_the_time_that_a_replica_was_there():

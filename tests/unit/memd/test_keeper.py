@@ -28,6 +28,7 @@ from tests.support.depositor import EPOCH
 from tests.support.fake_cuda.host import fake_driver, importers_over
 
 ROOT = Path(__file__).parents[3]
+PATIENCE_S = 10.0
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -36,9 +37,18 @@ class Running:
     path: Path
     process: "subprocess.Popen[bytes]"
 
-    def num_held(self) -> int:
-        """Memory descriptors of the keeper's process."""
-        links = [str(link.readlink()) for link in Path(f"/proc/{self.process.pid}/fd").iterdir()]
+    def comes_to_hold(self, num_segments: int) -> bool:
+        """Whether the process soon has so many memory descriptors: a connection's thread closes its own at its end."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while (num_held := self._num_held()) != num_segments and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        return num_held == num_segments
+
+    def _num_held(self) -> int:
+        links = []
+        for link in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                links.append(str(link.readlink()))
         return sum(1 for link in links if link.startswith("/memfd:"))
 
 
@@ -112,16 +122,16 @@ def test_a_deposit_replaces_the_one_before(running, segments):
     held = withdraw(running.path)
     assert (held.epoch, list(held.segments)) == (8, ["weights"])
     close_segments(held.segments.values())
-    assert running.num_held() == 1
+    assert running.comes_to_hold(1)
 
 
 def test_only_the_epoch_that_is_named_is_forgotten(running, segments):
     deposit(running.path, 7, segments)
     forget(running.path, 6)
-    assert running.num_held() == 3
+    assert running.comes_to_hold(3)
     forget(running.path, 7)
     assert withdraw(running.path) == Deposit(0, {})
-    assert running.num_held() == 0
+    assert running.comes_to_hold(0)
 
 
 @pytest.mark.parametrize("kind", [SegmentKind.MEMFD, SegmentKind.CUDA_VMM])
@@ -187,7 +197,7 @@ def test_what_is_no_request_changes_nothing_and_leaves_nothing(running, segments
     held = withdraw(running.path)
     assert (held.epoch, len(held.segments)) == (7, 3)
     close_segments(held.segments.values())
-    assert running.num_held() == 3
+    assert running.comes_to_hold(3)
 
 
 def test_descriptors_beside_a_request_that_has_none_are_refused(segments):
@@ -207,7 +217,7 @@ def test_a_client_that_goes_without_a_word_keeps_nobody_else(running, segments):
     with socket.socket(socket.AF_UNIX) as silent:
         silent.connect(str(running.path))
     deposit(running.path, 7, segments)
-    assert running.num_held() == 3
+    assert running.comes_to_hold(3)
 
 
 def test_only_the_user_may_open_the_socket(running):
