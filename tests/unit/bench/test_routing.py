@@ -169,14 +169,14 @@ def test_a_newcomers_share_is_of_what_came_since():
 
 
 def test_a_spread_is_the_median_with_its_range():
-    assert spread([3.0, 1.0, 2.0], "{:.1f}") == "2.0 (1.0 to 3.0)"
+    assert spread([3.0, 1.0, 2.0], "{:.1f}") == "2.0\n1.0 to 3.0"
     assert spread([], "{:.1f}") == ""
 
 
 def test_the_command_writes_what_it_shows(trace, tmp_path):
     out = tmp_path / "result.json"
     arguments = f"--data {trace} --rates 20 --seeds 0 --num-requests 40 --replicas 2 --change --out {out}"
-    done = CliRunner(env={"COLUMNS": "200"}).invoke(routing, arguments.split(), catch_exceptions=False)
+    done = CliRunner(env={"COLUMNS": "120"}).invoke(routing, arguments.split(), catch_exceptions=False)
     assert done.exit_code == 0
     written = json.loads(out.read_text())
     assert [(each["router"], each["change_s"]) for each in written["trials"]] == [
