@@ -200,8 +200,9 @@ class Run:
 
     def _check_deaths(self, injector: Injector, vitals: Vitals) -> None:
         """So far. Where memd's storage has gone the phases end by themselves, as they should."""
+        ended_pids = {life.pid for life in injector.ended}
         for death in vitals.deaths:
-            if death.pid not in injector.ended_pids:
+            if death.pid not in ended_pids:
                 what = f"{death.role} ({death.pid}) at {death.at_s:.1f} s"
                 violation = Violation("nobody dies but by a fault", what, death.at_s, death.at_s)
                 self.findings.violations.append(violation)

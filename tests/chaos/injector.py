@@ -11,7 +11,7 @@ from tandem.clock import Clock
 from tests.chaos.links import Flow, Link
 from tests.chaos.oracle import Violation
 from tests.chaos.schedule import Fault, FaultKind
-from tests.chaos.system import System
+from tests.chaos.system import Life, System
 
 POLL_S = 0.05
 PROCESS_WITHIN_S = 120.0  # of a service that was killed, its next process
@@ -30,12 +30,12 @@ class Injection:
 
 
 class Injector:
-    """Of one system. `ended_pids`: processes that it has killed, or caused to be."""
+    """Of one system. `ended`: processes that it has killed, or caused to be."""
 
     def __init__(self, system: System, links: Mapping[str, Link], clock: Clock) -> None:
         self.injections: list[Injection] = []
         self.violations: list[Violation] = []
-        self.ended_pids: set[int] = set()
+        self.ended: set[Life] = set()
         self._system = system
         self._links = links
         self._clock = clock
@@ -68,27 +68,27 @@ class Injector:
 
     async def kill(self, *faults: Fault) -> None:
         """All at once, as far as one can."""
-        pids = [await self._pid(fault.target) for fault in faults]
-        for fault, pid in zip(faults, pids, strict=True):
-            self.ended_pids.add(pid)
-            self._note(fault, pid)
-            _signal(pid, signal.SIGKILL)
+        lives = [await self._life(fault.target) for fault in faults]
+        for fault, life in zip(faults, lives, strict=True):
+            self.ended.add(life)
+            self._note(fault, life.pid)
+            _signal(life.pid, signal.SIGKILL)
 
     async def _stop(self, fault: Fault) -> None:
-        pid = await self._pid(fault.target)
+        pid = (await self._life(fault.target)).pid
         self._note(fault, pid)
         _signal(pid, signal.SIGSTOP)
         await asyncio.sleep(fault.duration_s)
         _signal(pid, signal.SIGCONT)
 
     async def _hang(self, fault: Fault) -> None:
-        pid = await self._settled_pid(fault.target)
-        self.ended_pids.add(pid)
-        self._note(fault, pid)
-        _signal(pid, signal.SIGSTOP)
-        if not await self._is_gone(pid, fault.target):
-            _signal(pid, signal.SIGCONT)
-            self.violations.append(Violation("a hang is ended", f"{fault.target} ({pid}) was left stopped"))
+        life = await self._settled_life(fault.target)
+        self.ended.add(life)
+        self._note(fault, life.pid)
+        _signal(life.pid, signal.SIGSTOP)
+        if not await self._is_gone(life, fault.target):
+            _signal(life.pid, signal.SIGCONT)
+            self.violations.append(Violation("a hang is ended", f"{fault.target} ({life.pid}) was left stopped"))
 
     async def _fill_logs(self, fault: Fault) -> None:
         disk = self._system.disk
@@ -98,28 +98,28 @@ class Injector:
             await asyncio.sleep(fault.duration_s)
             disk.free()
 
-    async def _pid(self, service: str) -> int:
+    async def _life(self, service: str) -> Life:
         """Of its process, or the next one. RuntimeError: there is none."""
         for _ in range(int(PROCESS_WITHIN_S / POLL_S)):
-            pid = (await asyncio.to_thread(self._system.pids)).get(service)
-            if pid is not None and pid not in self.ended_pids:
-                return pid
+            life = (await asyncio.to_thread(self._system.lives)).get(service)
+            if life is not None and life not in self.ended:
+                return life
             await asyncio.sleep(POLL_S)
         raise RuntimeError(f"{service} has no process, {PROCESS_WITHIN_S} s after it was ended")
 
-    async def _settled_pid(self, service: str) -> int:
+    async def _settled_life(self, service: str) -> Life:
         """Of a process that has served for a while."""
         while True:
-            pid = await self._pid(service)
+            life = await self._life(service)
             if await asyncio.to_thread(self._system.is_serving, service):
                 await asyncio.sleep(SETTLE_S)
-                if pid == await self._pid(service):
-                    return pid
+                if life == await self._life(service):
+                    return life
             await asyncio.sleep(POLL_S)
 
-    async def _is_gone(self, pid: int, service: str) -> bool:
+    async def _is_gone(self, life: Life, service: str) -> bool:
         for _ in range(int(HUNG_WITHIN_S / POLL_S)):
-            if (await asyncio.to_thread(self._system.pids)).get(service) != pid:
+            if (await asyncio.to_thread(self._system.lives)).get(service) != life:
                 return True
             await asyncio.sleep(POLL_S)
         return False

@@ -47,6 +47,14 @@ class SystemSpec:
     reserve_blocks: int = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One process. Its pid alone may be another's some minutes later."""
+
+    pid: int
+    began_s: float  # unix time
+
+
 class System:
     """Owns the run directory and everything that runs in it. `disk`: of the logs, where one could be mounted."""
 
@@ -76,9 +84,18 @@ class System:
         """Ends everything."""
         self._tandem("down")
 
+    def lives(self) -> dict[str, Life]:
+        """Of the supervisor's programs that run now."""
+        found: dict[str, Life] = {}
+        for role, process in self._processes():
+            with contextlib.suppress(psutil.Error):
+                found[role] = Life(process.pid, process.create_time())
+        found.pop(SUPERVISOR, None)
+        return found
+
     def pids(self) -> dict[str, int]:
         """Of the supervisor's programs that run now."""
-        return {role: process.pid for role, process in self._processes() if role != SUPERVISOR}
+        return {role: life.pid for role, life in self.lives().items()}
 
     def samples(self, now_s: float) -> list[Sample]:
         """What each process has now."""
