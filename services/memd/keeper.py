@@ -9,13 +9,14 @@ closes its connection without an answer. Each connection has a thread, so that o
 import argparse
 import json
 import os
+import select
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -122,8 +123,8 @@ def parse_request(line: bytes, fds: Sequence[int]) -> Request:
     raise RefusedError(f"not a request: {line[:80]!r} with {len(fds)} descriptors")
 
 
-def run(path: Path) -> None:
-    """For ever. ConfigError when a running process has the socket."""
+def run(path: Path, ended: socket.socket) -> None:
+    """Until something comes over `ended`. ConfigError when a running process has the socket."""
     claim = claim_socket(path)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -131,14 +132,15 @@ def run(path: Path) -> None:
             path.chmod(0o600)
             listener.listen()
             _log.info("keeper.listening", path=str(path))
-            _accept(listener, Keeper(MonotonicClock()))
+            serve_until(ended, listener, Keeper(MonotonicClock()))
     finally:
         claim.release()
 
 
-def _accept(listener: socket.socket, keeper: Keeper) -> None:
+def serve_until(ended: socket.socket, listener: socket.socket, keeper: Keeper) -> None:
+    """Each connection in its thread, until something comes over `ended`, which no moment of arrival can hide."""
     room = threading.Semaphore(MAX_CONNECTIONS)
-    while True:
+    while ended not in select.select([listener, ended], [], [])[0]:
         room.acquire()
         try:
             connection, _ = listener.accept()
@@ -166,13 +168,29 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--log-level", default="info")
     flags = parser.parse_args(argv)
     configure_logging("memd.keeper", flags.log_level)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        run(flags.socket)
-    except ConfigError as error:
-        _log.error("keeper.failed", message=str(error))
-        return EXIT_USAGE
+    with _sigterm() as ended:
+        try:
+            run(flags.socket, ended)
+        except ConfigError as error:
+            _log.error("keeper.failed", message=str(error))
+            return EXIT_USAGE
     return 0
+
+
+@contextmanager
+def _sigterm() -> Iterator[socket.socket]:
+    """What becomes readable at SIGTERM.
+
+    A handler of Python's would not run while `accept` waits, if the signal came between the last look for one and the
+    call.
+    """
+    ended, notify = socket.socketpair()
+    with ended, notify:
+        notify.setblocking(False)
+        signal.set_wakeup_fd(notify.fileno())
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        yield ended
+        signal.set_wakeup_fd(-1)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import pytest
 
 from services.memd import keeper, keeping
 from services.memd.handles import RefusedError
-from services.memd.keeper import parse_request
+from services.memd.keeper import Keeper, parse_request, serve_until
 from services.memd.keeping import Deposit, deposit, forget, held_epoch, withdraw
+from tandem.clock import MonotonicClock
 from tandem.device.cpu.memory import MemfdExporter, MemfdSegment
 from tandem.device.memory import SegmentKind
 from tandem.errors import DeviceError, NotFoundError, NotReadyError
@@ -218,6 +219,25 @@ def test_a_client_that_goes_without_a_word_keeps_nobody_else(running, segments):
         silent.connect(str(running.path))
     deposit(running.path, 7, segments)
     assert running.comes_to_hold(3)
+
+
+def test_an_end_that_came_before_it_was_waited_for_is_seen(tmp_path):
+    ended, notify = socket.socketpair()
+    with socket.socket(socket.AF_UNIX) as listener, ended, notify:
+        listener.bind(str(tmp_path / "k"))
+        listener.listen()
+        notify.send(b"!")
+        serve_until(ended, listener, Keeper(MonotonicClock()))
+
+
+def test_it_ends_at_sigterm_though_a_client_is_silent():
+    with tempfile.TemporaryDirectory(prefix="tdm") as folder, socket.socket(socket.AF_UNIX) as silent:
+        path = Path(folder) / "keeper.sock"
+        process = start(path)
+        wait_until_it_answers(path, process)
+        silent.connect(str(path))
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
 
 
 def test_only_the_user_may_open_the_socket(running):
