@@ -66,11 +66,9 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
     peers = Peers([*Phase, MEMD], on_ready)
     reporter = Reporter(world.clock, world.metrics, world.observations)
     leases = LeaseKeeper(world.store, world.draw_lease_id)
-    policy = make_policy(config.queue_policy, PolicyOptions(config.max_wait_s))
-    view = SentPrefixes(lambda: pool.pool.num_blocks)
-    dispatcher: Dispatcher[Sequence] = Dispatcher(policy, view, config.prefill_backlog_tokens)
     directory = world.tenants
     quotas = TenantQuotas.create(directory.quotas, lambda: pool.pool.block_size, world.clock)
+    dispatcher = _dispatcher(config, lambda: pool.pool.num_blocks)
     queue = SequenceQueue(dispatcher, quotas, lambda: pool.pool.block_size, world.unix_ns)
 
     def note_memd(connected: bool) -> None:
@@ -91,13 +89,7 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
         ports=world.phases,
         leases=leases,
         queue=queue,
-        bounds=Bounds(
-            max_waiting=config.max_waiting,
-            max_running=config.max_running,
-            max_waiting_tokens=config.max_waiting_tokens,
-            max_waiting_of=lambda tenant: directory.quotas(tenant).max_waiting,
-            promise=Promise(config.admit_ttft_ms / MS, config.admit_tpot_ms / MS),
-        ),
+        bounds=_bounds(config, directory),
         peers=peers,
         reporter=reporter,
         clock=world.clock,
@@ -120,6 +112,21 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
         unix_ns=world.unix_ns,
     )
     return Gateway(orchestrator, frontend, leases, pool, StatusView(orchestrator, reporter, peers))
+
+
+def _dispatcher(config: GatewayConfig, num_blocks: Callable[[], int]) -> Dispatcher[Sequence]:
+    policy = make_policy(config.queue_policy, PolicyOptions(config.max_wait_s))
+    return Dispatcher(policy, SentPrefixes(num_blocks), config.prefill_backlog_tokens)
+
+
+def _bounds(config: GatewayConfig, tenants: TenantDirectory) -> Bounds:
+    return Bounds(
+        max_waiting=config.max_waiting,
+        max_running=config.max_running,
+        max_waiting_tokens=config.max_waiting_tokens,
+        max_waiting_of=lambda tenant: tenants.quotas(tenant).max_waiting,
+        promise=Promise(config.admit_ttft_ms / MS, config.admit_tpot_ms / MS),
+    )
 
 
 def _special_tokens(model: ModelMetadata) -> dict[str, str]:
