@@ -18,7 +18,7 @@ from services.gateway.prospects import Promise
 from services.gateway.queue import SequenceQueue
 from services.gateway.quotas import TenantQuotas
 from services.gateway.reporting import Reporter
-from services.gateway.requests import Sequence
+from services.gateway.requests import Request, Sequence
 from services.gateway.status import StatusView
 from services.gateway.tenants import OpenDirectory, TenantDirectory
 from tandem.clock import Clock
@@ -77,14 +77,7 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
             queue.forget_cache()
 
     pool = PoolWatch(world.store, note_memd)
-    builder = SegmentBuilder(
-        admit=lambda request: orchestrator.admit_build(request),  # noqa: PLW0108 - it is made below
-        note_entry=queue.note_entry,
-        tokenizer=model.tokenizer,
-        draw_request_id=world.draws.request_id,
-        clock=world.clock,
-        unix_ns=world.unix_ns,
-    )
+    builder = _builder(model, world, queue, lambda request: orchestrator.admit_build(request))  # noqa: PLW0108 - made below
     orchestrator = Orchestrator(
         ports=world.phases,
         leases=leases,
@@ -112,6 +105,19 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
         unix_ns=world.unix_ns,
     )
     return Gateway(orchestrator, frontend, leases, pool, StatusView(orchestrator, reporter, peers))
+
+
+def _builder(
+    model: ModelMetadata, world: World, queue: SequenceQueue, admit: Callable[[Request], None]
+) -> SegmentBuilder:
+    return SegmentBuilder(
+        admit=admit,
+        note_entry=queue.note_entry,
+        tokenizer=model.tokenizer,
+        draw_request_id=world.draws.request_id,
+        clock=world.clock,
+        unix_ns=world.unix_ns,
+    )
 
 
 def _dispatcher(config: GatewayConfig, num_blocks: Callable[[], int]) -> Dispatcher[Sequence]:
