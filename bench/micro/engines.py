@@ -34,7 +34,9 @@ class Blocks:
         self._num_leased += num_blocks
         return tuple(Block(number % self._num_blocks, 1) for number in range(first, self._num_leased))
 
-    async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
+    async def acquire_sequence(
+        self, holder_id: int, lease_id: int, request_id: str, create: bool, domain: bytes = b""
+    ) -> SequenceLease:
         """Every lease is there."""
         return self._adopted(lease_id)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench.micro.steps import MS, StepBench, open_steps, step_parts
 from bench.micro.table import StepShape
+from kernels.native.team import place_team
 from tandem.config.settings import PhaseConfig
 from tandem.device.partition import PartitionBackend
 from tandem.device.partition_backends import PartitionSite, make_partition_backend
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     """``PHASE MEMD_ADDRESS RUN_DIR BACKEND``; the exit status."""
     phase, memd, run_dir, backend = arguments
     configure_logging("bench", "error")
-    site = PartitionSite((Phase(phase),), Path(run_dir), os.environ)
+    site = PartitionSite((Phase(phase),), Path(run_dir), os.environ, place_team=place_team)
     asyncio.run(work(Phase(phase), memd, make_partition_backend(backend or PhaseConfig().partition_backend, site)))
     return 0
 

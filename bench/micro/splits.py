@@ -58,13 +58,13 @@ class PhaseProcesses:
     def __init__(self, processes: Mapping[Phase, subprocess.Popen[str]]) -> None:
         self._processes = processes
 
-    def run(self, phases: Sequence[Phase], split: Split, seconds: float) -> dict[Phase, StepTimes]:
-        """Those phases step at once. NotReadyError: one has ended."""
-        asked = json.dumps({"split": (split.prefill_percent, split.decode_percent), "seconds": seconds})
-        for phase in phases:
+    def run(self, splits: Mapping[Phase, Split], seconds: float) -> dict[Phase, StepTimes]:
+        """Those phases step at once, each as under its split. NotReadyError: one has ended."""
+        for phase, split in splits.items():
+            asked = json.dumps({"split": (split.prefill_percent, split.decode_percent), "seconds": seconds})
             _pipe(self._processes[phase].stdin).write(asked + "\n")
             _pipe(self._processes[phase].stdin).flush()
-        return {phase: step_times(phase, self.answer(phase)) for phase in phases}
+        return {phase: step_times(phase, self.answer(phase)) for phase in splits}
 
     def answer(self, phase: Phase) -> list[float]:
         """The next of its lines. NotReadyError: there is none."""
@@ -77,14 +77,17 @@ class PhaseProcesses:
 
 def measure_splits(model: str, splits: Sequence[Split], seconds: float, backend: str) -> SplitsResult:
     """Each split in turn; `backend` as in configuration. NotReadyError when a process does not start."""
-    memd = {"memd": {"kv-bytes": KV_BYTES}}
-    with (
-        run_dir() as path,
-        running(LocalServices(path, model, memd, ("memd",))) as services,
-        _workers(services.socket("memd"), path, backend) as workers,
-    ):
-        workers.run(list(Phase), splits[0], seconds)  # not counted
+    with _workers(model, backend) as workers:
+        workers.run(dict.fromkeys(Phase, splits[0]), seconds)  # not counted
         return SplitsResult(provenance(), tuple(_split_times(workers, split, seconds) for split in splits))
+
+
+def measure_meeting(model: str, seconds: float) -> dict[Phase, StepTimes]:
+    """Decode with threads on all cores while prefill computes on half of them. NotReadyError as of `measure_splits`."""
+    splits = {Phase.PREFILL: Split(50, 50), Phase.DECODE: Split(100, 100)}
+    with _workers(model, "cpu-affinity") as workers:
+        workers.run(splits, seconds)  # not counted
+        return workers.run(splits, seconds)
 
 
 def splits_table(result: SplitsResult) -> Table:
@@ -113,13 +116,24 @@ def step_times(phase: Phase, taken_ms: Sequence[float]) -> StepTimes:
 
 
 def _split_times(workers: PhaseProcesses, split: Split, seconds: float) -> SplitTimes:
-    alone = {phase: workers.run([phase], split, seconds / 2)[phase] for phase in Phase}
-    together = workers.run(list(Phase), split, seconds)
+    alone = {phase: workers.run({phase: split}, seconds / 2)[phase] for phase in Phase}
+    together = workers.run(dict.fromkeys(Phase, split), seconds)
     return SplitTimes(split.prefill_percent, split.decode_percent, alone, together)
 
 
 @contextmanager
-def _workers(memd: str, path: Path, backend: str) -> Iterator[PhaseProcesses]:
+def _workers(model: str, backend: str) -> Iterator[PhaseProcesses]:
+    memd = {"memd": {"kv-bytes": KV_BYTES}}
+    with (
+        run_dir() as path,
+        running(LocalServices(path, model, memd, ("memd",))) as services,
+        _started(services.socket("memd"), path, backend) as workers,
+    ):
+        yield workers
+
+
+@contextmanager
+def _started(memd: str, path: Path, backend: str) -> Iterator[PhaseProcesses]:
     processes = {phase: _start(phase, memd, path, backend) for phase in Phase}
     try:
         workers = PhaseProcesses(processes)

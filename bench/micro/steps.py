@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -16,6 +17,9 @@ from bench.micro.floors import FloorProbes
 from bench.micro.shapes import floor_ms
 from bench.micro.table import Floor, ModelFacts, StepShape, StepTime
 from kernels.choice import KernelChoice, choose_kernels
+from kernels.native.team import place_team
+from tandem.device.cpu.cores import CoreShare
+from tandem.device.cpu.team import use_share
 from tandem.device.memory_backends import IMPORTERS, SegmentImporter
 from tandem.kv.layout import KvLayout, num_blocks_for
 from tandem.model.batch import SequenceRows
@@ -44,6 +48,7 @@ class StepBench:
         self.layout = layout
         self._mapped = mapped  # holds the mappings that the runner computes over
         self._stepper = Stepper(mapped.steps, turn)
+        self._cores = sorted(os.sched_getaffinity(0))
         self._probes = FloorProbes(getattr(torch, layout.dtype))
 
     async def floor(self, num_threads: int) -> Floor:
@@ -66,8 +71,9 @@ class StepBench:
         return await self._stepper.step(parts)
 
     async def use_threads(self, num_threads: int) -> None:
-        """From the next step on."""
-        await self.run_in_thread(lambda: torch.set_num_threads(num_threads))
+        """From the next step on, each on a core of its own, as in the phases."""
+        share = CoreShare(tuple(self._cores[:num_threads]), num_threads)
+        await self.run_in_thread(partial(use_share, share, place_team))
 
     async def run_in_thread(self, work: Callable[[], object]) -> None:
         """Between two steps, on their thread."""

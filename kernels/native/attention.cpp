@@ -155,15 +155,15 @@ constexpr auto kAttendTile = attend_tiles(std::make_integer_sequence<int, kTileR
 
 }  // namespace
 
-AttentionWork::AttentionWork(const StepShape& step, const Heads& heads, int num_threads)
+AttentionWork::AttentionWork(const StepShape& step, const Heads& heads, int num_threads, int64_t num_partials_kept)
     : step_(step), heads_(heads), num_splits_(num_threads > 1 ? ceil_div(kItemsPerThread * num_threads, step.num_seqs) : 1) {
-    partial_floats_ = kFewRows * heads.num_heads * (round_up(heads.head_dim, kPanel) + 2);
     for (int64_t sequence = 0; sequence < step.num_seqs; sequence++) {
         const int64_t num_rows = step.query_start[sequence + 1] - step.query_start[sequence];
         if (num_rows > kFewRows) add_chunk(sequence);
         else add_few_rows(sequence);
     }
-    partials_.resize(num_partials_ * partial_floats_);
+    partial_floats_ = most_rows_ * heads.num_heads * (round_up(heads.head_dim, kPanel) + 2);
+    partials_ = std::make_unique_for_overwrite<float[]>(num_partials_kept * num_partials_ * partial_floats_);
 }
 
 AttentionItem AttentionWork::all_keys(int64_t sequence, int64_t row, int64_t num_rows) const {
@@ -192,6 +192,7 @@ void AttentionWork::add_few_rows(int64_t sequence) {
     const int64_t span = round_up(ceil_div(num_keys, num_splits), kPanel);
     if (span >= num_keys) return items_.push_back(item);
     merges_.push_back({item, num_partials_, ceil_div(num_keys, span)});
+    most_rows_ = std::max(most_rows_, item.num_rows);
     for (item.first_key = first_key; item.first_key < end_key; item.first_key += span) {
         item.end_key = std::min(item.first_key + span, end_key);
         item.partial = num_partials_++;
@@ -199,7 +200,7 @@ void AttentionWork::add_few_rows(int64_t sequence) {
     }
 }
 
-void AttentionCall::attend() const {
+void AttentionCall::attend(std::atomic<int64_t>& taken) const {
     const int64_t num_items = static_cast<int64_t>(work.items_.size());
     int64_t i = taken.fetch_add(1);
     while (i < num_items) {
@@ -297,7 +298,7 @@ void AttentionCall::finish(const AttentionItem& item, const Scratch& scratch) co
 }
 
 void AttentionCall::leave_partial(const AttentionItem& item, const Scratch& scratch) const {
-    float* to = &work.partials_[item.partial * work.partial_floats_];
+    float* to = partials + item.partial * work.partial_floats_;
     for (int64_t vector = 0; vector < num_vectors(item); vector++, to += scratch.padded + 2) {
         to[0] = scratch.maxima[vector];
         to[1] = scratch.weights[vector];
@@ -322,7 +323,7 @@ void AttentionCall::merge(const Team& team) const {
 
 void AttentionCall::merge_vector(const AttentionMerge& merge, int64_t vector) const {
     const int64_t head_dim = work.heads_.head_dim, stride = round_up(head_dim, kPanel) + 2;
-    const float* parts = &work.partials_[merge.first * work.partial_floats_ + vector * stride];
+    const float* parts = partials + merge.first * work.partial_floats_ + vector * stride;
     const auto part = [&](int64_t i) { return parts + i * work.partial_floats_; };
     float maximum = kNoMaximum, weight = 0.0f;
     for (int64_t i = 0; i < merge.count; i++) maximum = std::max(maximum, part(i)[0]);
@@ -348,12 +349,12 @@ TANDEM_API void tandem_attention(
     std::atomic<int64_t> taken{0};
     const AttentionCall call{
         work, static_cast<const bf16*>(query), query_stride, static_cast<const bf16*>(keys),
-        static_cast<const bf16*>(values), static_cast<bf16*>(output), scale, taken};
+        static_cast<const bf16*>(values), static_cast<bf16*>(output), work.partials(0), scale};
     Barrier barrier;
 #pragma omp parallel
     {
         const Team team{&barrier};
-        call.attend();
+        call.attend(taken);
         if (call.splits()) {
             team.wait();
             call.merge(team);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <vector>
 
 #include "team.h"
@@ -15,6 +16,8 @@ struct Heads {
     int64_t head_dim;
 
     int64_t group() const { return num_heads / num_kv_heads; }
+    int64_t query_width() const { return num_heads * head_dim; }
+    int64_t qkv_width() const { return query_width() + 2 * num_kv_heads * head_dim; }
 };
 
 // What a step's layers have in common. Rows query_start[i] .. query_start[i + 1] are sequence i's: the last ones of its
@@ -66,7 +69,11 @@ struct AttentionMerge {
 // The step's work, cut once and done in every layer.
 class AttentionWork {
    public:
-    AttentionWork(const StepShape& step, const Heads& heads, int num_threads);
+    // `num_partials_kept`: layers whose partials are kept apart.
+    AttentionWork(const StepShape& step, const Heads& heads, int num_threads, int64_t num_partials_kept = 1);
+
+    int64_t num_items() const { return static_cast<int64_t>(items_.size()); }
+    float* partials(int64_t kept) { return partials_.get() + kept * num_partials_ * partial_floats_; }
 
    private:
     friend struct AttentionCall;
@@ -79,25 +86,28 @@ class AttentionWork {
     int64_t num_splits_;  // wanted of each sequence with few rows
     std::vector<AttentionItem> items_;
     std::vector<AttentionMerge> merges_;
+    int64_t most_rows_ = 0;  // of an item whose keys are split
     int64_t num_partials_ = 0;
     int64_t partial_floats_ = 0;
-    std::vector<float> partials_;
+    std::unique_ptr<float[]> partials_;
 };
 
 // One layer's. `query`: rows `query_stride` elements apart, heads one after another; `keys`, `values`: the layer's
-// caches; `output`: [num_tokens, num_heads * head_dim]. `taken` is 0 before and the team's own for this layer.
+// caches; `output`: [num_tokens, num_heads * head_dim]; `partials`: the work's.
 struct AttentionCall {
-    AttentionWork& work;
+    const AttentionWork& work;
     const bf16* query;
     int64_t query_stride;
     const bf16* keys;
     const bf16* values;
     bf16* output;
+    float* partials;
     float scale;
-    std::atomic<int64_t>& taken;
 
-    // Called by the whole team. What it leaves split is put together by `merge`, after a wait.
-    void attend() const;
+    // Called by the whole team; `taken` is 0 before. What it leaves split is put together by `merge`, after a wait.
+    void attend(std::atomic<int64_t>& taken) const;
+    // One item; twice or at once by several threads is the same.
+    void attend_alone(int64_t item) const { attend_item(work.items_[item], nullptr); }
     bool splits() const { return !work.merges_.empty(); }
     void merge(const Team& team) const;
 

@@ -1,6 +1,7 @@
 #include "layers.h"
 
 #include "api.h"
+#include "short_step.h"
 
 namespace tandem {
 namespace {
@@ -13,15 +14,13 @@ struct Buffers {
     bf16* gated;      // [num_rows, intermediate_size]
     bf16* change;     // [num_rows, hidden_size]: what a half layer adds to the residual
 
-    static int64_t qkv_width(const Stack& s) { return (s.heads.num_heads + 2 * s.heads.num_kv_heads) * s.heads.head_dim; }
-
     static int64_t elements(const Stack& s, int64_t num_rows) {
-        return num_rows * (qkv_width(s) + s.heads.num_heads * s.heads.head_dim + 3 * s.intermediate_size + s.hidden_size);
+        return num_rows * (s.heads.qkv_width() + s.heads.num_heads * s.heads.head_dim + 3 * s.intermediate_size + s.hidden_size);
     }
 
     Buffers(const Stack& s, const StackStep& step) {
         projected = step.scratch;
-        attended = projected + step.num_rows * qkv_width(s);
+        attended = projected + step.num_rows * s.heads.qkv_width();
         gate_up = attended + step.num_rows * s.heads.num_heads * s.heads.head_dim;
         gated = gate_up + step.num_rows * 2 * s.intermediate_size;
         change = gated + step.num_rows * s.intermediate_size;
@@ -53,8 +52,9 @@ struct LayerRun {
         rotate_and_store(team, projected, step.angles);
         team.wait();
         const AttentionCall call{
-            work, buffers.projected, Buffers::qkv_width(stack), keys, values, buffers.attended, stack.scale, taken};
-        call.attend();
+            work, buffers.projected, heads.qkv_width(), keys, values, buffers.attended, work.partials(0),
+            stack.scale};
+        call.attend(taken);
         team.wait();
         if (call.splits()) {
             call.merge(team);
@@ -77,13 +77,16 @@ struct LayerRun {
 }  // namespace
 }  // namespace tandem
 
-// Elements of a step's scratch.
+// Elements of a step's scratch, with as many threads as it will have.
 TANDEM_API int64_t tandem_stack_scratch(const tandem::Stack* stack, int64_t num_rows) {
-    return tandem::Buffers::elements(*stack, num_rows);
+    using namespace tandem;
+    if (in_pieces(num_rows, omp_get_max_threads())) return short_scratch(*stack, num_rows);
+    return Buffers::elements(*stack, num_rows);
 }
 
 TANDEM_API void tandem_run_stack(const tandem::Stack* stack, const tandem::StackStep* step) {
     using namespace tandem;
+    if (in_pieces(step->num_rows, omp_get_max_threads())) return run_short(*stack, *step);
     const Buffers buffers(*stack, *step);
     AttentionWork work(step->shape, stack->heads, omp_get_max_threads());
     std::vector<std::atomic<int64_t>> taken(stack->num_layers);

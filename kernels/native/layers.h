@@ -29,7 +29,7 @@ struct Stack {
     float scale;
 };
 
-// One step. `residual` comes in as the embedded rows and is used up; `hidden` leaves as the normalised hidden states.
+// One step. `residual` comes in as the embedded rows and may be used up; `hidden` leaves as the normalised hidden states.
 struct StackStep {
     StepShape shape;
     int64_t num_rows;

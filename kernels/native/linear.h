@@ -2,6 +2,7 @@
 // quantised ones (quantised.h).
 #pragma once
 
+#include "pieces.h"
 #include "team.h"
 #include "vector.h"
 
@@ -22,5 +23,17 @@ struct Weight {
 // `x`: [num_rows, in_width]; `y`: [num_rows, out_width] of bf16 or float.
 template <typename Out>
 void linear(const Team& team, const bf16* x, int64_t num_rows, const Weight& weight, Out* y);
+
+// Whether a step is so short that its products are done in pieces; many threads would look for them too often.
+inline bool in_pieces(int64_t num_rows, int num_threads) {
+    return num_rows <= 4 && num_threads > 1 && num_threads <= 8;
+}
+
+// How many pieces are worth their while.
+int64_t num_linear_pieces(const Weight& weight);
+
+// As `linear`, by the threads that take `pieces`, of which there are `num_linear_pieces`.
+template <typename Out>
+void linear_by_pieces(const Pieces& pieces, int rank, const bf16* x, int64_t num_rows, const Weight& weight, Out* y);
 
 }  // namespace tandem

@@ -9,6 +9,7 @@ import structlog
 
 from tandem.clock import MonotonicClock
 from tandem.device.cpu.cores import available_cores
+from tandem.device.cpu.team import PlaceTeam, leave_team
 from tandem.device.cuda.driver import DriverApi, open_driver
 from tandem.device.cuda.gpu import WHOLE_PERCENT, GpuFacts, GpuSearch, find_gpu, read_gpu, running_percentage
 from tandem.device.cuda.health import check_device
@@ -34,6 +35,7 @@ class PartitionSite:
     environ: Mapping[str, str]
     open_driver: Callable[[], DriverApi] = open_driver
     use_stream: UseStream = use_torch_stream
+    place_team: PlaceTeam = leave_team
     has_steward: bool = False  # who starts another process for another share, while this one serves
 
 
@@ -48,7 +50,7 @@ class BackendChoice:
 def _cpu_affinity(site: PartitionSite) -> PartitionBackend:
     from tandem.device.cpu.affinity import CpuAffinityBackend
 
-    return CpuAffinityBackend()
+    return CpuAffinityBackend(place=site.place_team)
 
 
 def _cpu_cadence(site: PartitionSite) -> PartitionBackend:
@@ -57,7 +59,8 @@ def _cpu_cadence(site: PartitionSite) -> PartitionBackend:
     from tandem.device.cpu.presence import Presence
 
     phase = site.phases[0]
-    return CpuCadenceBackend(phase, Presence(site.run_dir, phase), CadenceClock(MonotonicClock()), CpuAffinityBackend())
+    presence, clock = Presence(site.run_dir, phase), CadenceClock(MonotonicClock())
+    return CpuCadenceBackend(phase, presence, clock, CpuAffinityBackend(), site.place_team)
 
 
 def _mps_green(site: PartitionSite) -> PartitionBackend:
@@ -108,11 +111,19 @@ def choose_partition_backend(
 def make_partition_backend(configured: str, site: PartitionSite) -> PartitionBackend:
     """For this process. ConfigError for an unknown name, DeviceError where the one that is named cannot work."""
     if len(site.phases) > 1:
-        return WholeDeviceBackend()
+        return _whole_device(site)
     search = find_gpu(site.open_driver) if configured == AUTO else GpuSearch(None)
     choice = choose_partition_backend(configured, search, site.environ, num_cores=available_cores())
     _log.info("partition.chosen", backend=choice.name, reason=choice.reason)
     return PARTITION_BACKENDS[choice.name](site)
+
+
+def _whole_device(site: PartitionSite) -> PartitionBackend:
+    if find_gpu(site.open_driver).gpu is not None:
+        return WholeDeviceBackend()
+    from tandem.device.cpu.all_cores import AllCoresBackend
+
+    return AllCoresBackend(site.place_team)
 
 
 def _best_on_cpu(reason: str, num_cores: int) -> BackendChoice:

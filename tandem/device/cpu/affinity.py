@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tandem.device.cpu.cores import CoreShare, core_splits, plan_cores
+from tandem.device.cpu.team import PlaceTeam, bind_all_threads, leave_team, use_share
 from tandem.device.partition import Applied, RestartRequired
-from tandem.errors import DeviceError
 from tandem.types import Phase, Split
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -22,8 +22,15 @@ class CpuAffinityBackend:
     group does not say which cores, so it bounds the threads alone.
     """
 
-    def __init__(self, cores: Sequence[int] | None = None, *, quota_cores: float | None = None) -> None:
+    def __init__(
+        self,
+        cores: Sequence[int] | None = None,
+        *,
+        quota_cores: float | None = None,
+        place: PlaceTeam = leave_team,
+    ) -> None:
         self._cores = tuple(sorted(os.sched_getaffinity(0) if cores is None else cores))
+        self._place = place
         self._quota_cores = cgroup_quota_cores() if quota_cores is None else quota_cores
 
     @property
@@ -45,11 +52,9 @@ class CpuAffinityBackend:
 
         DeviceError when the cores are not to be had.
         """
-        import torch
-
         share = self.share(phase, split)
-        _bind_all_threads(share)
-        torch.set_num_threads(share.num_threads)
+        bind_all_threads(share.cores)
+        use_share(share, self._place)
         return Applied(f"cores {','.join(map(str, share.cores))}; threads {share.num_threads}")
 
     def share(self, phase: Phase, split: Split) -> CoreShare:
@@ -88,25 +93,3 @@ def _quota(cpu_max: Path) -> float:
     except (OSError, ValueError):
         return math.inf
     return math.inf if quota == "max" else int(quota) / int(period)
-
-
-def _bind_all_threads(share: CoreShare) -> None:
-    """Until no thread is new: one that starts meanwhile may have inherited the old set."""
-    bound: set[int] = set()
-    while new := _thread_ids() - bound:
-        for thread_id in new:
-            _bind(thread_id, share)
-        bound |= new
-
-
-def _thread_ids() -> set[int]:
-    return {int(entry.name) for entry in Path("/proc/self/task").iterdir()}
-
-
-def _bind(thread_id: int, share: CoreShare) -> None:
-    try:
-        os.sched_setaffinity(thread_id, share.cores)
-    except ProcessLookupError:
-        return  # the thread has ended meanwhile
-    except OSError as error:
-        raise DeviceError(f"cannot run on cores {share.cores}: {error.strerror}") from error

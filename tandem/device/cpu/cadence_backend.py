@@ -1,16 +1,16 @@
 """`cpu-cadence`: half of the cores for each phase, and at times all of them for the one with the larger share."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tandem.clock import Clock
 from tandem.device.cpu.affinity import CpuAffinityBackend
 from tandem.device.cpu.cadence import PERIOD_S, SPLITS, Room, slot
 from tandem.device.cpu.cores import CoreShare
 from tandem.device.cpu.presence import Presence
+from tandem.device.cpu.team import PlaceTeam, leave_team, use_share
 from tandem.device.partition import Applied, RestartRequired
 from tandem.types import Phase, Split
 
@@ -30,12 +30,20 @@ class CadenceClock:
 class CpuCadenceBackend:
     """Waits in steps, and between the layers of long ones, never longer than a part of a period."""
 
-    def __init__(self, phase: Phase, presence: Presence, time: CadenceClock, halves: CpuAffinityBackend) -> None:
+    def __init__(
+        self,
+        phase: Phase,
+        presence: Presence,
+        time: CadenceClock,
+        halves: CpuAffinityBackend,
+        place: PlaceTeam = leave_team,
+    ) -> None:
         """`halves` binds this process's threads to its half of the cores; the one that computes may leave it."""
         self._phase = phase
         self._presence = presence
         self._time = time
         self._halves = halves
+        self._place = place
         self._split = EVEN
         self._shares: dict[Room, CoreShare] = {}
         self._room = Room.NONE
@@ -58,10 +66,9 @@ class CpuCadenceBackend:
     def apply(self, phase: Phase, split: Split) -> Applied | RestartRequired:
         """Called on the thread that computes. DeviceError when the cores are not to be had."""
         self._halves.apply(phase, EVEN)
-        self._shares = {
-            Room.HALF: self._halves.share(phase, EVEN),
-            Room.ALL: self._halves.share(phase, Split(100, 100)),
-        }
+        half, everything = self._halves.share(phase, EVEN), self._halves.share(phase, Split(100, 100))
+        others = tuple(core for core in everything.cores if core not in half.cores)
+        self._shares = {Room.HALF: half, Room.ALL: replace(everything, cores=half.cores + others)}
         self._split, self._room = split, Room.HALF
         cores = ",".join(map(str, self._shares[Room.HALF].cores))
         return Applied(f"cores {cores}; with the others, as {split.prefill_percent} to {split.decode_percent}")
@@ -79,7 +86,7 @@ class CpuCadenceBackend:
         while (room := self._current_room()) is Room.NONE:
             pass
         if room is not self._room and self._shares:
-            self._use(self._shares[room])
+            use_share(self._shares[room], self._place)
             self._room = room
 
     def _current_room(self) -> Room:
@@ -90,9 +97,3 @@ class CpuCadenceBackend:
         if current.room is Room.NONE:
             self._time.sleep(min(current.end_s - now_s, PERIOD_S))
         return current.room
-
-    def _use(self, share: CoreShare) -> None:
-        import torch
-
-        os.sched_setaffinity(0, share.cores)  # of this thread; those that it computes with are made by it
-        torch.set_num_threads(share.num_threads)

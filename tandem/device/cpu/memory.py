@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from tandem.device.cpu.aligned_mapping import AlignedMapping
 from tandem.device.memory import SegmentHandle, SegmentKind
 from tandem.device.tensor_views import tensor_view
 from tandem.errors import DeviceError
@@ -113,14 +112,14 @@ class MemfdExporter:
 class MemfdMapping:
     """A mapping of a segment; with ``PROT_READ`` alone a store through it is a SIGSEGV."""
 
-    def __init__(self, mapping: mmap.mmap) -> None:
+    def __init__(self, mapping: AlignedMapping) -> None:
         self._mapping = mapping
         self._bytes = _bytes_of(mapping)
 
     @property
     def size_bytes(self) -> int:
         """Of the mapping."""
-        return len(self._mapping)
+        return self._mapping.size_bytes
 
     def tensor(self, dtype: str, shape: Sequence[int], offset_bytes: int = 0) -> "torch.Tensor":
         """A view of `shape`. ValueError when it would reach past the end, or starts between two elements."""
@@ -143,7 +142,7 @@ class MemfdImporter:
             raise DeviceError(f"the segment has {actual} bytes, not the {size_bytes} announced")
         protection = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ
         try:
-            return MemfdMapping(mmap.mmap(handle.fd, size_bytes, mmap.MAP_SHARED, protection))
+            return MemfdMapping(AlignedMapping(handle.fd, size_bytes, protection))
         except OSError as error:
             sealed = error.errno == errno.EPERM and writable
             why = "it is sealed: map it read-only" if sealed else error.strerror
@@ -154,10 +153,9 @@ class MemfdImporter:
         return available_bytes()
 
 
-def _bytes_of(mapping: mmap.mmap) -> Any:
+def _bytes_of(mapping: AlignedMapping) -> Any:
     """The mapping as a buffer that torch takes without a warning of what is read-only; keeps the mapping alive."""
-    address = np.frombuffer(mapping, np.uint8).ctypes.data
-    view: Any = (ctypes.c_ubyte * len(mapping)).from_address(address)
+    view: Any = (ctypes.c_ubyte * mapping.size_bytes).from_address(mapping.address)
     view.mapping = mapping
     return view
 

@@ -77,6 +77,28 @@ def test_one_call_equals_operators_one_by_one(config: ModelConfig, native: Kerne
     assert torch.equal(fused, one_by_one)
 
 
+def run_short(subject: PagedDecoder, vocab_size: int) -> torch.Tensor:
+    """Steps of one to four rows behind a prompt long enough for its keys to be split among threads."""
+
+    def ids(first: int, count: int) -> list[int]:
+        return [(7 * i + first) % vocab_size for i in range(count)]
+
+    rows: Callable = subject.rows
+    subject.step([rows(0, ids(1, 200), 0), rows(1, ids(2, 5), 0)])
+    logits = [row for position in range(200, 208) for row in subject.step([rows(0, ids(position, 1), position)])]
+    logits += subject.step([rows(0, ids(3, 1), 208), rows(1, ids(4, 2), 5)])
+    logits += subject.step([rows(0, ids(5, 2), 209), rows(1, ids(6, 2), 7)])
+    return torch.cat(logits)
+
+
+def test_a_short_step_is_the_same_whoever_does_which_of_its_pieces(config: ModelConfig, native: Kernels) -> None:
+    with num_threads(1):
+        alone = run_short(decoder(config, native, torch.bfloat16), config.vocab_size)
+    with num_threads(5):  # more than cores: they lose them amid their pieces
+        together = run_short(decoder(config, native, torch.bfloat16), config.vocab_size)
+    assert torch.equal(together, alone)
+
+
 def test_pauses_between_layers_change_nothing(config: ModelConfig, native: Kernels) -> None:
     pauses: list[None] = []
     paused = run(decoder(config, replace(native, pause=lambda: pauses.append(None)), torch.bfloat16), config.vocab_size)
