@@ -68,13 +68,13 @@ Mapper = Callable[[Callable[[Job], Trial], Sequence[Job]], Iterable[Trial]]
 
 
 def run_trial(job: Job) -> Trial:
-    """ConfigError: no such mode, or a load that cannot be had."""
+    """Switches count while requests arrive. ConfigError: no such mode, or a load that cannot be had."""
     contest = job.contest
     load = replace(contest.load, seed=job.seed)
     setting = Setting(contest.system, control_of(contest, job.mode), job.seed, DRAIN_S)
     outcome = simulate(setting, requests_of(load, job.rate_per_s))
     counted = [record for record in outcome.records if record.intended_s >= contest.warm_up_s]
-    switches = [switch for switch in outcome.switches if switch.at_s >= contest.warm_up_s]
+    switches = [switch for switch in outcome.switches if contest.warm_up_s <= switch.at_s <= load.duration_s]
     summary = summarise(counted, contest.slo)
     num_windows = max(1.0, (load.duration_s - contest.warm_up_s) / contest.limits.window_s)
     return Trial(

@@ -95,7 +95,14 @@ class CadencePace:
         return self._computed(content, percent, part, around.peer_percent)
 
     def _computed(self, content: StepContent, percent: float, part: float, peer_percent: float) -> Stretch:
-        """Threads meet many times a layer: one that shares its core with the other phase keeps all of them to half."""
-        effective = percent / 2 if percent + peer_percent > WHOLE_PERCENT else percent
-        beside = min(peer_percent, WHOLE_PERCENT - effective)
-        return Stretch(self.device.step_ms(content, effective, beside) * part, part, percent)
+        """A thread has half of a core that it shares with the other phase, and the others of its step wait for it.
+
+        In a short step they do so oftener than the cores change hands, which `meeting_factor` is for.
+        """
+        if percent + peer_percent <= WHOLE_PERCENT:
+            step_ms = self.device.step_ms(content, percent, peer_percent)
+        elif percent > HALF_PERCENT and content.num_rows <= self.steps.short_rows:
+            step_ms = self.device.meeting_ms(content)
+        else:
+            step_ms = self.device.step_ms(content, percent / 2, HALF_PERCENT)
+        return Stretch(step_ms * part, part, percent)

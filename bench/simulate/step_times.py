@@ -31,11 +31,15 @@ class StepContent:
 
 @dataclass(frozen=True, slots=True)
 class Contention:
-    """What a step takes longer while the other phase works on its own share, and how much steps vary by themselves."""
+    """What a step takes longer while the other phase works on its own share, and how much steps vary by themselves.
+
+    `meeting_factor`: a short step on all cores, on some of which the other phase computes, over one on half of them.
+    """
 
     prefill_factor: float
     decode_factor: float
     noise: float  # standard deviation of a step's logarithm
+    meeting_factor: float = 1.0
 
 
 class Grid:
@@ -100,6 +104,11 @@ class Device:
         if other_percent:
             factor *= self._contention.prefill_factor if content.num_prompt_rows else self._contention.decode_factor
         return self._table.ms(content, effective) * factor
+
+    def meeting_ms(self, content: StepContent) -> float:
+        """On all cores, while the other phase computes on some of them."""
+        half_ms = self._table.ms(content, WHOLE_PERCENT / 2) * self._contention.meeting_factor
+        return half_ms * self._random.lognormvariate(0.0, self._contention.noise)
 
 
 def table_of(label: str, entries: Sequence[tuple[Phase, float, float, float, float]]) -> DeviceTable:

@@ -80,7 +80,7 @@ def cpu_system(path: Path | None) -> System:
     """
     return System(
         table=_documented_cpu() if path is None else _micro_table(path),
-        contention=Contention(prefill_factor=1.07, decode_factor=1.03, noise=0.05),
+        contention=Contention(prefill_factor=1.07, decode_factor=1.03, noise=0.05, meeting_factor=1.26),
         limits=EngineLimits(
             max_sequences=32,
             max_running=48,

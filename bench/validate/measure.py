@@ -3,17 +3,19 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from bench.deployment.local import run_dir, running
 from bench.deployment.open import DeploymentOptions
 from bench.micro.measure import MEMD, MicroPlan, memd_alone
 from bench.micro.shapes import model_facts
 from bench.micro.split_worker import SHAPES
-from bench.micro.splits import measure_splits
+from bench.micro.splits import measure_meeting, measure_splits
 from bench.micro.steps import measure_steps, open_steps
 from bench.micro.table import ModelFacts, StepTime
 from bench.simulate.step_times import Contention, DeviceTable, StepContent
 from bench.simulate.systems import measured_table
+from tandem.phase.storage import choose_pausing_kernels
 from tandem.rpc.memd_client import MemdClient
 from tandem.types import Phase, Split
 
@@ -43,7 +45,7 @@ def measured_steps(plan: MicroPlan, options: DeploymentOptions, advance: Callabl
 async def _steps(plan: MicroPlan, address: str, advance: Callable[[], None]) -> MeasuredSteps:
     client = MemdClient(address)
     try:
-        async with open_steps(client) as bench:
+        async with open_steps(client, partial(choose_pausing_kernels, _pass)) as bench:
             facts = model_facts(plan.model.name, bench.config, bench.layout)
             _, steps = await measure_steps(bench, plan.shapes, facts, plan.num_rounds, advance)
             return MeasuredSteps(facts, steps)
@@ -52,8 +54,12 @@ async def _steps(plan: MicroPlan, address: str, advance: Callable[[], None]) -> 
 
 
 def measured_contention(table: DeviceTable, model: str, backend: str, seconds: float) -> Contention:
-    """Steps under an even split, both phases at work, over what the table has for half of the device."""
+    """Steps with both phases at work, over what the table has for half of the device.
+
+    Under an even split, and of decode's on all cores, as they are when prefill comes back in the middle of them.
+    """
     (even,) = measure_splits(model, [EVEN], seconds, backend).splits
+    meeting_ms = measure_meeting(model, seconds)[Phase.DECODE].mean_ms
     prefill, decode = SHAPES[Phase.PREFILL], SHAPES[Phase.DECODE]
     alone_ms = {
         Phase.PREFILL: table.ms(StepContent(num_prompt_rows=prefill.num_new_tokens), HALF_PERCENT),
@@ -64,5 +70,10 @@ def measured_contention(table: DeviceTable, model: str, backend: str, seconds: f
             HALF_PERCENT,
         ),
     }
-    factors = {phase: even.together[phase].median_ms / ms for phase, ms in alone_ms.items()}
-    return Contention(factors[Phase.PREFILL], factors[Phase.DECODE], noise=0.05)
+    factors = {phase: even.together[phase].mean_ms / ms for phase, ms in alone_ms.items()}
+    meeting = meeting_ms / alone_ms[Phase.DECODE]
+    return Contention(factors[Phase.PREFILL], factors[Phase.DECODE], noise=0.05, meeting_factor=meeting)
+
+
+def _pass() -> None:
+    """Long steps ask between their layers whether to go on, as under `cpu-cadence`, and always go on."""

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, median
+from statistics import median
 
 from bench.load.metrics import Slo, summarise
 from bench.load.records import RequestRecord
 from bench.simulate.contest import Contest, control_of
 from bench.simulate.deployment import Setting, simulate
-from bench.simulate.loads import LoadSpec, requests_of
+from bench.simulate.loads import LoadSpec, planned, requests_of
+from bench.simulate.step_times import WHOLE_PERCENT, DeviceTable, StepContent
 from bench.simulate.systems import Delays, System
 from bench.validate.results import LoadCompared
+from bench.workloads.lengths import RequestLength, scaled
 from bench.workloads.request import PlannedRequest, Workload
 from tandem.errors import NotReadyError
 from tandem.partition.monitor import WindowLimits
@@ -19,7 +21,12 @@ from tandem.types import Split
 NOT_JUDGED = Slo(1e9, 1e9)
 LEAST_MS = 1e-3
 NO_DELAYS = Delays(LEAST_MS, LEAST_MS, LEAST_MS)
-NUM_CALIBRATING = 16
+NUM_LONE = 16
+ANSWER, NUM_ANSWERS = RequestLength(16, 160), 5
+PROMPT, TIMES_BETWEEN_PROMPTS = RequestLength(256, 6), 1.8
+HALF_PERCENT = WHOLE_PERCENT / 2
+S = 1e-3  # a millisecond
+BESIDE_RANK = 0.75  # of the duet's gaps more than a quarter, the longer ones, are beside a prompt
 FEWEST_GAPS = 4
 OTHER_SEED = 1000
 ROUNDS = 3  # a correction changes what waits for what
@@ -59,39 +66,46 @@ class Twin:
         setting = Setting(self.system, control_of(contest, self.mode), spec.seed, self.drain_s)
         return simulate(setting, requests).records
 
-    def again(self, load: LoadAsked, measured: Sequence[RequestRecord]) -> Sequence[RequestRecord]:
-        """Of the simulated `calibration_workload`, each request sent when it was sent in truth."""
+    def again(self, asked: Workload, measured: Sequence[RequestRecord], spec: LoadSpec) -> Sequence[RequestRecord]:
+        """Of the simulated workload, each request sent when it was sent in truth."""
         sent_s = {record.number: record.intended_s for record in measured}
-        requests = calibration_load(load).requests[:NUM_CALIBRATING]
-        again = [replace(each, at_s=sent_s[each.number]) for each in requests if each.number in sent_s]
-        return self.records(sorted(again, key=lambda each: each.at_s), load.spec)
+        requests = [replace(each, at_s=sent_s[each.number]) for each in asked.requests if each.number in sent_s]
+        return self.records(sorted(requests, key=lambda each: each.at_s), spec)
 
 
-def calibration_load(load: LoadAsked) -> LoadAsked:
-    """Requests of the same kind, but others."""
-    duration_s = max(load.spec.duration_s, 2 * NUM_CALIBRATING / load.rate_per_s)
-    return replace(load, spec=replace(load.spec, seed=load.spec.seed + OTHER_SEED, duration_s=duration_s))
+def lone_workload(load: LoadAsked) -> Workload:
+    """Requests of the same kind, but others, from one user who waits for each answer."""
+    duration_s = max(load.spec.duration_s, 2 * NUM_LONE / load.rate_per_s)
+    others = replace(load, spec=replace(load.spec, seed=load.spec.seed + OTHER_SEED, duration_s=duration_s))
+    return Workload("alone", others.requests[:NUM_LONE], 1)
 
 
-def calibration_workload(load: LoadAsked, num_users: int) -> Workload:
-    """The first of them, from users who each wait for their answer."""
-    requests = calibration_load(load).requests[:NUM_CALIBRATING]
-    return Workload(f"{num_users} at once", requests, num_users)
+def duet_workload(table: DeviceTable, context_tokens: int) -> Workload:
+    """Long answers one after another, and prompts, so seldom that they seldom wait for each other."""
+    answer, prompt = (scaled(length, 1.0, context_tokens) for length in (ANSWER, PROMPT))
+    prompt_s = table.ms(StepContent(num_prompt_rows=prompt.num_prompt_tokens), HALF_PERCENT) * S
+    token_s = table.ms(StepContent(num_decode_rows=1, num_decode_keys=answer.num_output_tokens), HALF_PERCENT) * S
+    answer_s, gap_s = token_s * answer.num_output_tokens, prompt_s * TIMES_BETWEEN_PROMPTS
+    answers = [(answer_s * number, answer) for number in range(NUM_ANSWERS)]
+    prompts = [(gap_s * number, prompt) for number in range(1, int(NUM_ANSWERS * answer_s / gap_s))]
+    times_s, lengths = zip(*sorted(answers + prompts, key=lambda each: each[0]), strict=True)
+    return Workload("both phases", planned(times_s, lengths))
 
 
-def calibrated(twin: Twin, load: LoadAsked, lone: Sequence[RequestRecord], crowd: Sequence[RequestRecord]) -> Twin:
-    """With the delays under which the twin shows what was measured of `calibration_workload`, by one user and by more.
+def calibrated(twin: Twin, load: LoadAsked, lone: Sequence[RequestRecord], duet: Sequence[RequestRecord]) -> Twin:
+    """With the delays under which the twin shows what was measured of `lone_workload`, and then of `duet_workload`.
 
     NotReadyError when too few of them succeeded.
     """
     alone = _with_delays(twin, NO_DELAYS, None)
     for _ in range(ROUNDS):
-        limits = alone.system.limits
-        alone = _with_delays(alone, _corrected(limits.alone, lone, alone.again(load, lone)), None)
+        made = alone.again(lone_workload(load), lone, load.spec)
+        alone = _with_delays(alone, _corrected(alone.system.limits.alone, _seen(lone), _seen(made)), None)
     both = alone
     for _ in range(ROUNDS):
         limits = both.system.limits
-        beside = _corrected(limits.beside or limits.alone, crowd, both.again(load, crowd))
+        made = both.again(duet_workload(twin.system.table, load.spec.context_tokens), duet, load.spec)
+        beside = _corrected(limits.beside or limits.alone, _seen(duet, BESIDE_RANK), _seen(made, BESIDE_RANK))
         both = _with_delays(both, limits.alone, beside)
     return both
 
@@ -107,9 +121,8 @@ def _with_delays(twin: Twin, alone: Delays, beside: Delays | None) -> Twin:
     return replace(twin, system=replace(twin.system, limits=limits))
 
 
-def _corrected(delays: Delays, measured: Sequence[RequestRecord], simulated: Sequence[RequestRecord]) -> Delays:
-    """By what medians of requests differ in: later gaps, TTFT, and the first gap beyond a later one."""
-    real, made = _delays_seen(measured), _delays_seen(simulated)
+def _corrected(delays: Delays, real: Delays, made: Delays) -> Delays:
+    """By what they were seen to differ in."""
     return Delays(
         between_steps_ms=max(LEAST_MS, delays.between_steps_ms + real.between_steps_ms - made.between_steps_ms),
         handover_ms=max(LEAST_MS, delays.handover_ms + real.handover_ms - made.handover_ms),
@@ -117,12 +130,16 @@ def _corrected(delays: Delays, measured: Sequence[RequestRecord], simulated: Seq
     )
 
 
-def _delays_seen(records: Sequence[RequestRecord]) -> Delays:
-    """Steps and waits included."""
+def _seen(records: Sequence[RequestRecord], rank: float = 0.5) -> Delays:
+    """Steps and waits included: a later gap, TTFT, and the first gap beyond a later one.
+
+    Medians but for the later gap, which a part `rank` of all are shorter than.
+    """
     good = [record for record in records if record.ok and len(record.gaps_ms) >= FEWEST_GAPS]
     if not good:
         raise NotReadyError(f"no request brought {FEWEST_GAPS + 1} tokens: there is nothing to calibrate by")
-    later_ms = median(fmean(record.gaps_ms[1:]) for record in good)
+    later = sorted(gap_ms for record in good for gap_ms in record.gaps_ms[1:])
+    later_ms = later[int(rank * len(later))]
     first_ms = median(record.gaps_ms[0] for record in good)
     return Delays(later_ms, median(record.ttft_ms for record in good), first_ms - later_ms)
 

@@ -191,7 +191,7 @@ def _moments(ticks: Sequence[_Tick]) -> tuple[Moment, ...]:
 
 
 def _ticks(split: Split, load: Load, models: Models, tick_s: float) -> list[_Tick]:
-    """Euler's method; prompts enter decode as fast as they arrive, or as prefill can compute them.
+    """Rates stand still within a tick; prompts enter decode as fast as they arrive, or as prefill can compute them.
 
     While the gateway holds requests back, the phases have as many as they take: prefill gets another one where decode
     gives one out, and so waits for decode when that has nearly all of them.
@@ -207,7 +207,8 @@ def _ticks(split: Split, load: Load, models: Models, tick_s: float) -> list[_Tic
         decode_busy = 1.0 - math.exp(-num_sequences)
         per_request_s = service_s(load.mean_prompt_tokens, split, load, models, decode_busy)
         answer_s = decode.answer_s(num_sequences, prefill_busy)
-        leaving = num_sequences / answer_s
+        staying = math.exp(-tick_s / answer_s)  # of those in decode, until the tick's end
+        leaving = num_sequences * (1.0 - staying) / tick_s
         room = max(0.0, places - num_sequences)  # for prompts
         capacity = min(1.0 / per_request_s, room / tick_s + leaving)
         entering = min(capacity, load.requests_per_s + backlog / tick_s)
@@ -215,7 +216,7 @@ def _ticks(split: Split, load: Load, models: Models, tick_s: float) -> list[_Tic
         wait_s = max(backlog * per_request_s, max(0.0, backlog - room) / max(leaving, 1e-6))
         ticks.append(_Tick(wait_s, num_sequences, answer_s / tick_s, Busy(prefill_busy, decode_busy)))
         backlog = max(0.0, backlog + (load.requests_per_s - entering) * tick_s)
-        num_sequences = min(max(0.0, num_sequences + (entering - leaving) * tick_s), MOST_SEQUENCES)
+        num_sequences = min(num_sequences * staying + entering * answer_s * (1.0 - staying), MOST_SEQUENCES)
     return ticks
 
 

@@ -27,6 +27,7 @@ GAIN_OF_A_RESPAWN = 0.1  # where a switch takes another process
 GAIN_AFTER_A_SWITCH = 0.12  # more, for each switch lately
 CALM_WINDOWS = 10.0  # from a switch until it is forgotten
 EQUAL = 0.01
+LASTING_WINDOWS = 6.0  # a load that is not what it seems is followed for so long: batches grow for many answers' time
 ADMISSION_STEPS = 5
 
 
@@ -35,7 +36,7 @@ class _Outlook:
     """A forecast in the light of the SLOs: shares of requests that meet them."""
 
     forecast: Forecast
-    otherwise_met: float  # both SLOs, when the load is not what it seems
+    otherwise_met: float  # both SLOs, when the load is not what it seems, and lasts
     ttft_met: float
     tpot_met: float
     tpot_met_with_margin: float
@@ -93,9 +94,7 @@ class PredictivePlanner:
         if loads is None:
             return Plan(current, "nothing was served lately")
         models = self._models(observations, traits)
-        offered = [
-            self._outlook(*(forecast(split, load, models, observations.window_s) for load in loads)) for split in splits
-        ]
+        offered = [self._outlook(split, loads, models, observations.window_s) for split in splits]
         return self._choose(offered, current, observations)
 
     def _models(self, observations: Observations, traits: BackendTraits) -> Models:
@@ -105,7 +104,10 @@ class PredictivePlanner:
             decode=calibrated(laws.decode, observations.samples(Phase.DECODE), lends=traits.lends),
         )
 
-    def _outlook(self, made: Forecast, otherwise: Forecast) -> _Outlook:
+    def _outlook(self, split: Split, loads: tuple[Load, Load], models: Models, window_s: float) -> _Outlook:
+        expected, more = loads
+        made = forecast(split, expected, models, window_s)
+        otherwise = forecast(split, more, models, window_s * LASTING_WINDOWS)
         return _Outlook(
             forecast=made,
             otherwise_met=otherwise.ttft_attainment(self.slos) * otherwise.tpot_attainment(self.slos),

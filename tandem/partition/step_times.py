@@ -52,15 +52,15 @@ class StepContent:
 
 @dataclass(frozen=True, slots=True)
 class StepModel:
-    """A law and its corrections: factors by a step's size, and by share where one has been in force.
+    """A law and its corrections: factors by a step's size, and by share and size where a share has been in force.
 
-    `by_size` is by `size_of` its rows; of a size that was not seen the nearest counts. `lends`: the phase has the whole
+    Sizes are `size_of` its rows; of a size that was not seen the nearest counts. `lends`: the phase has the whole
     device while the other one is idle.
     """
 
     law: StepLaw
     by_size: Mapping[int, float]
-    by_percent: Mapping[int, float]
+    by_percent: Mapping[int, Mapping[int, float]]
     lends: bool = False
 
     def ms(self, percent: int, content: StepContent, beside: float = 1.0) -> float:
@@ -71,13 +71,9 @@ class StepModel:
         return 1.0 / (beside / shared + (1.0 - beside) / self._ms(WHOLE_PERCENT, content))
 
     def _ms(self, percent: int, content: StepContent) -> float:
-        factor = self.by_percent.get(percent, 1.0) * self._size_factor(size_of(round(content.num_rows)))
+        size = size_of(round(content.num_rows))
+        factor = _nearest(self.by_size, size) * _nearest(self.by_percent.get(percent, {}), size)
         return factor * self.law.ms(percent, content.num_rows, content.num_keys, content.num_sequences)
-
-    def _size_factor(self, size: int) -> float:
-        if not self.by_size:
-            return 1.0
-        return self.by_size[min(self.by_size, key=lambda seen: abs(seen - size))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +89,8 @@ def calibrated(law: StepLaw, samples: PhaseSamples, *, lends: bool = False) -> S
     """Medians of observed over expected: an outlier moves none of them. The law alone where nothing was observed.
 
     What differs is put down to steps' sizes first, and to the share only as far as steps of one size differ with it:
-    different shares have seen different steps. Where shares are lent, a step that was mostly alone says how fast the
-    whole device is.
+    different shares have seen different steps, and slow down large ones more than small ones. Where shares are lent, a
+    step that was mostly alone says how fast the whole device is.
     """
     plain = StepModel(law, {}, {}, lends)
     ratios = [
@@ -103,8 +99,14 @@ def calibrated(law: StepLaw, samples: PhaseSamples, *, lends: bool = False) -> S
         for step in steps
     ]
     by_size = _medians((ratio.size, ratio.value) for ratio in ratios)
-    known = [ratio for ratio in ratios if ratio.size in by_size]
-    by_percent = _medians((ratio.percent, ratio.value / by_size[ratio.size]) for ratio in known)
+    by_percent = {
+        percent: _medians(
+            (ratio.size, ratio.value / by_size[ratio.size])
+            for ratio in ratios
+            if ratio.percent == percent and ratio.size in by_size
+        )
+        for percent in {ratio.percent for ratio in ratios}
+    }
     return StepModel(law, by_size, by_percent, lends)
 
 
@@ -119,6 +121,11 @@ def _share_of(step: StepSample, *, lends: bool) -> int:
 
 def _ratio(plain: StepModel, step: StepSample) -> float:
     return step.duration_ms / plain.ms(step.percent, content_of(step), step.beside)
+
+
+def _nearest(factors: Mapping[int, float], size: int) -> float:
+    """The factor of that size, or of the nearest one; 1 where there is none."""
+    return factors[min(factors, key=lambda seen: abs(seen - size))] if factors else 1.0
 
 
 def _medians(pairs: Iterable[tuple[int, float]]) -> dict[int, float]:

@@ -118,6 +118,23 @@ def test_a_share_that_has_seen_other_steps_is_not_taken_for_a_slower_one():
     assert model.ms(50, StepContent(8, 8)) == pytest.approx(48.0)
 
 
+def test_a_share_may_slow_down_large_steps_more_than_small_ones():
+    law = StepLaw(base_ms=10.0, row_ms=0.0, key_ms=0.0, pair_ms=0.0, parallel=0.0)
+    seen = {20: {8: 10.0, 128: 40.0}, 80: {8: 10.0, 128: 10.0}}
+    samples = PhaseSamples(
+        by_percent={
+            percent: tuple(
+                StepSample(1.0, percent, ms, rows, rows, rows, 0, 0) for rows, ms in steps.items() for _ in range(4)
+            )
+            for percent, steps in seen.items()
+        }
+    )
+    model = calibrated(law, samples)
+    for percent, steps in seen.items():
+        for rows, ms in steps.items():
+            assert model.ms(percent, StepContent(rows, rows, rows)) == pytest.approx(ms)
+
+
 @pytest.mark.parametrize("beside", [0.0, 0.5, 1.0])
 def test_where_idle_shares_are_lent_a_step_alone_says_how_fast_the_whole_device_is(beside):
     """The law is three times too slow for the whole device, and right for the half."""
@@ -190,6 +207,29 @@ def test_a_moments_batch_is_no_miss_and_a_lasting_one_is():
     slos = SloPolicy(Slo(1e6, 100.0))
     assert forecast(MIDDLE, gone, models, WINDOW_S).tpot_attainment(slos) > 0.7
     assert forecast(MIDDLE, stays, models, WINDOW_S).tpot_attainment(slos) < 0.1
+
+
+def test_a_batch_grows_to_what_comes_in_while_an_answer_takes_however_short_that_is():
+    """Little's law, also where an answer is much shorter than a step of the forecast."""
+    model = StepModel(StepLaw(20.0, 0.0, 0.0, 0.0, 0.0), {}, {})
+    models = Models(calibrated(CPU_LAWS.prefill, PhaseSamples()), model)
+    seen = load_of(observed(Traffic(), MIDDLE), WINDOW_S)
+    load = replace(seen, requests_per_s=1.0, prefill=replace(seen.prefill, backlog_tokens=0.0))
+    for num_tokens in (5.0, 200.0):
+        made = forecast(MIDDLE, replace(load, work_per_request=num_tokens), models, 60.0)
+        assert made.moments[-1].num_sequences == pytest.approx(num_tokens * 0.02, rel=0.05)
+
+
+def test_a_split_in_which_decode_falls_behind_slowly_is_not_moved_to(monkeypatch):
+    """With 20 % it could not keep up for long; a window's forecast does not show it."""
+    laws = replace(CPU_LAWS, decode=StepLaw(2.0, 0.8, 0.0, 0.0, 1.0))
+    traffic = Traffic(
+        prefill_steps=20, prompt_tokens=128, prefill_ms=40.0, output_tokens=120, batch=10, decode_steps=240,
+        decode_ms=20.0, tpot_ms=20.0,
+    )  # fmt: skip
+    assert plan(traffic, MIDDLE, replace(PLANNER, laws=laws)).split.decode_percent == 35
+    monkeypatch.setattr("tandem.partition.predictive.LASTING_WINDOWS", 1.0)
+    assert plan(traffic, MIDDLE, replace(PLANNER, laws=laws)).split.decode_percent == 20
 
 
 def test_a_queue_of_unequal_prompts_is_waited_for_longer():
