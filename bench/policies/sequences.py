@@ -1,12 +1,12 @@
 """Simulated sequences whose prompts have contents, and a pool that keeps blocks by them, as memd's ledger does."""
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.simulate.sequences import BlockPool, SimSequence
 from bench.workloads.request import Span
+from tandem.kv.domain_blocks import DomainBlocks
 from tandem.kv.journal import BlockRemoved, BlockStored, CacheJournal
 
 NAMESPACE = b""  # of all blocks: the keys' own is in their hashes
@@ -52,8 +52,8 @@ def _blocks(spans: Sequence[Span], block_size: int) -> Iterator[str]:
 class CachingPool(BlockPool):
     """Blocks in use, counted once however many share them, and published ones that nobody uses until room is needed.
 
-    `num_free` counts the latter too. The longest unused go first, ends of prompts before their beginnings. Every change
-    of what is published is in the journal.
+    `num_free` counts the latter too. The longest unused of the tenant that has most go first, ends of prompts before
+    their beginnings. Every change of what is published is in the journal.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -61,16 +61,16 @@ class CachingPool(BlockPool):
         self.journal = CacheJournal()
         self.block_size = block_size
         self._num_users: dict[bytes, int] = {}  # of published blocks in use
-        self._unused: OrderedDict[bytes, None] = OrderedDict()  # longest unused first
+        self._published: DomainBlocks[bytes] = DomainBlocks()
 
     def claim(self, sequence: SharingSequence) -> None:
         """As many of its first blocks as are published become its own, in a sequence that has none."""
         for key in sequence.keys:
-            if key in self._unused:
-                del self._unused[key]
-                self.num_free -= 1
-            elif key not in self._num_users:
+            if key not in self._published:
                 break
+            if self._published.is_idle(key):
+                self._published.use(key)
+                self.num_free -= 1
             self._num_users[key] = self._num_users.get(key, 0) + 1
             sequence.num_shared_blocks += 1
         sequence.num_blocks = sequence.num_shared_blocks
@@ -79,8 +79,8 @@ class CachingPool(BlockPool):
     def give(self, sequence: SimSequence, num_blocks: int) -> None:
         """See `BlockPool`."""
         super().give(sequence, num_blocks)
-        while len(self._unused) > self.num_free:
-            key, _ = self._unused.popitem(last=False)
+        while self._published.num_idle > self.num_free and (key := self._published.first_to_go()) is not None:
+            self._published.discard(key)
             self.journal.note(BlockRemoved(key))
 
     def publish(self, sequence: SharingSequence) -> None:
@@ -88,16 +88,17 @@ class CachingPool(BlockPool):
         computed = sequence.keys[: sequence.num_computed // self.block_size]
         parent = computed[sequence.num_shared_blocks - 1] if sequence.num_shared_blocks else NAMESPACE
         for key in computed[sequence.num_shared_blocks :]:
-            if key in self._num_users or key in self._unused:
+            if key in self._published:
                 return
             self._num_users[key] = 1
+            self._published.add(key, sequence.tenant.encode())
             sequence.num_shared_blocks += 1
             self.journal.note(BlockStored(NAMESPACE, parent, key))
             parent = key
 
     def published(self) -> tuple[bytes, ...]:
         """All keys under which something is found."""
-        return (*self._num_users, *self._unused)
+        return tuple(self._published)
 
     def take_back(self, sequence: SimSequence) -> None:
         """See `BlockPool`."""
@@ -112,5 +113,5 @@ class CachingPool(BlockPool):
                 sequence.num_blocks -= 1  # it stays with the others
             else:
                 del self._num_users[key]
-                self._unused[key] = None
+                self._published.keep(key)
         sequence.num_shared_blocks = 0

@@ -107,7 +107,7 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
             self._roster.enter(sequence, SequenceState.RUNNING)
         if grant.num_blocks:
             blocks = self._leases.grow(grant.lease_id, grant.num_blocks, sequence.num_computed, sequence.publish())
-            sequence.block_ids.extend(block.block_id for block in blocks)
+            sequence.add_blocks(blocks)
         return sequence
 
     def _take(self, sequence: DecodeSequence, token: SampledToken) -> None:
@@ -130,4 +130,4 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
 def _part(sequence: DecodeSequence) -> StepPart:
     """One row, or those that were never sealed as well, in the step in which it joins."""
     banned = banned_tokens(sequence.spec.stop, len(sequence.output_token_ids))
-    return StepPart(sequence.rows(sequence.num_uncomputed), sequence.draw(banned))
+    return StepPart(sequence.rows(sequence.num_uncomputed), sequence.draw(banned), sequence.take_wipes())

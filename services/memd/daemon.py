@@ -203,4 +203,5 @@ def facts_of(config: MemdConfig, description: Description, segments: Segments) -
         lease_ttl_s=config.lease_ttl_s,
         num_pinnable_blocks=int((layout.num_blocks - config.reserve_blocks) * config.pin_fraction),
         max_segment_blocks=int(layout.num_blocks * config.segment_fraction),
+        wipe_between_tenants=config.wipe_between_tenants,
     )

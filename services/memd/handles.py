@@ -34,10 +34,11 @@ class RefusedError(Exception):
 class HandleServer:
     """Listens between `start` and `close`."""
 
-    def __init__(self, path: Path, segments: Sequence[SegmentHandle], is_attached: Callable[[int], bool]) -> None:
+    def __init__(self, path: Path, segments: Sequence[SegmentHandle], admit: Callable[[int, int], bool]) -> None:
+        """`admit` is told a holder and the pid that the kernel names (0: of another namespace)."""
         self._path = path
         self._segments = tuple(segments)
-        self._is_attached = is_attached
+        self._admit = admit
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._claim: SocketClaim | None = None
@@ -79,26 +80,27 @@ class HandleServer:
     async def _serve(self, connection: socket.socket) -> None:
         with connection:
             try:
-                refuse_others(connection)
+                pid = refuse_others(connection)
                 holder_id = await _read_holder_id(connection)
-                self._hand_out(connection, holder_id)
+                self._hand_out(connection, holder_id, pid)
             except (RefusedError, OSError) as error:
                 _log.warning("handles.refused", reason=str(error))
 
-    def _hand_out(self, connection: socket.socket, holder_id: int) -> None:
-        if not self._is_attached(holder_id):
+    def _hand_out(self, connection: socket.socket, holder_id: int, pid: int) -> None:
+        if not self._admit(holder_id, pid):
             raise RefusedError(f"holder {holder_id} is not attached")
         answer = json.dumps(describe_segments(self._segments)).encode()
         socket.send_fds(connection, [answer], [segment.fd for segment in self._segments])
         _log.debug("handles.handed_out", holder_id=holder_id)
 
 
-def refuse_others(connection: socket.socket) -> None:
-    """RefusedError unless the peer runs as this process's user."""
+def refuse_others(connection: socket.socket) -> int:
+    """The peer's pid. RefusedError unless it runs as this process's user."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
-    _, uid, _ = PEER_CREDENTIALS.unpack(raw)
+    pid, uid, _ = PEER_CREDENTIALS.unpack(raw)
     if uid != os.geteuid():
         raise RefusedError(f"the peer is user {uid}, not {os.geteuid()}")
+    return int(pid)
 
 
 async def _read_holder_id(connection: socket.socket) -> int:

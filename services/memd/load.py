@@ -6,10 +6,11 @@ Where the segments are a GPU's, this process alone of memd's has a context there
 """
 
 import argparse
+import gc
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,11 @@ import structlog
 
 from kernels.native.levels import NativeUnavailableError, choose_level
 from services.memd.loader_protocol import FILLED, LoadPlan, encode, encode_failure, encode_plan
+from tandem.device.cpu.aligned_mapping import collapse
 from tandem.device.memory import MappedSegment, MemoryImporter, SegmentKind
 from tandem.device.memory_backends import IMPORTERS, Importers
 from tandem.errors import ModelError, TandemError
 from tandem.model.config import WeightManifest
-from tandem.model.family import Parameter
 from tandem.model.manifest import build_manifest
 from tandem.model.registry import get_family
 from tandem.model.source import ModelSource, fill, open_model
@@ -78,7 +79,11 @@ def load(channel: socket.socket, model: str, cache_dir: Path, asked: Storing, ta
     manifest = build_manifest(parameters, dtype, asked.quantization)
     channel.sendall(encode_plan(_plan(source, manifest, target.importer.free_bytes())))
     segments = _receive(channel)
-    _fill(target.importer.map(segments["weights"], writable=True), source, parameters, manifest)
+    weights = target.importer.map(segments["weights"], writable=True)
+    fill(source, parameters, manifest, weight_views(weights, manifest))
+    if segments["weights"].kind is SegmentKind.MEMFD:
+        use_huge_pages(weights)
+    weights.close()
     if segments["kv"].kind is not SegmentKind.MEMFD:
         _zero(target.importer.map(segments["kv"], writable=True))
     channel.sendall(encode(FILLED))
@@ -118,11 +123,15 @@ def _receive(channel: socket.socket) -> Mapping[str, ReceivedSegment]:
     return read_segments(answer, fds)
 
 
-def _fill(
-    segment: MappedSegment, source: ModelSource, parameters: Sequence[Parameter], manifest: WeightManifest
-) -> None:
-    fill(source, parameters, manifest, weight_views(segment, manifest))
-    segment.close()
+def use_huge_pages(segment: MappedSegment, collapse: Callable[[int, int], None] = collapse) -> None:
+    """For everybody who maps the segment from now on. A kernel that cannot leaves it as it is: only slower to read."""
+    content = segment.tensor("uint8", (segment.size_bytes,))
+    try:
+        collapse(content.data_ptr(), segment.size_bytes)
+    except OSError as error:
+        _log.info("weights.without_huge_pages", size_bytes=segment.size_bytes, error=str(error))
+    else:
+        _log.info("weights.in_huge_pages", size_bytes=segment.size_bytes)
 
 
 def _zero(segment: MappedSegment) -> None:
@@ -169,4 +178,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    gc.freeze()  # memd waits for this process's end, which would look for cycles in all of torch
+    sys.exit(exit_status)

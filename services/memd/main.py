@@ -19,6 +19,7 @@ from tandem.config.settings import KEEPER_SOCKET, MemdConfig
 from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
 from tandem.device.memory import MemoryExporter
 from tandem.device.memory_backends import choose_exporter
+from tandem.rpc.listening import replica_ports
 from tandem.rpc.server import ServiceHost, service_main
 from tandem.telemetry.metrics import MemdMetrics, start_metrics_server
 
@@ -35,7 +36,7 @@ async def serve(config: MemdConfig, stop: asyncio.Event) -> int:
     metrics = MemdMetrics.create(registry)
     metrics_server = start_metrics_server(registry, config.metrics_port, config.metrics_host)
     daemon = Daemon()
-    host = ServiceHost(SERVICE_NAMES, [config.socket("memd")])
+    host = ServiceHost(SERVICE_NAMES, [config.socket("memd")], ports=replica_ports("memd", config))
     add_to_server(daemon, host.server)
     try:
         await host.start()
@@ -93,7 +94,7 @@ async def serve_storage(
 ) -> None:
     """Hands out, keeps up and serves until `stop`; then every attachment ends. `keeper`: the keeper's socket."""
     store, segments = storage.store, storage.segments
-    handles = HandleServer(storage.handle_socket, (segments.weights, segments.kv), store.is_attached)
+    handles = HandleServer(storage.handle_socket, (segments.weights, segments.kv), store.admit)
     depositor = Depositor(keeper, store.current_statistics().epoch, segments.all)
     depositing = asyncio.create_task(depositor.run())
     upkeep = asyncio.create_task(keep_up(store, metrics))

@@ -59,6 +59,11 @@ class MemoryService(pb_grpc.MemoryServiceServicer):
         finally:
             storage.store.detach(attachment)
 
+    async def Detach(self, request: pb.DetachRequest, context: Context) -> pb.DetachResponse:  # noqa: N802
+        """A holder is done."""
+        self._store.leave(request.holder_id)
+        return pb.DetachResponse()
+
     async def LeaseBlocks(self, request: pb.LeaseBlocksRequest, context: Context) -> pb.LeaseBlocksResponse:  # noqa: N802
         """Spare blocks."""
         blocks = await self._store.lease_blocks(request.holder_id, request.num_blocks)
@@ -74,7 +79,9 @@ class MemoryService(pb_grpc.MemoryServiceServicer):
     ) -> pb.AcquireSequenceResponse:
         """Opens a lease or takes it over."""
         return lease_to_proto(
-            await self._store.acquire_sequence(request.holder_id, request.lease_id, request.request_id, request.create)
+            await self._store.acquire_sequence(
+                request.holder_id, request.lease_id, request.request_id, request.create, request.domain
+            )
         )
 
     async def ClaimPrefix(self, request: pb.ClaimPrefixRequest, context: Context) -> pb.AcquireSequenceResponse:  # noqa: N802

@@ -29,6 +29,7 @@ class StorageFacts:
     lease_ttl_s: float
     num_pinnable_blocks: int = 0
     max_segment_blocks: int = 0
+    wipe_between_tenants: bool = True
 
 
 @dataclass(slots=True)
@@ -61,6 +62,7 @@ class LocalStore:
         self._holders = Holders(ledger, clock)
         self._claims = ClaimTotals()
         ledger.published.cut_segments(facts.max_segment_blocks)
+        ledger.occupants.are_told = facts.wipe_between_tenants
         self.cache = LocalCache(
             ledger, clock, num_pinnable_blocks=facts.num_pinnable_blocks, stream_id=secrets.randbits(63)
         )
@@ -82,8 +84,16 @@ class LocalStore:
         """The attachment has ended, by whatever cause."""
         self._holders.detach(attachment)
 
+    def leave(self, holder_id: int) -> None:
+        """A holder is done. NotFoundError: it is not attached."""
+        self._holders.leave(holder_id)
+
+    def admit(self, holder_id: int, pid: int) -> bool:
+        """Whether the holder, which is the process that the kernel calls `pid`, may have the segments."""
+        return self._holders.admit(holder_id, pid)
+
     def is_attached(self, holder_id: int) -> bool:
-        """Whether the holder may have the segments."""
+        """Whether it is there."""
         return self._holders.is_attached(holder_id)
 
     def close(self) -> None:
@@ -92,12 +102,12 @@ class LocalStore:
         self.cache.close()
 
     def expire(self) -> int:
-        """Ends and revokes the leases that nobody renewed in time, gives up who did not come back.
+        """Ends and revokes the leases that nobody renewed in time, gives up who did not come back and cannot be seen.
 
         Returns how many leases ended.
         """
         self._holders.give_up_absent()
-        expiry = self._ledger.expire(self._clock.now(), self.facts.lease_ttl_s)
+        expiry = self._ledger.expire(self._clock.now(), self.facts.lease_ttl_s, self._holders.absent)
         for lease_id in expiry.revoked_lease_ids:
             _log.warning("lease.revoked", lease_id=lease_id)
         for lease in expiry.ended:
@@ -117,10 +127,14 @@ class LocalStore:
         self._holders.check(holder_id)
         self._ledger.return_blocks(holder_id, blocks)
 
-    async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
+    async def acquire_sequence(
+        self, holder_id: int, lease_id: int, request_id: str, create: bool, domain: bytes = b""
+    ) -> SequenceLease:
         """See `MemoryStore`."""
         self._holders.check(holder_id)
-        lease = self._ledger.acquire_sequence(holder_id, lease_id, request_id, create, self._clock.now())
+        lease = self._ledger.acquire_sequence(
+            holder_id, lease_id, request_id, create, now_s=self._clock.now(), domain=domain
+        )
         _log.debug("lease.acquired", lease_id=lease_id, request_id=request_id, holder_id=holder_id, create=create)
         return lease
 

@@ -123,7 +123,7 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
         missing = sequence.num_missing_blocks(self._outfit.limits.block_size)
         if missing:
             blocks = self._leases.grow(sequence.lease_id, missing, sequence.num_computed)
-            sequence.block_ids.extend(block.block_id for block in blocks)
+            sequence.add_blocks(blocks)
         sequence.begin_copies(self._outfit.limits.block_size)
         self._roster.enter(sequence, SequenceState.RUNNING)
 
@@ -141,6 +141,7 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
         return StepPart(
             rows=sequence.rows(part.num_tokens),
             draw=sequence.draw(banned) if is_last else None,
+            wipes=sequence.take_wipes(),
             copy=sequence.take_copy(),
             entries=sequence.take_entry_copies(),
             num_asking=sequence.num_asking(part.num_tokens),

@@ -6,14 +6,13 @@ keys mean equal keys and values. Another namespace makes every key another one: 
 
 import hashlib
 import hmac
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
-from tandem.kv.segment_blocks import SegmentBlocks
+from tandem.kv.domain_blocks import DomainBlocks
 
 KEY_BYTES = 32
 DOMAIN_BYTES = 16  # at a namespace's end
@@ -69,42 +68,43 @@ def block_keys(start: bytes, token_ids: Sequence[int], block_size: int) -> tuple
 
 @dataclass(slots=True)
 class ContentIndex:
-    """Published blocks by key and by what comes before them, and those that may be given up, in that order.
+    """Published blocks by key and by what comes before them, and by the domain whose they are.
 
-    Of two blocks with equal contents one is published. The order is that of leaving the last lease; the end of a
-    sequence goes before its beginning, which more others can share. Pinned blocks are not in it. `segments` has what
-    is of segments once more, in the same order.
+    Of two blocks with equal contents one is published. What is in no lease is idle: within a domain it goes in the
+    order of leaving the last lease, the end of a sequence before its beginning, which more others can share. Pinned
+    blocks are never idle. `segments` has what is of segments once more, in the same order.
     """
 
     block_ids: dict[bytes, int] = field(default_factory=dict)
     children: dict[bytes, dict[int, None]] = field(default_factory=dict)  # by the key before; the newest are last
-    cached: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    segments: SegmentBlocks = field(default_factory=SegmentBlocks)
+    blocks: DomainBlocks[int] = field(default_factory=DomainBlocks)
+    segments: DomainBlocks[int] = field(default_factory=DomainBlocks)
     num_pinned: int = 0
 
-    def add(self, block_id: int, parent: bytes, key: bytes) -> None:
+    def add(self, block_id: int, parent: bytes, key: bytes, domain: bytes) -> None:
         """It is published from now on."""
         self.block_ids[key] = block_id
         self.children.setdefault(parent, {})[block_id] = None
+        self.blocks.add(block_id, domain)
 
     def keep(self, block_id: int) -> None:
-        """It may be given up, after all others."""
-        self.cached[block_id] = None
-        self.cached.move_to_end(block_id)
+        """It may be given up, after all others of its domain."""
+        self.blocks.keep(block_id)
         self.segments.keep(block_id)
 
     def use(self, block_id: int) -> None:
         """It may not be given up."""
-        self.cached.pop(block_id, None)
+        self.blocks.use(block_id)
         self.segments.use(block_id)
 
     def renew(self, block_id: int) -> None:
-        """If it may be given up, then after all others."""
-        if block_id in self.cached:
+        """If it may be given up, then after all others of its domain."""
+        if self.blocks.is_idle(block_id):
             self.keep(block_id)
 
     def discard(self, block_id: int, parent: bytes, key: bytes) -> None:
         """It is published no more."""
+        self.blocks.discard(block_id)
         self.segments.discard(block_id)
         del self.block_ids[key]
         del self.children[parent][block_id]

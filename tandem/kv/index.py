@@ -9,6 +9,7 @@ from tandem.errors import LeaseError, LedgerCorruptError, NotFoundError
 from tandem.kv.blocks import BlockState
 from tandem.kv.contents import ContentIndex, domain_of
 from tandem.kv.records import LeaseState, LedgerRecords
+from tandem.kv.store import HolderProcess
 from tandem.types import ContentKind
 
 
@@ -19,6 +20,7 @@ class HolderEntry:
     slot: int
     service: str
     pid: int
+    process: HolderProcess | None
     spare: set[int] = field(default_factory=set)
     lease_ids: set[int] = field(default_factory=set)
 
@@ -26,7 +28,10 @@ class HolderEntry:
     def read(cls, records: LedgerRecords, slot: int) -> "HolderEntry":
         """As recorded, without its blocks and leases."""
         record = records.holders[slot]
-        return cls(slot, bytes(record["service"]).decode("utf-8", "replace"), int(record["pid"]))
+        names = ("process_pid", "process_namespace", "process_began_ticks")
+        process = HolderProcess(*(int(record[name]) for name in names))
+        service = bytes(record["service"]).decode("utf-8", "replace")
+        return cls(slot, service, int(record["pid"]), process if process.began_ticks else None)
 
 
 @dataclass(slots=True)
@@ -146,9 +151,10 @@ class LedgerIndex:
         table = records.blocks
         oldest_first = np.lexsort((-table["ordinal"].astype(np.int64), table["used_at_s"]))
         for block_id in oldest_first[table["published"][oldest_first] != 0].tolist():
-            self.contents.add(block_id, records.parent_key(block_id), records.content_key(block_id))
+            domain = domain_of(records.namespace(block_id))
+            self.contents.add(block_id, records.parent_key(block_id), records.content_key(block_id), domain)
             if records.kind(block_id) is ContentKind.SEGMENT:
-                self.contents.segments.add(block_id, domain_of(records.namespace(block_id)))
+                self.contents.segments.add(block_id, domain)
             if records.is_pinned(block_id):
                 self.contents.num_pinned += 1
             elif table["state"].item(block_id) == BlockState.CACHED:
@@ -158,4 +164,22 @@ class LedgerIndex:
 def _unordered(contents: ContentIndex) -> tuple[object, ...]:
     """What two of them must agree on."""
     children = {parent: set(found) for parent, found in contents.children.items()}
-    return contents.block_ids, children, set(contents.cached), contents.segments.unordered(), contents.num_pinned
+    return contents.block_ids, children, contents.blocks.unordered(), contents.segments.unordered(), contents.num_pinned
+
+
+class HolderProcesses:
+    """Who the holders are, as far as that is known."""
+
+    def __init__(self, records: LedgerRecords, index: LedgerIndex) -> None:
+        self._records = records
+        self._index = index
+
+    def get(self, holder_id: int) -> HolderProcess | None:
+        """NotFoundError when it is not attached."""
+        return self._index.holder(holder_id).process
+
+    def note(self, holder_id: int, process: HolderProcess) -> None:
+        """From now on it is known, also to the next memd. NotFoundError when it is not attached."""
+        entry = self._index.holder(holder_id)
+        self._records.write_holder_process(entry.slot, process)
+        entry.process = process

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-LAYOUT = "kv1.weights2.ledger4"
+LAYOUT = "kv1.weights2.ledger6"
 """Version of the segments' and the ledger's layout; part of the fingerprint."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

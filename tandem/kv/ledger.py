@@ -5,21 +5,24 @@ between two of them leaves, is in `tandem.kv.repair`. Operations check everythin
 that raises has changed nothing. None of them reads a clock; none searches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from tandem.errors import LeaseError, StaleBlockError
+from tandem.errors import LeaseError
 from tandem.kv import blocks
 from tandem.kv.blocks import BlockState
 from tandem.kv.check import check
-from tandem.kv.index import HolderEntry, LeaseEntry, LedgerIndex
+from tandem.kv.index import HolderEntry, HolderProcesses, LeaseEntry, LedgerIndex
+from tandem.kv.layout import num_blocks_for
+from tandem.kv.occupants import NOBODYS, Occupants
 from tandem.kv.outcomes import EndedLease, Expiry, LedgerStatistics
 from tandem.kv.policy import LeaseFate, grant_size, lease_fate
 from tandem.kv.published import PublishedBlocks, check_whole
 from tandem.kv.records import Buffer, LeaseState, LedgerRecords, Reference
 from tandem.kv.repair import Repairs, repair
+from tandem.kv.spare_check import check_spare
 from tandem.kv.store import HolderStatistics, Holding, PromptTokens, SequenceLease, SequenceUpdate
 from tandem.types import Block
 
@@ -32,6 +35,8 @@ class Ledger:
         self._records = records
         self._index = LedgerIndex.build(records)
         self.published = PublishedBlocks(records, self._index)
+        self.processes = HolderProcesses(records, self._index)
+        self.occupants = Occupants(records)
 
     @classmethod
     def create(cls, buffer: Buffer, *, num_blocks: int, block_size: int, epoch: int) -> "Ledger":
@@ -58,8 +63,7 @@ class Ledger:
         """A new holder's id. LeaseError when the ledger has no record left for one."""
         if not self._index.free_holder_slots:
             raise LeaseError(f"{len(self._index.holders)} holders are attached, more than the ledger has records for")
-        slot = self._index.free_holder_slots.pop()
-        holder_id = self._records.new_holder_id()
+        slot, holder_id = self._index.free_holder_slots.pop(), self._records.new_holder_id()
         self._records.write_holder(slot, holder_id, service, pid)
         self._index.holders[holder_id] = HolderEntry.read(self._records, slot)
         return holder_id
@@ -91,17 +95,17 @@ class Ledger:
     def return_blocks(self, holder_id: int, returned: Sequence[Block]) -> None:
         """Frees spare blocks. NotFoundError, StaleBlockError or LeaseError: nothing was done."""
         entry = self._index.holder(holder_id)
-        self._check_spare(holder_id, returned)
+        check_spare(self._records, holder_id, returned)
         for block in returned:
             self._return(entry, block.block_id)
 
     def acquire_sequence(
-        self, holder_id: int, lease_id: int, request_id: str, create: bool, now_s: float
+        self, holder_id: int, lease_id: int, request_id: str, create: bool, *, now_s: float, domain: bytes = b""
     ) -> SequenceLease:
         """Makes the holder the one who works on the lease. NotFoundError: no holder, or no lease and not `create`."""
         self._index.holder(holder_id)
         if create and lease_id not in self._index.leases:
-            self._open_lease(lease_id, request_id, now_s)
+            self._open_lease(lease_id, request_id, now_s, domain)
         entry = self._index.lease(lease_id)
         self._hand_over(lease_id, holder_id)
         self._records.set_lease(entry.slot, "renewed_at_s", now_s)
@@ -149,7 +153,7 @@ class Ledger:
         held = holder.lease_ids - spoilt
         applied = [update for update in updates if update.lease_id in held]
         lost = frozenset(update.lease_id for update in updates) - held
-        self._check_spare(holder_id, [block for update in applied for block in update.add_blocks])
+        check_spare(self._records, holder_id, [block for update in applied for block in update.add_blocks])
         self._check_sealed(applied)
         self._check_published(applied)
         for update in applied:
@@ -169,7 +173,8 @@ class Ledger:
             raise LeaseError(f"lease {child_lease_id} exists already")
         num_sealed = int(self._records.lease_field(parent.slot, "num_sealed_tokens"))
         num_shared = min(min(num_tokens, num_sealed) // self.block_size, self._num_shareable())
-        child = self._open_lease(child_lease_id, request_id, now_s)
+        domain = self.occupants.domain_of_lease(parent.slot)
+        child = self._open_lease(child_lease_id, request_id, now_s, domain)
         for block_id in parent.block_ids[:num_shared]:
             self._refer(child_lease_id, child, block_id, blocks.share(self._records.block(block_id)))
         self._records.set_lease(child.slot, "num_sealed_tokens", num_shared * self.block_size)
@@ -189,8 +194,8 @@ class Ledger:
         """What the holder has. NotFoundError."""
         entry = self._index.holder(holder_id)
         spare = sorted(entry.spare)
-        generations = self._records.generations(spare)
-        return Holding(frozenset(map(Block, spare, generations)), frozenset(entry.lease_ids))
+        generations, occupants = self._records.generations(spare), map(self.occupants.of, spare)
+        return Holding(frozenset(map(Block, spare, generations, occupants)), frozenset(entry.lease_ids))
 
     def release_sequences(self, lease_ids: Sequence[int]) -> tuple[EndedLease, ...]:
         """Ends the leases, whoever works on them; those that do not exist are passed over."""
@@ -202,13 +207,14 @@ class Ledger:
             self._records.set_lease(self._index.leases[lease_id].slot, "state", LeaseState.ABANDONED)
         return self._end_abandoned(lease_ids)
 
-    def expire(self, now_s: float, ttl_s: float) -> Expiry:
-        """Takes leases that nobody renewed from their holders; ends those that have none. Looks at every lease."""
+    def expire(self, now_s: float, ttl_s: float, absent: Container[int] = ()) -> Expiry:
+        """Takes leases that nobody renewed from their holders, unless these are `absent`; ends those that have none."""
         renewed_at_s = self._records.leases["renewed_at_s"]
         fates: dict[LeaseFate, list[int]] = {fate: [] for fate in LeaseFate}
         for lease_id, entry in self._index.leases.items():
             fate = lease_fate(entry.holder_id, renewed_at_s.item(entry.slot), now_s, ttl_s)
-            fates[fate].append(lease_id)
+            if entry.holder_id not in absent:
+                fates[fate].append(lease_id)
         for lease_id in fates[LeaseFate.REVOKED]:
             self._records.set_lease(self._index.leases[lease_id].slot, "renewed_at_s", now_s)
             self._hand_over(lease_id, 0)
@@ -243,19 +249,19 @@ class Ledger:
         self._index.compare(self._records)
 
     def _num_available(self) -> int:
-        return len(self._index.free_blocks) + len(self._index.contents.cached)
+        return len(self._index.free_blocks) + self._index.contents.blocks.num_idle
 
     def _grant(self, holder_id: int, entry: HolderEntry) -> Block:
         block_id = self._index.free_blocks.popleft() if self._index.free_blocks else self.published.evict()
-        record = blocks.grant(self._records.block(block_id), holder_id)
+        record, occupant = blocks.grant(self._records.block(block_id), holder_id), self.occupants.grant(block_id)
         self._records.write_block(block_id, record)
         entry.spare.add(block_id)
-        return Block(block_id, record.generation)
+        return Block(block_id, record.generation, occupant)
 
     def _claim(self, lease_id: int, entry: LeaseEntry, keys: Sequence[bytes], num_reserve_blocks: int) -> list[int]:
         contents, num_shareable, num_before = self._index.contents, self._num_shareable(), len(entry.block_ids)
         for block_id in contents.run(keys)[num_before:][:num_shareable]:
-            is_cached = block_id in contents.cached
+            is_cached = contents.blocks.is_idle(block_id)
             if is_cached and self._num_available() <= num_reserve_blocks:
                 break
             self._refer(lease_id, entry, block_id, blocks.share(self._records.block(block_id)))
@@ -280,6 +286,8 @@ class Ledger:
             holder.spare.remove(block.block_id)
         num_sealed = self._records.lease_field(entry.slot, "num_sealed_tokens")
         self._records.set_lease(entry.slot, "num_sealed_tokens", max(num_sealed, update.num_sealed_tokens))
+        begun = slice(*(num_blocks_for(num, self.block_size) for num in (num_sealed, update.num_sealed_tokens)))
+        self.occupants.seal(entry.block_ids[begun], entry.slot)
         self.published.publish(entry.block_ids, update.publish, now_s, num_segment_blocks)
 
     def _refer(self, lease_id: int, entry: LeaseEntry, block_id: int, record: blocks.BlockRecord) -> None:
@@ -291,10 +299,11 @@ class Ledger:
         entry.block_ids.append(block_id)
         entry.reference_slots.append(slot)
 
-    def _open_lease(self, lease_id: int, request_id: str, now_s: float) -> LeaseEntry:
+    def _open_lease(self, lease_id: int, request_id: str, now_s: float, domain: bytes) -> LeaseEntry:
         if lease_id == 0:
             raise LeaseError("0 is no lease id")
         slot = self._index.take_lease_slot()
+        self.occupants.open_lease(slot, domain)
         self._records.open_lease(slot, lease_id, request_id, now_s)
         entry = LeaseEntry(slot, holder_id=0)
         self._index.leases[lease_id] = entry
@@ -347,31 +356,15 @@ class Ledger:
         return record.state is not BlockState.LEASED
 
     def _lease(self, lease_id: int, entry: LeaseEntry) -> SequenceLease:
-        table = tuple(map(Block, entry.block_ids, self._records.generations(entry.block_ids)))
-        return SequenceLease(lease_id, table, self._records.lease_field(entry.slot, "num_sealed_tokens"))
+        num_sealed = self._records.lease_field(entry.slot, "num_sealed_tokens")
+        num_begun, generations = num_blocks_for(num_sealed, self.block_size), self._records.generations(entry.block_ids)
+        occupants = [NOBODYS] * num_begun + [self.occupants.of(each) for each in entry.block_ids[num_begun:]]
+        return SequenceLease(lease_id, tuple(map(Block, entry.block_ids, generations, occupants)), num_sealed)
 
     def _num_shareable(self) -> int:
         """References left when every block that is in no lease has got the one it may need."""
         num_unleased = int((self._records.blocks["state"] != BlockState.LEASED).sum())
         return len(self._index.free_reference_slots) - num_unleased
-
-    def _check_spare(self, holder_id: int, given: Sequence[Block]) -> None:
-        if len({block.block_id for block in given}) != len(given):
-            raise LeaseError(f"a block is named twice: {sorted(block.block_id for block in given)}")
-        for block in given:
-            self._check_block(holder_id, block)
-
-    def _check_block(self, holder_id: int, block: Block) -> None:
-        if not 0 <= block.block_id < self._records.num_blocks:
-            raise LeaseError(f"block {block.block_id} is not in the pool of {self._records.num_blocks}")
-        record = self._records.block(block.block_id)
-        if record.generation != block.generation:
-            raise StaleBlockError(
-                f"block {block.block_id} is at generation {record.generation}, the reference at {block.generation}"
-            )
-        if record.state is not BlockState.SPARE or record.owner != holder_id:
-            state = f"spare of holder {record.owner}" if record.state is BlockState.SPARE else record.state.name
-            raise LeaseError(f"block {block.block_id} is no spare block of holder {holder_id}: it is {state}")
 
     def _may_trust(self, copied_from: Sequence[Block]) -> bool:
         """Whether nobody can have written to it since."""

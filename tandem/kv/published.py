@@ -12,6 +12,7 @@ from tandem.kv import blocks
 from tandem.kv.blocks import BlockState
 from tandem.kv.cached_runs import CachedRun, cached_runs
 from tandem.kv.contents import KEY_BYTES, domain_of, segment_namespace
+from tandem.kv.domain_blocks import NOBODY
 from tandem.kv.index import LedgerIndex
 from tandem.kv.journal import BlockRemoved, BlockStored, CacheCleared, CacheJournal
 from tandem.kv.outcomes import Withdrawal
@@ -59,8 +60,10 @@ class PublishedBlocks:
             self._contents.keep(block_id)
 
     def evict(self) -> int:
-        """The block whose turn it is, unpublished; still CACHED."""
-        block_id = next(iter(self._contents.cached))
+        """The block whose turn it is, unpublished; still CACHED. LeaseError when none may go."""
+        block_id = self._contents.blocks.first_to_go()
+        if block_id is None:
+            raise LeaseError("no cached block may be given up")
         self._contents.use(block_id)
         self.journal.note(BlockRemoved(self._unpublish(block_id)))
         self.num_evictions += 1
@@ -68,7 +71,7 @@ class PublishedBlocks:
 
     def cut_segments(self, num_segment_blocks: int) -> None:
         """Gives up what is beyond, first of those who have most: there may have been room for more before."""
-        while len(self._contents.segments) > num_segment_blocks and self._give_up_segment_block(domain=b""):
+        while len(self._contents.segments) > num_segment_blocks and self._give_up_segment_block(NOBODY):
             pass
 
     def copy_source(
@@ -142,9 +145,10 @@ class PublishedBlocks:
 
     def _publish(self, block_id: int, keyed: KeyedBlock, now_s: float) -> None:
         self._records.publish(block_id, keyed, now_s)
-        self._contents.add(block_id, keyed.parent, keyed.key)
+        domain = domain_of(keyed.namespace)
+        self._contents.add(block_id, keyed.parent, keyed.key, domain)
         if keyed.kind is ContentKind.SEGMENT:
-            self._contents.segments.add(block_id, domain_of(keyed.namespace))
+            self._contents.segments.add(block_id, domain)
         self.journal.note(BlockStored(keyed.namespace, keyed.parent, keyed.key))
 
     def _has_room(self, keyed: KeyedBlock, num_segment_blocks: int) -> bool:

@@ -25,15 +25,15 @@ import numpy.typing as npt
 
 from tandem.errors import LedgerCorruptError
 from tandem.kv.blocks import BlockRecord, BlockState
-from tandem.kv.contents import KEY_BYTES
-from tandem.kv.store import KeyedBlock
+from tandem.kv.contents import DOMAIN_BYTES, KEY_BYTES
+from tandem.kv.store import HolderProcess, KeyedBlock
 from tandem.types import Block, ContentKind
 
 Array = npt.NDArray[Any]
 Buffer = Any  # whatever numpy can view writable: mmap, bytearray, memoryview
 
 MAGIC = int.from_bytes(b"TDMLEDGR", "little")
-LAYOUT_VERSION = 4
+LAYOUT_VERSION = 6
 MAX_HOLDERS = 64
 EXTRA_LEASES = 256  # leases that have no block yet
 REFERENCES_PER_BLOCK = 4
@@ -49,10 +49,21 @@ HEADER = np.dtype(
         ("reserved", "u4"),
         ("epoch", "u8"),
         ("last_holder_id", "u8"),
+        ("sole_domain", "u1", (DOMAIN_BYTES,)),  # of all leases so far: see `tandem.kv.occupants`
     ],
     align=True,
 )
-HOLDER = np.dtype([("holder_id", "u8"), ("pid", "i8"), ("service", "S16")], align=True)
+HOLDER = np.dtype(
+    [
+        ("holder_id", "u8"),
+        ("pid", "i8"),  # as the holder says
+        ("service", "S16"),
+        ("process_pid", "i8"),  # as memd sees it; this and the next hold when the last is not 0
+        ("process_namespace", "u8"),
+        ("process_began_ticks", "u8"),
+    ],
+    align=True,
+)
 BLOCK = np.dtype(
     [
         ("owner", "u8"),
@@ -62,6 +73,7 @@ BLOCK = np.dtype(
         ("content_key", "u1", (KEY_BYTES,)),
         ("parent_key", "u1", (KEY_BYTES,)),  # of the block before it; of the first: the namespace
         ("namespace", "u1", (KEY_BYTES,)),
+        ("occupant", "u1", (DOMAIN_BYTES,)),  # this holds always: see `tandem.kv.occupants`
         ("ordinal", "u4"),  # its position in a sequence
         ("num_hits", "u4"),  # claims that got it
         ("kind", "u1"),  # `ContentKind`
@@ -79,6 +91,7 @@ LEASE = np.dtype(
         ("num_sealed_tokens", "u4"),
         ("state", "u1"),
         ("request_id", f"S{REQUEST_ID_BYTES}"),
+        ("domain", "u1", (DOMAIN_BYTES,)),
     ],
     align=True,
 )
@@ -310,10 +323,18 @@ class LedgerRecords:
         return holder_id
 
     def write_holder(self, slot: int, holder_id: int, service: str, pid: int) -> None:
-        """Stores what the holder is, then its id."""
+        """Stores what the holder is, then its id. Its process is not known yet."""
+        self.holders["process_began_ticks"][slot] = 0
         self.holders["pid"][slot] = pid
         self.holders["service"][slot] = service.encode("utf-8", "replace")[:16]
         self.holders["holder_id"][slot] = holder_id
+
+    def write_holder_process(self, slot: int, process: HolderProcess) -> None:
+        """Stores who the holder's process is; when it began comes last."""
+        self.holders["process_began_ticks"][slot] = 0
+        self.holders["process_pid"][slot] = process.pid
+        self.holders["process_namespace"][slot] = process.namespace
+        self.holders["process_began_ticks"][slot] = process.began_ticks
 
     def clear_holder(self, slot: int) -> None:
         """Puts the record out of use."""

@@ -84,6 +84,15 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
+class HolderProcess:
+    """A holder's process as memd sees it. A pid alone may be another's some time later."""
+
+    pid: int
+    namespace: int  # in which that is its pid
+    began_ticks: int  # after the machine's start
+
+
+@dataclass(frozen=True, slots=True)
 class HolderStatistics:
     """One attached phase."""
 
@@ -137,8 +146,14 @@ class HolderStore(Protocol):
         """Gives spare blocks back. StaleBlockError or LeaseError when one is not the holder's; then none is."""
         ...
 
-    async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
-        """Takes the lease over, or opens it when `create`. NotFoundError when it does not exist otherwise."""
+    async def acquire_sequence(
+        self, holder_id: int, lease_id: int, request_id: str, create: bool, domain: bytes = b""
+    ) -> SequenceLease:
+        """Takes the lease over, or opens it when `create`. NotFoundError when it does not exist otherwise.
+
+        It is opened for a sequence of `domain` (see `tandem.kv.occupants`; empty: not known), before anything is
+        written for that. The answer names the occupants of blocks in which nothing is sealed.
+        """
         ...
 
     async def claim_prefix(

@@ -87,10 +87,12 @@ class Hold:
         with self._call():
             await self._store.return_blocks(holder_id, blocks)
 
-    async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
+    async def acquire_sequence(
+        self, holder_id: int, lease_id: int, request_id: str, create: bool, domain: bytes = b""
+    ) -> SequenceLease:
         """See `HolderStore`."""
         with self._call():
-            return await self._store.acquire_sequence(holder_id, lease_id, request_id, create)
+            return await self._store.acquire_sequence(holder_id, lease_id, request_id, create, domain)
 
     async def claim_prefix(
         self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None

@@ -12,8 +12,8 @@ class SequenceKeys:
 
     def __init__(self, namespace: bytes, block_size: int, kind: ContentKind = ContentKind.PROMPT) -> None:
         """`kind` is what is published."""
+        self.block_size = block_size
         self._namespace = namespace
-        self._block_size = block_size
         self._kind = kind
         self._keys: list[bytes] = []
         self._num_published = 0
@@ -24,8 +24,8 @@ class SequenceKeys:
             return ()
         num_keyed = len(self._keys)
         start = self._keys[-1] if self._keys else self._namespace
-        self._keys += block_keys(start, token_ids[num_keyed * self._block_size :], self._block_size)
-        return self._keys[: len(token_ids) // self._block_size]
+        self._keys += block_keys(start, token_ids[num_keyed * self.block_size :], self.block_size)
+        return self._keys[: len(token_ids) // self.block_size]
 
     def claimable(self, token_ids: Sequence[int]) -> Sequence[bytes]:
         """Of the blocks that may be another's: at least the last token is computed, for its logits."""
@@ -39,7 +39,7 @@ class SequenceKeys:
 
     def note_published(self, num_tokens: int) -> None:
         """The full blocks of the first `num_tokens` have been published, by whomever."""
-        self._num_published = max(self._num_published, num_tokens // self._block_size)
+        self._num_published = max(self._num_published, num_tokens // self.block_size)
 
     def publish(self, sealed_token_ids: Sequence[int]) -> tuple[KeyedBlock, ...]:
         """What is sealed now and was not published before."""
@@ -50,5 +50,5 @@ class SequenceKeys:
 
     def _keyed(self, ordinal: int, token_ids: Sequence[int]) -> KeyedBlock:
         parent = self._keys[ordinal - 1] if ordinal else self._namespace
-        own = token_ids[ordinal * self._block_size : (ordinal + 1) * self._block_size]
+        own = token_ids[ordinal * self.block_size : (ordinal + 1) * self.block_size]
         return KeyedBlock(ordinal, self._keys[ordinal], parent, self._namespace, tuple(own), self._kind)

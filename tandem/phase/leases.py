@@ -8,6 +8,7 @@ from typing import TypeVar
 import structlog
 
 from tandem.errors import LeaseError, NotFoundError, NotReadyError, TandemError
+from tandem.kv.occupants import ANYBODYS, domain_in, entered
 from tandem.kv.store import HolderStore, Holding, KeyedBlock, PromptTokens, SequenceLease, SequenceUpdate
 from tandem.phase.supply import BlockSupply, SupplyPolicy
 from tandem.phase.updates import LostLease, UpdateSender
@@ -34,13 +35,14 @@ class Leases:
         self._store = store
         self._holder_id = holder_id
         self._on_change = on_change
-        self._held: set[int] = set()
+        self._held: dict[int, bytes] = {}  # by lease: the domain of its sequence
         self._lost: list[LostLease] = []
         self._regained: list[Block] = []
 
     async def acquire(self, spec: SequenceSpec, *, create: bool) -> SequenceLease | SequenceDropped:
         """The lease as the ledger has it, or why the sequence cannot be worked on. Waits for a memd that is away."""
-        call = partial(self._store.acquire_sequence, self._holder_id, spec.lease_id, spec.request_id, create)
+        domain = domain_in(spec.cache_namespace)
+        call = partial(self._store.acquire_sequence, self._holder_id, spec.lease_id, spec.request_id, create, domain)
         try:
             lease = await _until_answered(call)
         except NotFoundError as error:
@@ -48,7 +50,7 @@ class Leases:
         except TandemError as error:
             _log.error("lease.refused", lease_id=spec.lease_id, request_id=spec.request_id, error=str(error))
             return SequenceDropped(spec.lease_id, DropReason.FAILED, str(error))
-        self._held.add(spec.lease_id)
+        self._held[spec.lease_id] = domain
         return lease
 
     async def claim(self, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None) -> SequenceLease | None:
@@ -76,11 +78,16 @@ class Leases:
     def grow(
         self, lease_id: int, num_blocks: int, num_sealed_tokens: int, publish: tuple[KeyedBlock, ...] = ()
     ) -> tuple[Block, ...]:
-        """Spare blocks for a sequence, at its end; as `seal`, too. LeaseError when there are fewer."""
+        """Spare blocks for a sequence, at its end; as `seal`, too. LeaseError when there are fewer.
+
+        The answer names their occupants, by which the sequence knows what its next step must wipe.
+        """
         blocks = self.supply.take(num_blocks)
         if blocks is None:
             raise LeaseError(f"lease {lease_id} wants {num_blocks} blocks of {self.supply.num_spare} spare ones")
-        self.updates.push(SequenceUpdate(lease_id, blocks, num_sealed_tokens, publish))
+        domain = self._held.get(lease_id, ANYBODYS)
+        added = tuple(entered(block, domain) for block in blocks)
+        self.updates.push(SequenceUpdate(lease_id, added, num_sealed_tokens, publish))
         return blocks
 
     def seal(
@@ -94,7 +101,7 @@ class Leases:
 
     def let_go(self, lease_id: int) -> None:
         """Between steps: the sequence is not worked on any more; its lease stays, to be released by its owner."""
-        self._held.discard(lease_id)
+        self._held.pop(lease_id, None)
         self.supply.give_back(self.updates.discard(lease_id))
         self.updates.push(SequenceUpdate(lease_id, (), 0, let_go=True))
 
@@ -120,7 +127,7 @@ class Leases:
         known = self.supply.resume(holding.spare) | self.updates.resume(holding.spare)
         known = known.union(*(lost.blocks for lost in self._lost))
         self._regained = sorted(holding.spare - known, key=lambda block: block.block_id)
-        for lease_id in sorted(self._held - holding.lease_ids):
+        for lease_id in sorted(self._held.keys() - holding.lease_ids):
             self._note_lost(LostLease(lease_id, ()))
         self._on_change()
 

@@ -7,7 +7,7 @@ for a new one: nothing of what this one has mapped or leased may be trusted any 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from enum import Enum
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -19,6 +19,8 @@ from tandem.phase.engine import StreamEnd
 from tandem.phase.hold import Hold
 from tandem.phase.retirement import Retirement
 from tandem.phase.session import ResultT
+
+_Started = TypeVar("_Started")
 
 _log = structlog.get_logger()
 
@@ -72,7 +74,7 @@ class PhaseLife(Generic[ResultT]):
         door: Door[ResultT],
         *,
         attach: Callable[[], Coroutine[object, object, Hold]],
-        build: Callable[[Hold, Crew], Awaitable[Engine[ResultT]]],
+        build: Callable[[Hold, Crew], Coroutine[object, object, Engine[ResultT]]],
         take_place: Callable[[], Awaitable[None]],
         set_serving: Callable[[bool], None],
         drain_timeout_s: float,
@@ -93,14 +95,10 @@ class PhaseLife(Generic[ResultT]):
 
     async def run(self, stop: asyncio.Event) -> int:
         """The process's exit status. Raises what ended the phase otherwise, FingerprintMismatchError first of all."""
-        attaching = asyncio.get_running_loop().create_task(self._attach())
-        await _first_of(attaching, stop.wait(), self._retirement.due())
-        if not attaching.done():
-            attaching.cancel()
-            await asyncio.gather(attaching, return_exceptions=True)
+        hold, crew = await self._unless_ended(self._attach(), stop), Crew()
+        if hold is None:
             self._enter(PhaseState.ENDED)
             return self._retirement.exit_status
-        hold, crew = attaching.result(), Crew()
         try:
             return await self._serve(hold, crew, stop)
         except StorageLostError as error:
@@ -112,7 +110,9 @@ class PhaseLife(Generic[ResultT]):
             await hold.detach()
 
     async def _serve(self, hold: Hold, crew: Crew, stop: asyncio.Event) -> int:
-        engine = await self._build(hold, crew)
+        engine = await self._unless_ended(self._build(hold, crew), stop)  # which may wait for memd
+        if engine is None:
+            return self._retirement.exit_status
         engine.start()
         crew.spawn(hold.run(engine.resume))
         crew.spawn(_pass_on_reclaims(hold, engine))
@@ -124,6 +124,16 @@ class PhaseLife(Generic[ResultT]):
         patience_s = 0.0 if self._retirement.is_due else self._drain_timeout_s
         await _first_of(crew.failure(), _drain(engine, patience_s))
         return self._retirement.exit_status
+
+    async def _unless_ended(self, start: Coroutine[object, object, _Started], stop: asyncio.Event) -> _Started | None:
+        """What `start` answers; None when the phase is to end before, and it is cancelled."""
+        starting = asyncio.get_running_loop().create_task(start)
+        await _first_of(starting, stop.wait(), self._retirement.due())
+        if starting.done():
+            return starting.result()
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return None
 
     def _enter(self, state: PhaseState) -> None:
         if state not in _TRANSITIONS[self._state]:

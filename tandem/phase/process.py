@@ -15,6 +15,7 @@ from typing import Any, Generic
 import grpc
 from prometheus_client import CollectorRegistry
 
+from kernels.native.team import place_team
 from tandem.clock import Clock, MonotonicClock
 from tandem.config.settings import PhaseConfig
 from tandem.device.cuda.health import check_device
@@ -49,6 +50,7 @@ from tandem.phase.supply import SupplyPolicy
 from tandem.phase.warmup import warm_up
 from tandem.phase.watchdog import Progress, Watchdog, end_stuck_process
 from tandem.rpc.controller_client import ControllerLink
+from tandem.rpc.listening import replica_ports
 from tandem.rpc.memd_client import MemdClient
 from tandem.rpc.server import ServiceHost
 from tandem.rpc.sockets import Entry
@@ -122,7 +124,8 @@ class PhaseProcess:
 
     def _start_loop(self, model: MappedModel) -> Stepper:
         around = self.around
-        stepper = Stepper(model.steps, around.backend.turn, check_device, self._progress.step, model.open_segments)
+        turn, progress = around.backend.turn, self._progress
+        stepper = Stepper(model.steps, turn, check_device, progress.step, model.open_segments, wipe=model.wipe)
         loop = StepLoop(
             self._steps,
             wake=self._steps.wake,
@@ -165,7 +168,7 @@ async def run_phases(
     steward = await ancestry.open_steward()
     succession = ancestry.succession(retirement, steward)
     around = _surround(services, config, PhaseMetrics.create(registry, services[0].phase), succession)
-    host = _host(services, config, ancestry.role)
+    host = _host(services, config, ancestry.role, has_steward=succession.has_steward)
     start_metrics = partial(start_metrics_server, registry, config.metrics_port, config.metrics_host)
     opening = Opening(ancestry.role, host, around.link, start_metrics, crew)
     process = PhaseProcess(around, steps, crew, warms_up=ancestry.role is Role.SPARE)
@@ -194,6 +197,7 @@ def _surround(
         config.run_dir,
         os.environ,
         use_stream=stream.use,
+        place_team=place_team,
         has_steward=succession.has_steward,
     )
     backend = make_partition_backend(config.partition_backend, site)
@@ -216,10 +220,12 @@ def _surround(
     )
 
 
-def _host(services: Sequence[PhaseService[Any]], config: PhaseConfig, role: Role) -> ServiceHost:
+def _host(services: Sequence[PhaseService[Any]], config: PhaseConfig, role: Role, *, has_steward: bool) -> ServiceHost:
     entry = Entry.SUCCESSOR if role is Role.SPARE else Entry.ALONE
     addresses = [config.socket(each.phase) for each in services]
-    return ServiceHost([each.grpc_name for each in services], addresses, entry=entry)
+    name = services[0].phase if len(services) == 1 else "colocated"
+    ports = replica_ports(name, config, len(services), are_shared=has_steward)
+    return ServiceHost([each.grpc_name for each in services], addresses, entry=entry, ports=ports)
 
 
 def _life(

@@ -7,6 +7,7 @@ from typing import Generic
 
 from tandem.errors import LeaseError
 from tandem.kv.layout import num_blocks_for
+from tandem.kv.occupants import domain_in, must_wipe
 from tandem.kv.store import CopySource, KeyedBlock, SequenceLease
 from tandem.model.batch import SequenceRows
 from tandem.phase.keys import SequenceKeys
@@ -59,6 +60,7 @@ class WorkingSequence(Generic[ResultT]):
     block_ids: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose KV is in the blocks
     num_cached: int = 0  # of them, those that were there when the lease was acquired, or were copied
+    wipes: list[int] = field(default_factory=list)  # of its blocks, to be zeroed by its next step
     copy_source: CopySource | None = None  # found for the tokens behind its blocks
     copy: TokenCopy | None = None  # to be made by its next step
     entry_copies: tuple[EntryCopy, ...] = ()  # the same
@@ -112,6 +114,8 @@ class WorkingSequence(Generic[ResultT]):
     def adopt(self, lease: SequenceLease) -> None:
         """Takes what the ledger says as the truth; the last token is computed in any case, for its logits."""
         self.block_ids = [block.block_id for block in lease.blocks]
+        num_begun = num_blocks_for(lease.num_sealed_tokens, self.keys.block_size)
+        self.wipes = self._foreign(lease.blocks[num_begun:])
         self.num_computed = self.num_cached = min(lease.num_sealed_tokens, len(self.token_ids) - 1)
         self.copy_source = lease.copy_source
         self.entries, self.selective = (), None
@@ -134,6 +138,21 @@ class WorkingSequence(Generic[ResultT]):
         if self.selective is not None:
             self.entry_copies = self.selective.copies(self.block_ids)
             self.copied_from += self.selective.blocks
+
+    def add_blocks(self, blocks: Sequence[Block]) -> None:
+        """Behind those that it has."""
+        self.block_ids.extend(block.block_id for block in blocks)
+        self.wipes += self._foreign(blocks)
+
+    def _foreign(self, blocks: Sequence[Block]) -> list[int]:
+        """Those that another domain's KV may be in."""
+        domain = domain_in(self.spec.cache_namespace)
+        return [block.block_id for block in blocks if must_wipe(block.occupant, domain)]
+
+    def take_wipes(self) -> Sequence[int]:
+        """For the step that is being prepared."""
+        wipes, self.wipes = self.wipes, []
+        return wipes
 
     def take_copy(self) -> TokenCopy | None:
         """For the step that is being prepared."""

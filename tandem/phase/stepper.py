@@ -24,12 +24,14 @@ StepResult = SampledToken | Scores | None
 class StepPart:
     """One sequence's part of a step; without a `draw` its logits are not looked at.
 
-    `copy` and `entries` are made before the rows, which look at them. With `num_asking` the rows are those of a probe
-    (see `SegmentRunner`), and the model does not get them.
+    First the blocks in `wipes` are zeroed: KV of another sharing domain may be in them. `copy` and `entries` are made
+    before the rows, which look at them. With `num_asking` the rows are those of a probe (see `SegmentRunner`), and the
+    model does not get them.
     """
 
     rows: SequenceRows
     draw: Draw | None
+    wipes: Sequence[int] = ()
     copy: TokenCopy | None = None
     entries: Sequence[EntryCopy] = ()
     num_asking: int | None = None
@@ -37,6 +39,10 @@ class StepPart:
 
 def _no_segments() -> SegmentRunner:
     raise DeviceError("these steps cannot reuse segments")
+
+
+def _no_wiping(block_ids: Sequence[int]) -> None:
+    raise DeviceError("these steps cannot wipe blocks")
 
 
 class Stepper:
@@ -49,17 +55,20 @@ class Stepper:
         check_device: Callable[[], None] = lambda: None,
         work: Callable[[], AbstractContextManager[None]] = nullcontext,
         open_segments: Callable[[], SegmentRunner] = _no_segments,
+        *,
+        wipe: Callable[[Sequence[int]], None] = _no_wiping,
     ) -> None:
         """`turn` is entered for each step: where phases share time it waits for this one's; `work` when it has come.
 
         `check_device` is called when a step has failed. DeviceFaultError: no other step will succeed. `open_segments`
-        is called once, when a part has use for it.
+        is called once, when a part has use for it. `wipe` zeroes blocks.
         """
         self._runner = runner
         self._turn = turn
         self._check_device = check_device
         self._work = work
         self._open_segments = open_segments
+        self._wipe = wipe
         self._opened: SegmentRunner | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step")
 
@@ -81,13 +90,15 @@ class Stepper:
     def _step(self, parts: Sequence[StepPart]) -> Sequence[StepResult]:
         try:
             with self._turn(), self._work():
-                self._copy(parts)
+                self._ready_blocks(parts)
                 return self._compute(parts)
         except Exception:
             self._check_device()
             raise
 
-    def _copy(self, parts: Sequence[StepPart]) -> None:
+    def _ready_blocks(self, parts: Sequence[StepPart]) -> None:
+        if wipes := [block_id for part in parts for block_id in part.wipes]:
+            self._wipe(wipes)
         if copies := [part.copy for part in parts if part.copy is not None]:
             self._runner.copy_tokens(copies)
         if entries := [entry for part in parts for entry in part.entries]:

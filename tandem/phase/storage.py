@@ -1,7 +1,7 @@
 """Attaching to memd: from its segments to a model that runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -27,6 +27,7 @@ from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import sample
 from tandem.runner.segment_steps import SegmentSteps
 from tandem.runner.steps import LogitsThenDraws, SegmentRunner, StepRunner
+from tandem.runner.wiping import wipe_blocks
 from tandem.types import Fingerprint
 
 _log = structlog.get_logger()
@@ -99,6 +100,7 @@ class MappedModel:
 
     steps: StepRunner
     open_segments: Callable[[], SegmentRunner]
+    wipe: Callable[[Sequence[int]], None]  # zeroes blocks
     segments: tuple[MappedSegment, ...]
 
 
@@ -159,7 +161,7 @@ def map_model(
         steps = _host_steps(build, kv_cache, chosen.kernels)
     _log.info("kernels.chosen", kernels=chosen.kernels.name, reason=chosen.reason)
     open_segments = partial(SegmentSteps, config, views, chosen.kernels, kv_cache)
-    return MappedModel(steps, open_segments, (weights, kv))
+    return MappedModel(steps, open_segments, partial(wipe_blocks, kv_cache), (weights, kv))
 
 
 def choose_pausing_kernels(pause: Callable[[], None] | None, dtype: torch.dtype) -> KernelChoice:

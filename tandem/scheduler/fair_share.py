@@ -1,9 +1,10 @@
-"""Fair share across tenants: who has had least of the work done is next (virtual token counters, as in Sheng et al.,
-"Fairness in Serving Large Language Models", OSDI 2024).
+"""Fair share across tenants: who has had least of the work of late is next (virtual token counters, as in Sheng et al.,
+"Fairness in Serving Large Language Models", OSDI 2024, that forget).
 
-Each tenant has a counter of the tokens that were computed for it. One that comes back from idleness is lifted to the
-least counter of those that wait: nobody saves up turns by staying away, and nobody is punished for what it had while
-nobody else wanted it.
+Each tenant has a counter of the tokens that were computed for it, and of all counters half is forgotten with each
+`HALF_LIFE_TOKENS` that are computed for anybody. So who floods has had most whenever one that keeps to its part comes,
+and waits for that one's burst; what it had while nobody else wanted it is soon no matter any more. Forgetting goes by
+work, not by time, so that it means the same on a slow device as on a fast one.
 """
 
 import math
@@ -14,7 +15,9 @@ from sortedcontainers import SortedDict, SortedList
 
 OVERDUE = -math.inf  # the level of what has waited too long: it competes with the best level there is
 ANSWER_TOKEN_WORK = 2.0  # in tokens of a prompt; the weight that the paper takes
-MAX_REMEMBERED = 10_000  # tenants; the longest idle are forgotten, and begin at the least counter when they come back
+HALF_LIFE_TOKENS = 200_000  # many of the longest prompts: shares are equal over what matters, not over one prompt
+MAX_REMEMBERED = 10_000  # tenants; the longest idle are forgotten, as if they had had nothing
+NOTHING = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +30,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Account:
-    """What a tenant has had; of equal ones the one that was charged longer ago goes first."""
+    """What a tenant has had; of equal ones the one that was charged longer ago goes first.
 
-    num_tokens: float
+    Counters stand as logarithms of what they would be had they grown instead of others being forgotten. All of them are
+    forgotten alike, so that their order changes only where one is charged.
+    """
+
+    log_tokens: float  # to the base 2, and one more for each half-life until then
     last_charge: int
     tenant: str
 
@@ -41,19 +48,15 @@ class FairShare:
         self._accounts: OrderedDict[str, Account] = OrderedDict()  # longest untouched first
         self._levels: dict[str, set[float]] = {}  # of the tenants that wait
         self._lines = SortedDict()  # by level: accounts, least first
-        self._waiting = SortedList()  # accounts of all that wait
-        self._last_tokens = 0.0  # what the last one to leave had had
+        self._num_half_lives = 0.0
         self._num_charges = 0
 
     def enter(self, tenant: str, level: float) -> None:
         """It has something waiting at that level; nothing happens when it has had already."""
-        levels = self._levels.get(tenant)
-        if levels is None:
-            levels = self._levels[tenant] = set()
-            self._waiting.add(self._lifted(tenant))
+        levels = self._levels.setdefault(tenant, set())
         if level not in levels:
             levels.add(level)
-            self._lines.setdefault(level, SortedList()).add(self._accounts[tenant])
+            self._lines.setdefault(level, SortedList()).add(self._account(tenant))
 
     def leave(self, tenant: str, level: float) -> None:
         """Nothing of it waits at that level any more; nothing happens when nothing did."""
@@ -64,21 +67,18 @@ class FairShare:
         self._take_out(level, self._accounts[tenant])
         if not levels:
             del self._levels[tenant]
-            self._waiting.remove(self._accounts[tenant])
-            self._last_tokens = self._accounts[tenant].num_tokens
             self._forget()
 
     def charge(self, tenant: str, num_tokens: float) -> None:
         """They were computed for it; below zero: fewer than it has been charged."""
         self._num_charges += 1
-        before = self._accounts.get(tenant) or Account(self._floor_tokens(), 0, tenant)
-        after = Account(before.num_tokens + num_tokens, self._num_charges, tenant)
+        self._num_half_lives += num_tokens / HALF_LIFE_TOKENS
+        before = self._account(tenant)
+        after = Account(self._charged(before, num_tokens), self._num_charges, tenant)
         self._remember(after)
         if tenant not in self._levels:
             self._forget()
             return
-        self._waiting.remove(before)
-        self._waiting.add(after)
         for level in self._levels[tenant]:
             self._lines[level].remove(before)
             self._lines[level].add(after)
@@ -92,17 +92,14 @@ class FairShare:
         best_level, best_line = self._lines.peekitem(1)
         return Turn(best_line[0].tenant, best_level) if best_line[0] < line[0] else turn
 
-    def _lifted(self, tenant: str) -> Account:
-        known = self._accounts.get(tenant) or Account(0.0, 0, tenant)
-        lifted = Account(max(known.num_tokens, self._floor_tokens()), known.last_charge, tenant)
-        self._remember(lifted)
-        return lifted
+    def _charged(self, account: Account, num_tokens: float) -> float:
+        had_tokens = 2.0 ** (account.log_tokens - self._num_half_lives) + num_tokens
+        return math.log2(had_tokens) + self._num_half_lives if had_tokens > 0 else NOTHING
 
-    def _floor_tokens(self) -> float:
-        if not self._waiting:
-            return self._last_tokens
-        least: Account = self._waiting[0]
-        return least.num_tokens
+    def _account(self, tenant: str) -> Account:
+        account = self._accounts.get(tenant) or Account(NOTHING, 0, tenant)
+        self._remember(account)
+        return account
 
     def _take_out(self, level: float, account: Account) -> None:
         self._lines[level].remove(account)

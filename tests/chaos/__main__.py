@@ -12,6 +12,7 @@ from rich.console import Console
 from bench.commands.soak import kv_bytes
 from tandem.clock import MonotonicClock
 from tests.chaos import report
+from tests.chaos.between import NO_COMPILER
 from tests.chaos.cases import make_cases
 from tests.chaos.experiment import Run, RunPlan
 from tests.chaos.links import Link
@@ -61,7 +62,10 @@ def main(
     with running(SystemSpec(model, kv_bytes(model, pool_blocks), hang_timeout)) as system:
         if system.disk is None:
             console.print(NO_DISK)
-        plan = Plan(seed, duration, kills, hang_timeout, SERVICES, LINKS, full_logs=system.disk is not None)
+        if not system.between:
+            console.print(NO_COMPILER)
+        between, full_logs = tuple(system.between), system.disk is not None
+        plan = Plan(seed, duration, kills, hang_timeout, SERVICES, LINKS, between, full_logs)
         schedule = draw_schedule(plan)
         run = Run(
             RunPlan(seed, streams, alone, cold, schedule),

@@ -92,10 +92,15 @@ class Run:
         self._say = say
 
     async def run(self, links: Mapping[str, Link]) -> Findings:
-        """RuntimeError: the system does not do its work without faults."""
+        """Starts the system, with its clients behind `links`. RuntimeError: it does not do its work without faults."""
+        async with _opened(links) as doors, _opened(self._system.between):
+            await asyncio.to_thread(self._system.up)
+            await self._run(doors, Injector(self._system, {**links, **self._system.between}, self._clock))
+        return self.findings
+
+    async def _run(self, doors: Sequence[str], injector: Injector) -> None:
         vitals = Vitals(self._system, self._clock)
-        injector = Injector(self._system, links, self._clock)
-        async with _background(vitals.run()), _opened(links) as doors, self._clients(doors) as clients:
+        async with _background(vitals.run()), self._clients(doors) as clients:
             calm = await undisturbed(clients[0], self._cases, self._clock)
             expected = calm.answers
             reseeded = f"; {calm.num_reseeded} got other seeds, for they were near ties" if calm.num_reseeded else ""
@@ -110,7 +115,6 @@ class Run:
                     self._violated("the run comes to its end", "; ".join(map(repr, errors.exceptions)))
         self.findings.requeues = self._system.requeues()
         self._conclude(expected, injector)
-        return self.findings
 
     async def _do_all(self, client: AsyncClient, load: Load, injector: Injector, vitals: Vitals) -> None:
         await _warm_up(load)

@@ -17,7 +17,12 @@ POLL_S = 0.05
 PROCESS_WITHIN_S = 120.0  # of a service that was killed, its next process
 SETTLE_S = 2.0  # the watchdog ends only what it has seen serving
 HUNG_WITHIN_S = 60.0  # far beyond the hang time-out: processors may be short
-_FLOWS = {FaultKind.CUT: Flow.CUT, FaultKind.STALL: Flow.STALLED, FaultKind.THROTTLE: Flow.SLOW}
+_FLOWS = {
+    FaultKind.CUT: Flow.CUT,
+    FaultKind.STALL: Flow.STALLED,
+    FaultKind.THROTTLE: Flow.SLOW,
+    FaultKind.DELAY: Flow.LATE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,9 @@ class Injector:
                 await self._hang(fault)
             case FaultKind.FULL_LOGS:
                 await self._fill_logs(fault)
+            case FaultKind.FREEZE:
+                self._note(fault, 0)
+                self._links[fault.target].freeze()
             case _:
                 self._note(fault, 0)
                 link = self._links[fault.target]

@@ -11,7 +11,7 @@ from rich.table import Table
 from tests.chaos.experiment import NOTHING, FaultCost, Findings
 from tests.chaos.oracle import Violation
 from tests.chaos.pauses import summarise
-from tests.chaos.schedule import Fault, FaultKind, Plan
+from tests.chaos.schedule import Fault, Plan
 from tests.chaos.system import SERVICES
 
 COLD_OF = {
@@ -21,7 +21,6 @@ COLD_OF = {
     "gateway": "everything",
     "controller": "everything",
 }
-OF_SERVICES = (FaultKind.KILL, FaultKind.STOP, FaultKind.HANG)
 BESIDE_S = 8.0  # before and after
 
 
@@ -84,7 +83,7 @@ def faults_beside(findings: Findings, violation: Violation) -> list[str]:
 
 
 def _name(fault: Fault) -> str:
-    return f"{fault.kind} {fault.target}" if fault.kind in OF_SERVICES else str(fault.kind)
+    return f"{fault.kind} {fault.target}"
 
 
 def _by_label(costs: Iterable[FaultCost]) -> dict[str, list[FaultCost]]:

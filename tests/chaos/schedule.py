@@ -12,6 +12,8 @@ AGAIN = 0.15  # of those, the same service once more: supervisord delays such a 
 REST_S = 6.0  # otherwise a service is left alone for so long, beyond the 5 s after which supervisord restarts at once
 STOP_EVERY_S = 15.0
 LINK_FAULT_EVERY_S = 4.0
+BETWEEN_FAULT_EVERY_S = 2.0
+FREEZE_EVERY_S = 20.0
 FULL_LOGS_EVERY_S = 60.0
 SHORT_STOP = (0.1, 0.6)  # of the hang time-out
 LINK_FAULT_S = (0.2, 3.0)
@@ -28,10 +30,13 @@ class FaultKind(StrEnum):
     CUT = "cut"  # of a link: its connections are reset, and none is accepted for `duration_s`
     STALL = "stall"  # of a link: no byte passes for `duration_s`
     THROTTLE = "throttle"  # of a link: few bytes a second pass for `duration_s`
+    DELAY = "delay"  # of a link: what passes is late for `duration_s`
+    FREEZE = "freeze"  # of a link: over the connections that it has nothing passes any more, nor their end
     FULL_LOGS = "full-logs"  # the disk of the logs has no room for `duration_s`
 
 
 LINK_FAULTS = (FaultKind.CUT, FaultKind.STALL, FaultKind.THROTTLE)
+BETWEEN_FAULTS = (*LINK_FAULTS, FaultKind.DELAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +51,21 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a schedule is drawn from. Without `links` or `full_logs` there are no such faults."""
+    """What a schedule is drawn from. Without `links`, `between` or `full_logs` there are no such faults."""
 
     seed: int
     duration_s: float
     num_kills: int
     hang_timeout_s: float
     services: tuple[str, ...]
-    links: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()  # of clients to the gateway
+    between: tuple[str, ...] = ()  # the services
     full_logs: bool = True
 
 
 def draw_schedule(plan: Plan) -> tuple[Fault, ...]:
     """By time. Each kind has a generator of its own, so that more of one leaves the others as they are."""
-    faults = [*_kills(plan), *_stops(plan), *_link_faults(plan), *_full_logs(plan)]
+    faults = [*_kills(plan), *_stops(plan), *_link_faults(plan), *_between(plan), *_freezes(plan), *_full_logs(plan)]
     return tuple(sorted(faults, key=lambda fault: (fault.at_s, fault.kind, fault.target)))
 
 
@@ -122,6 +128,27 @@ def _link_faults(plan: Plan) -> Iterator[Fault]:
         for number, at_s in enumerate(_times(plan, LINK_FAULT_EVERY_S, rng)):
             kind = LINK_FAULTS[number % len(LINK_FAULTS)]
             yield Fault(at_s, kind, rng.choice(plan.links), round(rng.uniform(*LINK_FAULT_S), 3))
+
+
+def _between(plan: Plan) -> Iterator[Fault]:
+    """Each link has all of them before one has any for the second time."""
+    rng = random.Random(f"{plan.seed}/between")
+    turn: list[tuple[FaultKind, str]] = []
+    if plan.between:
+        for at_s in _times(plan, BETWEEN_FAULT_EVERY_S, rng):
+            if not turn:
+                turn = [(kind, link) for kind in BETWEEN_FAULTS for link in plan.between]
+                rng.shuffle(turn)
+            kind, link = turn.pop()
+            yield Fault(at_s, kind, link, round(rng.uniform(*LINK_FAULT_S), 3))
+
+
+def _freezes(plan: Plan) -> Iterator[Fault]:
+    """Not in a short schedule: only keepalive finds them, and that takes its time."""
+    rng = random.Random(f"{plan.seed}/freezes")
+    if plan.between and plan.duration_s >= FREEZE_EVERY_S:
+        for number, at_s in enumerate(_times(plan, FREEZE_EVERY_S, rng)):
+            yield Fault(at_s, FaultKind.FREEZE, plan.between[number % len(plan.between)])
 
 
 def _full_logs(plan: Plan) -> Iterator[Fault]:

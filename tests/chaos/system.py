@@ -19,7 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.deployment.local import serving
 from tandem.config.settings import MODES
+from tests.chaos.between import Redirection
 from tests.chaos.growth import Sample
+from tests.chaos.links import Link
 from tests.chaos.log_disk import FILLER, LogDisk
 from tests.support.sockets import free_port
 
@@ -56,11 +58,19 @@ class Life:
 
 
 class System:
-    """Owns the run directory and everything that runs in it. `disk`: of the logs, where one could be mounted."""
+    """Owns the run directory and everything that runs in it.
 
-    def __init__(self, spec: SystemSpec, folder: Path, disk: LogDisk | None) -> None:
+    `disk`: of the logs, where one could be mounted. `between`: the links between its services, where there can be any;
+    who opens them before `up` has every service connect through them.
+    """
+
+    def __init__(
+        self, spec: SystemSpec, folder: Path, disk: LogDisk | None, redirection: Redirection | None = None
+    ) -> None:
         self.run_dir = folder / "run"
         self.disk = disk
+        self.between: Mapping[str, Link] = redirection.links(self.run_dir) if redirection else {}
+        self._environment = redirection.environment if redirection else {}
         self._port = free_port()
         self._spec = spec
         self._config = folder / "tandem.toml"
@@ -157,7 +167,8 @@ class System:
 
     def _tandem(self, command: str, *words: str) -> None:
         flags = ("--config", str(self._config), "--run-dir", str(self.run_dir))
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("TANDEM_")}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("TANDEM_")}
+        environ = {**inherited, **self._environment}
         done = subprocess.run(
             [sys.executable, "-m", "tandem.cli.main", command, *flags, *words],
             env=environ, capture_output=True, text=True, check=False, timeout=COMMAND_TIMEOUT_S,
@@ -168,11 +179,10 @@ class System:
 
 @contextlib.contextmanager
 def running(spec: SystemSpec) -> Iterator[System]:
-    """A system that serves; the block's end ends it, and removes what it left."""
+    """A system that is not up yet; the block's end ends it, and removes what it left."""
     with tempfile.TemporaryDirectory(prefix="tdm") as name, LogDisk.mounted(Path(name) / "run" / "logs") as disk:
-        system = System(spec, Path(name), disk)
+        system = System(spec, Path(name), disk, Redirection.built(Path(name) / "links"))
         try:
-            system.up()
             yield system
         finally:
             system.down()

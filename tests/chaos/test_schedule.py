@@ -10,6 +10,7 @@ from hypothesis import given
 
 from tandem.cli.supervision import START_SECS
 from tests.chaos.schedule import (
+    BETWEEN_FAULTS,
     LATEST_S,
     LINK_FAULTS,
     LOGS,
@@ -20,7 +21,8 @@ from tests.chaos.schedule import (
 )
 
 SERVICES = ("prefill", "decode", "memd", "controller", "gateway")
-PLAN = Plan(1, 600.0, 300, 3.0, SERVICES, ("link0", "link1"))
+BETWEEN = ("gateway-decode", "prefill-memd")
+PLAN = Plan(1, 600.0, 300, 3.0, SERVICES, ("link0", "link1"), BETWEEN)
 
 
 def of_kind(plan, *kinds):
@@ -38,7 +40,7 @@ def test_faults_come_by_time_and_within_it_on_what_there_is(seed, duration_s, nu
     times = [fault.at_s for fault in schedule]
     assert times == sorted(times)
     assert all(0 <= at_s <= duration_s + LATEST_S for at_s in times)
-    assert {fault.target for fault in schedule} <= {*SERVICES, *PLAN.links, LOGS}
+    assert {fault.target for fault in schedule} <= {*SERVICES, *PLAN.links, *BETWEEN, LOGS}
     assert Counter(fault.kind for fault in schedule)[FaultKind.KILL] == num_kills
 
 
@@ -76,13 +78,19 @@ def test_stops_are_shorter_than_the_time_out_or_last_until_the_watchdog_comes():
 
 
 def test_there_are_faults_of_links_and_logs_only_where_there_are_such():
-    assert {fault.kind for fault in of_kind(PLAN, *LINK_FAULTS)} == set(LINK_FAULTS)
+    assert {fault.kind for fault in of_kind(PLAN, *LINK_FAULTS) if fault.target in PLAN.links} == set(LINK_FAULTS)
     assert of_kind(PLAN, FaultKind.FULL_LOGS)
-    bare = dataclasses.replace(PLAN, links=(), full_logs=False)
-    assert not of_kind(bare, *LINK_FAULTS, FaultKind.FULL_LOGS)
+    bare = dataclasses.replace(PLAN, links=(), between=(), full_logs=False)
+    assert not of_kind(bare, *BETWEEN_FAULTS, FaultKind.FREEZE, FaultKind.FULL_LOGS)
 
 
 def test_more_kills_leave_the_other_faults_as_they_are():
     more = dataclasses.replace(PLAN, num_kills=400)
     others = set(FaultKind) - {FaultKind.KILL}
     assert of_kind(PLAN, *others) == of_kind(more, *others)
+
+
+def test_every_link_between_services_has_every_fault_and_is_frozen_unless_the_time_is_short():
+    done = {(fault.kind, fault.target) for fault in draw_schedule(PLAN) if fault.target in BETWEEN}
+    assert done == {(kind, link) for kind in (*BETWEEN_FAULTS, FaultKind.FREEZE) for link in BETWEEN}
+    assert not of_kind(dataclasses.replace(PLAN, duration_s=8.0), FaultKind.FREEZE)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import pytest
 
 from tandem.errors import FingerprintMismatchError, LeaseError, NotFoundError, StaleBlockError
+from tandem.kv.contents import domain_of
+from tandem.kv.occupants import ANYBODYS, NOBODYS
 from tandem.kv.store import CopySource, KeyedBlock, MemoryStore, PromptTokens, SequenceUpdate
 from tandem.rpc.memd_client import MemdClient
 from tandem.types import Block, Fingerprint
-from tests.support.contents import NAMESPACE, block_tokens, entry, key, keyed
+from tests.support.contents import NAMESPACE, block_tokens, entry, key, keyed, prompts_of
 from tests.support.memd import (
     BLOCK_SIZE,
     FINGERPRINT,
@@ -370,3 +372,20 @@ async def test_nothing_of_a_removed_namespace_is_found_and_the_copy_from_it_is_v
     await subject.store.lease_blocks(holder.holder_id, NUM_BLOCKS - 2)
     update = SequenceUpdate(3, (), 0, copied_from=blocks)
     assert await subject.store.update_sequences(holder.holder_id, [update]) == {3}
+
+
+async def test_a_grant_says_whose_kv_a_block_may_hold(subject: Subject):
+    prefill, decode = await subject.attach("prefill"), await subject.attach("decode")
+    tenants = {lease_id: domain_of(prompts_of(f"private:{lease_id}")) for lease_id in (1, 2)}
+    for lease_id, domain in tenants.items():
+        await subject.store.acquire_sequence(prefill.holder_id, lease_id, "r", create=True, domain=domain)
+    blocks = await subject.store.lease_blocks(prefill.holder_id, 3)
+    assert {block.occupant for block in blocks} == {NOBODYS}
+    await subject.store.update_sequences(prefill.holder_id, [SequenceUpdate(1, blocks, 2 * BLOCK_SIZE)])
+    lease = await subject.store.acquire_sequence(decode.holder_id, 1, "r", create=False)
+    assert [block.occupant for block in lease.blocks] == [NOBODYS, NOBODYS, ANYBODYS], "as far as nothing is sealed"
+    await subject.store.release_sequences([1])
+    granted = {
+        block.block_id: block.occupant for block in await subject.store.lease_blocks(decode.holder_id, NUM_BLOCKS)
+    }
+    assert [granted[block.block_id] for block in blocks] == [tenants[1], tenants[1], ANYBODYS]

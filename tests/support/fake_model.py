@@ -76,6 +76,7 @@ class FakeRunner:
         self.gate = threading.Event()  # a step waits until it is set
         self.gate.set()
         self.entered = threading.Event()
+        self.wiped: list[int] = []  # blocks
         self._slots = slots
 
     def copy_tokens(self, copies: Sequence[TokenCopy]) -> None:

@@ -66,7 +66,9 @@ class FakeStore:
         self.spare[holder_id] -= set(blocks)
         self.free.extend(blocks)
 
-    async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
+    async def acquire_sequence(
+        self, holder_id: int, lease_id: int, request_id: str, create: bool, domain: bytes = b""
+    ) -> SequenceLease:
         await self.acquire_gate.wait()
         if self.acquire_error is not None:
             raise self.acquire_error

@@ -8,9 +8,12 @@ from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
+from services.gateway.addresses import in_directory
 from services.gateway.assembly import Gateway, World, assemble
 from services.gateway.frontend import Call, Draws
+from services.gateway.orchestrator import Orchestrator
 from services.gateway.output import Piece
+from services.gateway.replica import Replica
 from services.gateway.requests import Request
 from services.gateway.resumption import Resume
 from services.gateway.reuse import ReuseFields
@@ -32,7 +35,7 @@ from tandem.types import (
     SequenceOutput,
     SequenceSpec,
 )
-from tests.support.gateway_world import EOS, FakePhase, FakeStore, FakeTimers, Observations, byte_model
+from tests.support.gateway_world import EOS, FakeLinks, FakePhase, FakeStore, FakeTimers, Observations, byte_model
 
 
 @dataclass
@@ -53,14 +56,15 @@ class Rig:
         self.registry = CollectorRegistry()
         self.readiness: list[bool] = []
         lease_ids, unix_ns = itertools.count(1), itertools.count(10)
+        phases = {Phase.PREFILL: self.prefill, Phase.DECODE: self.decode}
         world = World(
-            phases={Phase.PREFILL: self.prefill, Phase.DECODE: self.decode},
-            store=cast("Any", self.store),
-            observations=self.observations,
+            replicas=(in_directory("/run"),),
+            connect=lambda _address: FakeLinks(phases, cast("Any", self.store), cast("Any", None), self.observations),
             metrics=GatewayMetrics.create(self.registry),
             clock=self.clock,
             unix_ns=lambda: next(unix_ns),
             timers=self.timers,
+            wake=lambda callback: asyncio.get_running_loop().call_soon(callback),
             draw_lease_id=lambda: next(lease_ids),
             draws=Draws(seed=lambda: 4242, request_id=lambda: f"drawn-{next(unix_ns)}"),
             tenants=self.tenants(self.clock),
@@ -68,12 +72,18 @@ class Rig:
         self.gateway: Gateway = assemble(self.config, self.model, world, self.readiness.append)
 
     @property
-    def orchestrator(self):
-        return self.gateway.orchestrator
+    def replica(self) -> Replica:
+        """The only one."""
+        (replica,) = self.gateway.replicas
+        return replica
+
+    @property
+    def orchestrator(self) -> Orchestrator:
+        return self.replica.orchestrator
 
     async def up(self) -> "Rig":
         """Everything connected."""
-        await self.gateway.pool.poll()
+        await self.replica.pool.poll()
         self.connect(Phase.PREFILL)
         self.connect(Phase.DECODE)
         return self
@@ -153,8 +163,8 @@ class Rig:
         """Nothing is left anywhere, once the phases have obeyed and memd has been told."""
         self.obey_aborts()
         await settle()
-        await self.gateway.leases.flush()
-        assert self.gateway.leases.live == frozenset()
+        await self.replica.leases.flush()
+        assert self.replica.leases.live == frozenset()
         assert self.store.leases == set()
         load = self.orchestrator.load
         assert (load.num_waiting, load.num_prefilling, load.num_decoding) == (0, 0, 0)

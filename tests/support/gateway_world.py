@@ -3,17 +3,19 @@ clock that stands, a model of bytes.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from services.gateway.ports import ObservationSink
 from tandem.clock import ManualClock
 from tandem.errors import LeaseError, NotFoundError, NotReadyError
-from tandem.kv.store import StorageStatistics
+from tandem.kv.cache_store import CacheStore
+from tandem.kv.store import MemoryStore, StorageStatistics
 from tandem.model.config import ModelConfig
 from tandem.model.metadata import ModelMetadata
 from tandem.model.tokenizer import PlacedTokens
-from tandem.types import Fingerprint, RequestObservation, SequenceSpec
+from tandem.types import Fingerprint, Phase, RequestObservation, SequenceSpec
 
 EOS = 257
 VOCAB_SIZE = 260
@@ -64,12 +66,13 @@ class FakeStore:
 
     def __init__(self, num_blocks: int = 100, num_reserve_blocks: int = 4) -> None:
         self.leases: set[int] = set()
+        self.model_digest = ""
         self.away = False
         self.renewed: list[frozenset[int]] = []
         self.num_release_calls = 0
         self.abandoned: set[int] = set()
         self.forks: list[tuple[int, int, int]] = []  # parent, child, number of tokens
-        self._num_blocks = num_blocks
+        self.num_blocks = num_blocks
         self._num_reserve_blocks = num_reserve_blocks
 
     async def fork_sequence(self, parent_lease_id: int, child_lease_id: int, request_id: str, num_tokens: int) -> int:
@@ -102,10 +105,10 @@ class FakeStore:
     async def statistics(self) -> StorageStatistics:
         self._check_there()
         return StorageStatistics(
-            fingerprint=Fingerprint(dtype="float32", block_size=BLOCK_SIZE, num_blocks=self._num_blocks),
+            fingerprint=Fingerprint(self.model_digest, "float32", block_size=BLOCK_SIZE, num_blocks=self.num_blocks),
             epoch=1,
-            num_blocks=self._num_blocks,
-            num_free_blocks=self._num_blocks,
+            num_blocks=self.num_blocks,
+            num_free_blocks=self.num_blocks,
             num_spare_blocks=0,
             num_leased_blocks=0,
             num_cached_blocks=0,
@@ -142,6 +145,16 @@ class FakePhase:
     def abort(self, lease_id: int) -> None:
         if self.connected:
             self.aborted.append(lease_id)
+
+
+@dataclass(frozen=True)
+class FakeLinks:
+    """`Links` to fakes."""
+
+    phases: Mapping[Phase, FakePhase]
+    store: MemoryStore
+    cache: CacheStore
+    observations: ObservationSink
 
 
 @dataclass

@@ -115,7 +115,7 @@ async def local_memd(*, loaded: bool = True) -> AsyncIterator[LocalMemd]:
         host = ServiceHost(SERVICE_NAMES, [address])
         add_to_server(daemon, host.server)
         handles = HandleServer(
-            storage.handle_socket, (storage.segments.weights, storage.segments.kv), storage.store.is_attached
+            storage.handle_socket, (storage.segments.weights, storage.segments.kv), storage.store.admit
         )
         await host.start()
         handles.start()

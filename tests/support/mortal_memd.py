@@ -53,9 +53,11 @@ class MortalMemd:
             raise NotReadyError("memd is away")
         return self._store
 
-    def live_on(self) -> None:
-        """It is not killed any more."""
+    async def live_on(self) -> None:
+        """It is not killed any more; if it is dead, `ledger` is what was left until it is born again."""
         self._kill_rate = 0.0
+        while self._store is None:
+            await asyncio.sleep(0)
 
     async def lease_blocks(self, holder_id: int, num_blocks: int) -> tuple[Block, ...]:
         return await self._call(lambda store: store.lease_blocks(holder_id, num_blocks))
@@ -63,8 +65,10 @@ class MortalMemd:
     async def return_blocks(self, holder_id: int, blocks: Sequence[Block]) -> None:
         await self._call(lambda store: store.return_blocks(holder_id, blocks), RARE)
 
-    async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
-        return await self._call(lambda store: store.acquire_sequence(holder_id, lease_id, request_id, create))
+    async def acquire_sequence(
+        self, holder_id: int, lease_id: int, request_id: str, create: bool, domain: bytes = b""
+    ) -> SequenceLease:
+        return await self._call(lambda store: store.acquire_sequence(holder_id, lease_id, request_id, create, domain))
 
     async def claim_prefix(
         self, holder_id: int, lease_id: int, keys: Sequence[bytes], prompt: PromptTokens | None = None

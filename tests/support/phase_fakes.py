@@ -87,7 +87,7 @@ def make_rig(
     runner, controller = FakeRunner(slots), FakeController()
     metrics = PhaseMetrics.create(CollectorRegistry(), phase)
     segments = FakeSegments(slots)
-    stepper = Stepper(LogitsThenDraws(runner, greedy), open_segments=lambda: segments)
+    stepper = Stepper(LogitsThenDraws(runner, greedy), open_segments=lambda: segments, wipe=runner.wiped.extend)
     reserve = store.reserve_blocks if phase is Phase.PREFILL else 0
     outfit = Outfit(
         store=store,

@@ -31,6 +31,7 @@ from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import sample
 from tandem.runner.segment_steps import SegmentSteps
 from tandem.runner.steps import LogitsThenDraws
+from tandem.runner.wiping import wipe_blocks
 from tandem.telemetry.metrics import PhaseMetrics
 from tandem.types import Fingerprint, Phase, SequenceSpec
 from tests.support.fake_gateway import FakeGateway, Request
@@ -54,6 +55,8 @@ class TinyEngines:
     store: LocalStore
     ledger: Ledger
     gateway: FakeGateway
+    prefill: PrefillEngine
+    decode: DecodeEngine
 
     async def run(self, *specs: SequenceSpec) -> list[Request]:
         """All at once, to their ends."""
@@ -80,8 +83,10 @@ async def tiny_engines(
     config = model.config
     shape = (config.num_layers, 2, NUM_BLOCKS, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
     kv_cache = torch.full(shape, float("nan"))
-    decoding = _outfit(Phase.DECODE, store, crew, _steps(model, kv_cache, crew))
-    prefilling = _outfit(Phase.PREFILL, store, crew, decoding.steps if colocated else _steps(model, kv_cache, crew))
+    decoding = outfit_of(Phase.DECODE, store, crew, start_steps(model, kv_cache, crew))
+    prefilling = outfit_of(
+        Phase.PREFILL, store, crew, decoding.steps if colocated else start_steps(model, kv_cache, crew)
+    )
     rows = decoding.steps
     prefill = PrefillEngine(
         prefilling, lambda: CHUNK_TOKENS - rows.num_rows if colocated else CHUNK_TOKENS, policy or ReusePolicy()
@@ -93,19 +98,20 @@ async def tiny_engines(
     crew.spawn(gateway.run_prefill())
     crew.spawn(gateway.run_decode())
     failing = asyncio.create_task(crew.failure())
-    yield TinyEngines(store, ledger, gateway)
+    yield TinyEngines(store, ledger, gateway, prefill, decode)
     assert not failing.done(), failing.exception()
     failing.cancel()
     await crew.cancel()
 
 
-def _steps(model: TinyModel, kv_cache: torch.Tensor, crew: Crew) -> JointWork:
+def start_steps(model: TinyModel, kv_cache: torch.Tensor, crew: Crew) -> JointWork:
     """A process's step loop."""
     kernels, steps, clock = torch_kernels(), JointWork(), MonotonicClock()
     decoder = get_family(model.config.family).build(model.config, model.weights, kernels)
     stepper = Stepper(
         LogitsThenDraws(ModelRunner(decoder, kv_cache, BLOCK_SIZE), sample),
         open_segments=partial(SegmentSteps, model.config, model.weights, kernels, kv_cache),
+        wipe=partial(wipe_blocks, kv_cache),
     )
     metrics = PhaseMetrics.create(CollectorRegistry(), Phase.PREFILL)
     controller = FakeController()
@@ -116,7 +122,7 @@ def _steps(model: TinyModel, kv_cache: torch.Tensor, crew: Crew) -> JointWork:
     return steps
 
 
-def _outfit(phase: Phase, store: LocalStore, crew: Crew, steps: JointWork) -> Outfit:
+def outfit_of(phase: Phase, store: LocalStore, crew: Crew, steps: JointWork) -> Outfit:
     return Outfit(
         store=store,
         holder_id=store.attach(phase, 1, Fingerprint()).holder_id,

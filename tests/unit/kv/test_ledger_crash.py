@@ -9,16 +9,18 @@ import pytest
 
 from tandem.errors import LedgerCorruptError
 from tandem.kv import ledger as ledger_module
+from tandem.kv import occupants as occupants_module
 from tandem.kv import published as published_module
 from tandem.kv import records as records_module
 from tandem.kv import repair as repair_module
 from tandem.kv.ledger import Ledger
-from tandem.kv.records import LedgerRecords, ledger_bytes
+from tandem.kv.records import LAYOUT_VERSION, LedgerRecords, ledger_bytes
 from tandem.kv.repair import Repairs, repair
 from tandem.kv.store import PromptTokens, SequenceUpdate
 from tests.support.contents import NAMESPACE, block_tokens, entry, key, keyed
 
-FILES = {module.__file__ for module in (ledger_module, published_module, records_module, repair_module)}
+MODULES = (ledger_module, occupants_module, published_module, records_module, repair_module)
+FILES = {module.__file__ for module in MODULES}
 
 
 SEGMENTS = [entry("private:a", range(first, first + 4)) for first in (0, 50)]
@@ -274,7 +276,7 @@ def test_what_is_no_ledger_is_refused():
         Ledger.open(buffer[:-64])
     with pytest.raises(LedgerCorruptError, match="less than its header"):
         Ledger.open(bytearray(8))
-    with pytest.raises(LedgerCorruptError, match="layout version 5, this program 4"):
+    with pytest.raises(LedgerCorruptError, match=f"layout version 5, this program {LAYOUT_VERSION}"):
         Ledger.open(corrupted(put("header", 0, "layout_version", 5)))
 
 

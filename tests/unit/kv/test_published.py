@@ -11,7 +11,7 @@ from tandem.types import Block
 from tests.support.contents import NAMESPACE, block_tokens, key, keyed
 from tests.support.ledger_pool import BLOCK_SIZE, NUM_BLOCKS, Pool
 
-OTHER = b"O" * 32
+OTHER = b"O" * 16 + NAMESPACE[16:]  # in the same domain
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from tandem.kv.ledger import Ledger
 from tandem.kv.outcomes import Withdrawal
 from tandem.kv.store import KeyedBlock
 from tandem.types import ContentKind
-from tests.support.contents import entry, key, keyed, keyed_run, prompts_of
+from tests.support.contents import entry, keyed, keyed_run, prompts_of
 from tests.support.ledger_pool import NUM_BLOCKS, Pool
 
 A = [entry("private:a", range(start, start + 8)) for start in (0, 100, 200)]  # two blocks each
@@ -54,10 +54,11 @@ def test_a_prompts_blocks_are_never_given_up_for_a_segments(pool: Pool):
 
 
 def test_prompts_take_segments_blocks_in_the_common_order(pool: Pool):
-    pool.keep(keyed(0), now_s=1.0)
+    first, last = (keyed_run(prompts_of("private:a"), range(start, start + 4)) for start in (500, 600))
+    pool.keep(*first, now_s=1.0)
     pool.keep(*A[0], now_s=2.0)
-    pool.keep(keyed(50, ordinal=0), now_s=3.0)
-    assert pool.evict(4) == [key(0), A[0][1].key, A[0][0].key, key(50)]
+    pool.keep(*last, now_s=3.0)
+    assert pool.evict(4) == [first[0].key, A[0][1].key, A[0][0].key, last[0].key]
 
 
 def test_what_is_in_use_leaves_no_room_and_what_finds_none_is_not_published(pool: Pool):

@@ -164,7 +164,7 @@ async def _until_open_files_are(numbers: set[int]) -> None:
 
 
 async def _started(path: Path, segments: list[MemfdSegment]) -> HandleServer:
-    server = HandleServer(path, segments, lambda holder_id: holder_id == HOLDER_ID)
+    server = HandleServer(path, segments, lambda holder_id, _pid: holder_id == HOLDER_ID)
     server.start()
     return server
 

@@ -91,7 +91,7 @@ async def test_device_memory_is_handed_out_with_its_kind(tmp_path):
     exporter = VmmExporter(fake_driver())
     segments = [exporter.create("weights", 1), exporter.create("kv", 1)]
     segments[0].seal()
-    server = HandleServer(tmp_path / "fd.sock", segments, lambda holder_id: True)
+    server = HandleServer(tmp_path / "fd.sock", segments, lambda _holder_id, _pid: True)
     server.start()
     received = await receive_segments(str(tmp_path / "fd.sock"), 1)
     await server.close()

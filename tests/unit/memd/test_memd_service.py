@@ -10,6 +10,7 @@ from services.memd.daemon import Daemon
 from tandem.device.cpu.memory import MemfdImporter
 from tandem.errors import DeviceError, NotReadyError, StorageLostError
 from tandem.kv.store import Holding
+from tandem.rpc import memd_client
 from tandem.rpc.memd_client import MemdClient
 from tandem.types import Fingerprint
 from tests.support.memd import CONFIG, FINGERPRINT, LAYOUT, MANIFEST, local_memd
@@ -83,15 +84,37 @@ async def test_the_end_of_memd_ends_the_attachment(memd, client):
     await attachment.detach()
 
 
-async def test_closing_the_client_ends_its_attachments(memd, client):
+async def test_a_holder_whose_connection_broke_keeps_its_blocks_and_attaches_again(memd, client):
     attachment = await client.attach("decode", 1, Fingerprint())
-    await client.lease_blocks(attachment.holder_id, 4)
+    blocks = await client.lease_blocks(attachment.holder_id, 4)
     await client.close()
     await attachment.ended.wait()
     while memd.store.is_attached(attachment.holder_id):
         await asyncio.sleep(0.001)
-    assert memd.store.current_statistics().num_free_blocks == 16
+    assert memd.store.current_statistics().num_free_blocks == 12, "it is this process, which lives and may write"
+    assert memd.store.attach_again(attachment.holder_id)
+    assert memd.store.holding(attachment.holder_id).spare == frozenset(blocks)
     await attachment.detach()
+
+
+async def test_who_detaches_is_no_holder_any_more(memd, client):
+    attachment = await client.attach("decode", 1, Fingerprint())
+    await client.lease_blocks(attachment.holder_id, 4)
+    await attachment.detach()
+    assert memd.store.current_statistics().num_free_blocks == 16
+    with pytest.raises(StorageLostError, match="has given holder 1 up"):
+        memd.store.attach_again(attachment.holder_id)
+
+
+async def test_who_does_not_get_the_segments_is_no_holder(memd, client, monkeypatch):
+    async def damaged(_path: str, holder_id: int) -> None:
+        assert memd.store.admit(holder_id, os.getpid())
+        raise DeviceError("damaged")
+
+    monkeypatch.setattr(memd_client, "receive_segments", damaged)
+    with pytest.raises(DeviceError):
+        await client.attach("decode", 1, Fingerprint())
+    assert memd.store.current_statistics().holders == ()
 
 
 async def test_a_holder_attaches_again_to_the_next_memd_over_the_same_ledger(memd, client):

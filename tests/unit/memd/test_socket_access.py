@@ -83,7 +83,7 @@ def mode_of(path: Path) -> int:
 
 async def test_directory_and_sockets_are_this_users_alone(run_dir):
     with keeper(run_dir / "memd.keeper.sock"), no_umask():
-        server = HandleServer(run_dir / "memd.fd.sock", [], lambda _holder_id: True)
+        server = HandleServer(run_dir / "memd.fd.sock", [], lambda _holder_id, _pid: True)
         host = ServiceHost(["x.Y"], [f"unix:{run_dir}/memd.sock"])
         server.start()
         await host.start()
@@ -108,7 +108,7 @@ def ask_as_somebody_else(path: Path, request: str) -> bytes:
 async def test_another_user_gets_no_answer_even_where_the_modes_let_it_in(run_dir):
     segment = MemfdExporter().create("kv", 4096)
     with keeper(run_dir / "memd.keeper.sock"):
-        server = HandleServer(run_dir / "memd.fd.sock", [segment], lambda _holder_id: True)
+        server = HandleServer(run_dir / "memd.fd.sock", [segment], lambda _holder_id, _pid: True)
         server.start()
         for path in (run_dir.parent, run_dir, *run_dir.glob("*.sock")):
             path.chmod(0o777)
@@ -161,7 +161,7 @@ def test_a_keeper_that_is_out_of_descriptors_lives_on_with_what_it_holds(run_dir
 
 async def test_connections_that_say_nothing_keep_nobody_from_the_handles(run_dir):
     segment = MemfdExporter().create("kv", 4096)
-    server = HandleServer(run_dir / "memd.fd.sock", [segment], lambda _holder_id: True)
+    server = HandleServer(run_dir / "memd.fd.sock", [segment], lambda _holder_id, _pid: True)
     server.start()
     with ExitStack() as connections:
         for _ in range(4):

@@ -185,6 +185,6 @@ async def test_an_update_that_was_carried_out_is_sent_again_without_its_blocks(s
 
 async def test_a_lease_that_memd_has_given_away_is_lost(scene: Scene) -> None:
     for lease_id in (1, 2):
-        scene.leases._held.add(lease_id)
+        scene.leases._held[lease_id] = b""
     scene.leases.resume(Holding(frozenset(scene.blocks), frozenset({2})))
     assert scene.leases.collect_lost() == (1,)

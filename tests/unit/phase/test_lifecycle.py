@@ -96,6 +96,8 @@ class Stage:
         self.serving: asyncio.Queue[bool] = asyncio.Queue()
         self.stop = asyncio.Event()
         self.retirement = Retirement()
+        self.may_build = asyncio.Event()
+        self.may_build.set()
         self.place_is_free = asyncio.Event()
         self.place_is_free.set()
         self.door: Door[DecodeResult] = Door()
@@ -118,6 +120,7 @@ class Stage:
 
     async def _build(self, hold: Hold, crew: Crew) -> StubEngine:
         assert hold.attachment is self.attachment
+        await self.may_build.wait()
         self.engines.append(StubEngine(crew))
         return self.engines[-1]
 
@@ -157,6 +160,18 @@ async def test_told_to_stop_while_waiting_for_memd() -> None:
     stage.stop.set()
     assert await stage.running == EXIT_OK
     assert stage.engines == []
+
+
+async def test_told_to_stop_while_memd_that_was_attached_to_is_away_again() -> None:
+    stage = Stage()
+    stage.may_build.clear()  # it needs memd's answer once more
+    stage.memd_is_there.set()
+    await asyncio.sleep(0)
+    stage.stop.set()
+    assert await stage.running == EXIT_OK
+    assert stage.engines == []
+    assert stage.attachment.detached
+    assert not stage.serving.get_nowait()
 
 
 async def test_a_mismatch_is_raised() -> None:

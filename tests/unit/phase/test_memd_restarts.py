@@ -69,7 +69,7 @@ async def test_whenever_memd_is_killed_nothing_is_lost(seed: int) -> None:
             await asyncio.sleep(0)
         await chance.choice((prefill, decode)).reclaim(2)
     await gateway.until_done(NUM_REQUESTS)
-    memd.live_on()
+    await memd.live_on()
     for request in gateway.done:
         assert request.drops == []
         assert request.output == continuation(request.spec.token_ids, request.spec.stop.max_tokens)

@@ -69,7 +69,7 @@ async def run_over_mortal_memd(seed: int) -> tuple[int, int]:
         for _ in range(chance.randrange(60)):
             await asyncio.sleep(0)
     await gateway.until_done(NUM_REQUESTS)
-    memd.live_on()
+    await memd.live_on()
     for request in gateway.done:
         assert set(request.drops) <= {DropReason.LEASE_LOST, DropReason.PREEMPTED}
         assert request.output == continuation(request.spec.token_ids, request.spec.stop.max_tokens)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.scheduler.fair_share import MAX_REMEMBERED, FairShare
+from tandem.scheduler.fair_share import HALF_LIFE_TOKENS, MAX_REMEMBERED, FairShare
 from tandem.scheduler.kvshare import KvShare
 from tandem.scheduler.response_ratio import CLASSES_AN_OCTAVE, LEAST_WORK_TOKENS, Place, RatioLine
 from tandem.scheduler.waiting import WaitingEntry
@@ -119,26 +119,41 @@ def first(share: FairShare) -> str:
     return share.first().tenant
 
 
-def test_nobody_saves_up_turns_by_staying_away():
+def test_who_keeps_to_a_part_goes_before_who_floods_for_as_long_as_its_burst_lasts():
     share = FairShare()
-    share.enter("busy", 0)
-    for _ in range(10):
-        share.charge("busy", 100)
-    share.enter("back", 0)
-    assert first(share) == "back"
-    share.charge("back", 150)
-    assert first(share) == "busy", "it was lifted to what the other had"
+    share.enter("flood", 0)
+    for _ in range(30):
+        share.charge("flood", 1000)
+    share.enter("burst", 0)
+    for _ in range(25):
+        assert first(share) == "burst"
+        share.charge("burst", 1000)
+    for _ in range(5):
+        share.charge(first(share), 1000)
+    turns = [share.first().tenant for _ in range(20) if share.charge(first(share), 1000) is None]
+    assert turns.count("burst") == 10, "then they share"
 
 
-def test_who_leaves_last_sets_where_the_next_begin():
+def test_what_was_long_ago_is_forgotten_by_half_with_each_half_life_of_work():
     share = FairShare()
-    share.enter("a", 0)
-    share.charge("a", 500)
-    share.leave("a", 0)
-    share.enter("b", 0)
-    share.enter("a", 0)
-    share.charge("b", 1)
-    assert first(share) == "a"
+    for tenant in ("long ago", "of late"):
+        share.enter(tenant, 0)
+    share.charge("long ago", 8_000)
+    share.charge("others", 2 * HALF_LIFE_TOKENS)
+    share.charge("of late", 1_900)
+    assert first(share) == "of late"
+    share.charge("of late", 200)
+    assert first(share) == "long ago"
+
+
+def test_counters_keep_their_order_however_much_was_computed():
+    share = FairShare()
+    share.charge("others", 10.0**13)  # half a century at 6,000 tokens a second
+    for tenant in ("a", "b"):
+        share.enter(tenant, 0)
+    share.charge("a", 2000)
+    share.charge("b", 1000)
+    assert first(share) == "b"
 
 
 def test_work_that_was_not_done_is_given_back():

@@ -415,12 +415,15 @@ class Usage(_message.Message):
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_APPROXIMATE_TOKENS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    QUEUE_MS_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
     num_output_tokens: _builtins.int
     num_cached_tokens: _builtins.int
     """prompt tokens whose KV was reused exactly"""
     num_approximate_tokens: _builtins.int
     """prompt tokens whose KV was reused from elsewhere, as `reuse` allows"""
+    queue_ms: _builtins.float
+    """from the request's arrival until this answer was sent to prefill for the first time"""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentUsage]:
         """of a request with `reuse`: those that were looked for"""
@@ -433,10 +436,11 @@ class Usage(_message.Message):
         num_cached_tokens: _builtins.int = ...,
         num_approximate_tokens: _builtins.int = ...,
         segments: _abc.Iterable[Global___SegmentUsage] | None = ...,
+        queue_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_approximate_tokens", b"num_approximate_tokens", "num_cached_tokens", b"num_cached_tokens", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_approximate_tokens", b"num_approximate_tokens", "num_cached_tokens", b"num_cached_tokens", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "queue_ms", b"queue_ms", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -973,6 +977,7 @@ class GetStatusResponse(_message.Message):
     MEMD_CONNECTED_FIELD_NUMBER: _builtins.int
     REQUESTS_PER_S_FIELD_NUMBER: _builtins.int
     TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     num_waiting: _builtins.int
     num_prefilling: _builtins.int
     num_decoding: _builtins.int
@@ -984,6 +989,8 @@ class GetStatusResponse(_message.Message):
     requests_per_s: _builtins.float
     """over the last 10 s"""
     tokens_per_s: _builtins.float
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaStatus]: ...
     def __init__(
         self,
         *,
@@ -997,11 +1004,51 @@ class GetStatusResponse(_message.Message):
         memd_connected: _builtins.bool = ...,
         requests_per_s: _builtins.float = ...,
         tokens_per_s: _builtins.float = ...,
+        replicas: _abc.Iterable[Global___ReplicaStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_connected", b"decode_connected", "memd_connected", b"memd_connected", "num_decoding", b"num_decoding", "num_output_tokens_total", b"num_output_tokens_total", "num_prefilling", b"num_prefilling", "num_requests_total", b"num_requests_total", "num_waiting", b"num_waiting", "prefill_connected", b"prefill_connected", "requests_per_s", b"requests_per_s", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_connected", b"decode_connected", "memd_connected", b"memd_connected", "num_decoding", b"num_decoding", "num_output_tokens_total", b"num_output_tokens_total", "num_prefilling", b"num_prefilling", "num_requests_total", b"num_requests_total", "num_waiting", b"num_waiting", "prefill_connected", b"prefill_connected", "replicas", b"replicas", "requests_per_s", b"requests_per_s", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ReplicaStatus(_message.Message):
+    """Of a memd with its phases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    NUM_WAITING_FIELD_NUMBER: _builtins.int
+    NUM_PREFILLING_FIELD_NUMBER: _builtins.int
+    NUM_DECODING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """a run directory, or HOST:PORT of memd"""
+    state: _builtins.str
+    """joined | leaving | gone: not joined yet, or lost"""
+    ready: _builtins.bool
+    """memd and both phases are connected"""
+    num_waiting: _builtins.int
+    num_prefilling: _builtins.int
+    num_decoding: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: _builtins.str = ...,
+        ready: _builtins.bool = ...,
+        num_waiting: _builtins.int = ...,
+        num_prefilling: _builtins.int = ...,
+        num_decoding: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "num_decoding", b"num_decoding", "num_prefilling", b"num_prefilling", "num_waiting", b"num_waiting", "ready", b"ready", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaStatus: _TypeAlias = ReplicaStatus  # noqa: Y015

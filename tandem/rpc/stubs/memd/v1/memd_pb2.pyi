@@ -64,6 +64,40 @@ class Fingerprint(_message.Message):
 Global___Fingerprint: _TypeAlias = Fingerprint  # noqa: Y015
 
 @_typing.final
+class DetachRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDER_ID_FIELD_NUMBER: _builtins.int
+    holder_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        holder_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder_id", b"holder_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachRequest: _TypeAlias = DetachRequest  # noqa: Y015
+
+@_typing.final
+class DetachResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachResponse: _TypeAlias = DetachResponse  # noqa: Y015
+
+@_typing.final
 class AttachRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -204,18 +238,24 @@ class Block(_message.Message):
 
     BLOCK_ID_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    OCCUPANT_FIELD_NUMBER: _builtins.int
     block_id: _builtins.int
     generation: _builtins.int
     """changes each time the block is given to a new owner"""
+    occupant: _builtins.bytes
+    """Whose KV the block may hold, of a block in which nothing is sealed: 16 bytes of a sharing domain; all ones: not known.
+    Empty: nobody's. A holder zeroes the block before it writes to it for a domain that is not this one, or not known.
+    """
     def __init__(
         self,
         *,
         block_id: _builtins.int = ...,
         generation: _builtins.int = ...,
+        occupant: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_id", b"block_id", "generation", b"generation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_id", b"block_id", "generation", b"generation", "occupant", b"occupant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -309,11 +349,14 @@ class AcquireSequenceRequest(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CREATE_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     holder_id: _builtins.int
     lease_id: _builtins.int
     request_id: _builtins.str
     create: _builtins.bool
     """open it when it does not exist; otherwise NOT_FOUND"""
+    domain: _builtins.bytes
+    """whose KV its blocks will hold: the last 16 bytes of the sequence's cache_namespace"""
     def __init__(
         self,
         *,
@@ -321,10 +364,11 @@ class AcquireSequenceRequest(_message.Message):
         lease_id: _builtins.int = ...,
         request_id: _builtins.str = ...,
         create: _builtins.bool = ...,
+        domain: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "holder_id", b"holder_id", "lease_id", b"lease_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "domain", b"domain", "holder_id", b"holder_id", "lease_id", b"lease_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

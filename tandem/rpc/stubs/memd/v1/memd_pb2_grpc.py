@@ -41,6 +41,11 @@ class MemoryServiceStub:
                 request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AttachRequest.SerializeToString,
                 response_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AttachResponse.FromString,
                 _registered_method=True)
+        self.Detach = channel.unary_unary(
+                '/tandem.memd.v1.MemoryService/Detach',
+                request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.DetachRequest.SerializeToString,
+                response_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.DetachResponse.FromString,
+                _registered_method=True)
         self.LeaseBlocks = channel.unary_unary(
                 '/tandem.memd.v1.MemoryService/LeaseBlocks',
                 request_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.LeaseBlocksRequest.SerializeToString,
@@ -104,10 +109,17 @@ class MemoryServiceServicer:
     """
 
     def Attach(self, request, context):
-        """The stream is the attachment: when it ends, by whatever cause, the holder is gone and its spare blocks
-        are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads. The end
-        of memd itself ends no holder: it attaches again, to the next memd, unless that has begun with new segments
-        or has given the holder up (FAILED_PRECONDITION).
+        """The stream is the attachment. A holder whose stream has ended, with memd or by itself, may attach again as long as
+        its process lives, and what it has stays its own; its spare blocks are free when it detaches or its process has
+        ended. FAILED_PRECONDITION when the fingerprint does not match, when memd has begun with new segments, or has given
+        the holder up, which it does with one whose process it cannot see; UNAVAILABLE while the model loads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detach(self, request, context):
+        """A holder is done: it writes nothing more. Its spare blocks are free at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,6 +204,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AttachRequest.FromString,
                     response_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.AttachResponse.SerializeToString,
+            ),
+            'Detach': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detach,
+                    request_deserializer=tandem_dot_memd_dot_v1_dot_memd__pb2.DetachRequest.FromString,
+                    response_serializer=tandem_dot_memd_dot_v1_dot_memd__pb2.DetachResponse.SerializeToString,
             ),
             'LeaseBlocks': grpc.unary_unary_rpc_method_handler(
                     servicer.LeaseBlocks,
@@ -278,6 +295,33 @@ class MemoryService:
             '/tandem.memd.v1.MemoryService/Attach',
             tandem_dot_memd_dot_v1_dot_memd__pb2.AttachRequest.SerializeToString,
             tandem_dot_memd_dot_v1_dot_memd__pb2.AttachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.memd.v1.MemoryService/Detach',
+            tandem_dot_memd_dot_v1_dot_memd__pb2.DetachRequest.SerializeToString,
+            tandem_dot_memd_dot_v1_dot_memd__pb2.DetachResponse.FromString,
             options,
             channel_credentials,
             insecure,

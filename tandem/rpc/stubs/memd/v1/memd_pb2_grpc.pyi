@@ -36,11 +36,13 @@ class MemoryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> MemoryServiceAsyncStub: ...
     Attach: _grpc.UnaryStreamMultiCallable[_memd_pb2.AttachRequest, _memd_pb2.AttachResponse]
-    """The stream is the attachment: when it ends, by whatever cause, the holder is gone and its spare blocks
-    are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads. The end
-    of memd itself ends no holder: it attaches again, to the next memd, unless that has begun with new segments
-    or has given the holder up (FAILED_PRECONDITION).
+    """The stream is the attachment. A holder whose stream has ended, with memd or by itself, may attach again as long as
+    its process lives, and what it has stays its own; its spare blocks are free when it detaches or its process has
+    ended. FAILED_PRECONDITION when the fingerprint does not match, when memd has begun with new segments, or has given
+    the holder up, which it does with one whose process it cannot see; UNAVAILABLE while the model loads.
     """
+    Detach: _grpc.UnaryUnaryMultiCallable[_memd_pb2.DetachRequest, _memd_pb2.DetachResponse]
+    """A holder is done: it writes nothing more. Its spare blocks are free at once."""
     LeaseBlocks: _grpc.UnaryUnaryMultiCallable[_memd_pb2.LeaseBlocksRequest, _memd_pb2.LeaseBlocksResponse]
     """Spare blocks, ahead of need. Grants fewer than asked for, down to none, when the pool is low."""
     ReturnBlocks: _grpc.UnaryUnaryMultiCallable[_memd_pb2.ReturnBlocksRequest, _memd_pb2.ReturnBlocksResponse]
@@ -67,11 +69,13 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Attach: _aio.UnaryStreamMultiCallable[_memd_pb2.AttachRequest, _memd_pb2.AttachResponse]  # type: ignore[assignment]
-    """The stream is the attachment: when it ends, by whatever cause, the holder is gone and its spare blocks
-    are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads. The end
-    of memd itself ends no holder: it attaches again, to the next memd, unless that has begun with new segments
-    or has given the holder up (FAILED_PRECONDITION).
+    """The stream is the attachment. A holder whose stream has ended, with memd or by itself, may attach again as long as
+    its process lives, and what it has stays its own; its spare blocks are free when it detaches or its process has
+    ended. FAILED_PRECONDITION when the fingerprint does not match, when memd has begun with new segments, or has given
+    the holder up, which it does with one whose process it cannot see; UNAVAILABLE while the model loads.
     """
+    Detach: _aio.UnaryUnaryMultiCallable[_memd_pb2.DetachRequest, _memd_pb2.DetachResponse]  # type: ignore[assignment]
+    """A holder is done: it writes nothing more. Its spare blocks are free at once."""
     LeaseBlocks: _aio.UnaryUnaryMultiCallable[_memd_pb2.LeaseBlocksRequest, _memd_pb2.LeaseBlocksResponse]  # type: ignore[assignment]
     """Spare blocks, ahead of need. Grants fewer than asked for, down to none, when the pool is low."""
     ReturnBlocks: _aio.UnaryUnaryMultiCallable[_memd_pb2.ReturnBlocksRequest, _memd_pb2.ReturnBlocksResponse]  # type: ignore[assignment]
@@ -101,11 +105,19 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memd_pb2.AttachRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_memd_pb2.AttachResponse], _abc.AsyncIterator[_memd_pb2.AttachResponse]]:
-        """The stream is the attachment: when it ends, by whatever cause, the holder is gone and its spare blocks
-        are free. FAILED_PRECONDITION when the fingerprint does not match; UNAVAILABLE while the model loads. The end
-        of memd itself ends no holder: it attaches again, to the next memd, unless that has begun with new segments
-        or has given the holder up (FAILED_PRECONDITION).
+        """The stream is the attachment. A holder whose stream has ended, with memd or by itself, may attach again as long as
+        its process lives, and what it has stays its own; its spare blocks are free when it detaches or its process has
+        ended. FAILED_PRECONDITION when the fingerprint does not match, when memd has begun with new segments, or has given
+        the holder up, which it does with one whose process it cannot see; UNAVAILABLE while the model loads.
         """
+
+    @_abc_1.abstractmethod
+    def Detach(
+        self,
+        request: _memd_pb2.DetachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_memd_pb2.DetachResponse, _abc.Awaitable[_memd_pb2.DetachResponse]]:
+        """A holder is done: it writes nothing more. Its spare blocks are free at once."""
 
     @_abc_1.abstractmethod
     def LeaseBlocks(

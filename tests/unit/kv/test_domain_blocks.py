@@ -1,4 +1,4 @@
-"""Which of the segments' blocks goes for another one, against a search through all of them."""
+"""Which block of which domain goes for another one, against a search through all of them."""
 
 from collections import Counter
 
@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tandem.kv.segment_blocks import SegmentBlocks
+from tandem.kv.domain_blocks import DomainBlocks
 
 DOMAINS = [b"a", b"b", b"c"]
 BLOCKS = st.integers(0, 11)
@@ -15,12 +15,13 @@ BLOCKS = st.integers(0, 11)
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = SegmentBlocks()
+        self.blocks: DomainBlocks[int] = DomainBlocks()
         self.domains: dict[int, bytes] = {}
         self.idle: list[int] = []
 
     @rule(block_id=BLOCKS, domain=st.sampled_from(DOMAINS))
     def add(self, block_id: int, domain: bytes) -> None:
+        assert (block_id in self.blocks) == (block_id in self.domains)
         if block_id not in self.domains:
             self.blocks.add(block_id, domain)
             self.domains[block_id] = domain
@@ -51,6 +52,10 @@ class Machine(RuleBasedStateMachine):
     def the_longest_unused_of_the_largest_domain_goes(self) -> None:
         sizes = Counter(self.domains.values())
         assert len(self.blocks) == sizes.total()
+        assert self.blocks.num_idle == len(self.idle)
+        assert [block for block in self.blocks if self.blocks.is_idle(block)] == [
+            block for block in self.domains if block in self.idle
+        ]
         for domain in DOMAINS:
             larger = [block for block in self.idle if sizes[self.domains[block]] > sizes[domain]]
             most = max((sizes[self.domains[block]] for block in larger), default=0)
@@ -61,5 +66,5 @@ class Machine(RuleBasedStateMachine):
             assert chosen in firsts.values() if firsts else chosen is None
 
 
-TestSegmentBlocks = Machine.TestCase
-TestSegmentBlocks.settings = settings(max_examples=60, stateful_step_count=40)
+TestDomainBlocks = Machine.TestCase
+TestDomainBlocks.settings = settings(max_examples=60, stateful_step_count=40)
