@@ -9,6 +9,7 @@ from bench.load.metrics import Summary
 Metric = Callable[[Summary], float]
 
 METRICS: Mapping[str, Metric] = {
+    "ttft_ms.mean": lambda summary: summary.ttft_ms.mean,
     "ttft_ms.p50": lambda summary: summary.ttft_ms.p50,
     "ttft_ms.p99": lambda summary: summary.ttft_ms.p99,
     "tpot_ms.p50": lambda summary: summary.tpot_ms.p50,
@@ -16,6 +17,9 @@ METRICS: Mapping[str, Metric] = {
     "itl_ms.p99": lambda summary: summary.itl_ms.p99,
     "e2e_ms.mean": lambda summary: summary.e2e_ms.mean,
     "output_tokens_per_s": lambda summary: summary.output_tokens_per_s,
+    "queue_ms.p50": lambda summary: summary.queue_ms.p50 if summary.queue_ms else 0.0,
+    "queue_ms.p99": lambda summary: summary.queue_ms.p99 if summary.queue_ms else 0.0,
+    "queue_ms.longest": lambda summary: summary.longest_queue_ms or 0.0,
 }
 
 
@@ -37,13 +41,13 @@ def turns(names: Sequence[str], num_rounds: int) -> tuple[tuple[str, ...], ...]:
     return tuple((*names[start:], *names[:start]) for start in starts)
 
 
-def ratios(summaries: Mapping[str, Sequence[Summary]]) -> tuple[Ratio, ...]:
+def ratios(summaries: Mapping[str, Sequence[Summary]], metrics: Mapping[str, Metric] = METRICS) -> tuple[Ratio, ...]:
     """One a metric for each deployment but the first, of each one's rounds in order."""
     first, *others = summaries
     found = (
         _ratio(other, name, metric, summaries[first], summaries[other])
         for other in others
-        for name, metric in METRICS.items()
+        for name, metric in metrics.items()
     )
     return tuple(ratio for ratio in found if ratio is not None)
 

@@ -1,7 +1,8 @@
 """What a benchmark shows: a bar while it runs, a table at its end."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean, median
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -55,6 +56,47 @@ def ratio_table(first: str, ratios: Sequence[Ratio]) -> Table:
     for metric in dict.fromkeys(ratio.metric for ratio in ratios):
         by_name = {ratio.deployment: ratio for ratio in ratios if ratio.metric == metric}
         table.add_row(metric, *(_spread(by_name[name]) if name in by_name else "none" for name in others))
+    return table
+
+
+def replica_table(runs: Sequence[Run]) -> Table:
+    """Of each deployment that has replicas a row a figure, over its rounds."""
+    table = Table("replicas", "median", "lowest", "highest")
+    for name in dict.fromkeys(run.deployment for run in runs if run.computed_by_replica):
+        rounds = [run for run in runs if run.deployment == name]
+        table.add_row(name)
+        for title, value in _REPLICA_FIGURES.items():
+            values = [value(run) for run in rounds]
+            table.add_row(f"  {title}", *map(_rounded, (median(values), min(values), max(values))))
+        table.add_section()
+    return table
+
+
+_REPLICA_FIGURES: Mapping[str, Callable[[Run], float]] = {
+    "TTFT mean, ms": lambda run: run.summary.ttft_ms.mean,
+    "TTFT p99, ms": lambda run: run.summary.ttft_ms.p99,
+    "tokens reused": lambda run: run.summary.num_cached_tokens or 0,
+    "reused of prompts, %": lambda run: PERCENT * (run.summary.cached_share or 0.0),
+    "tokens computed": lambda run: sum(run.computed_by_replica),
+    "largest share / mean": lambda run: max(run.computed_by_replica) / (fmean(run.computed_by_replica) or 1.0),
+}
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.0f}" if value >= PERCENT else f"{value:.2f}"
+
+
+def queue_table(runs: Sequence[Run]) -> Table:
+    """A row a deployment that says how long requests waited in its queue, medians over its runs."""
+    table = Table("in the queue, ms", "p50", "p99", "longest of all runs", "longest / bound")
+    told = [run for run in runs if run.summary.queue_ms is not None]
+    for name in dict.fromkeys(run.deployment for run in told):
+        own = [run for run in told if run.deployment == name]
+        waits = [run.summary.queue_ms for run in own if run.summary.queue_ms is not None]
+        longest_ms, bound_s = max(run.summary.longest_queue_ms or 0.0 for run in own), own[0].max_wait_s
+        share = f"{longest_ms / 1e3 / bound_s:.2f}" if bound_s else ""
+        p50, p99 = (median(values) for values in ([wait.p50 for wait in waits], [wait.p99 for wait in waits]))
+        table.add_row(name, *(f"{value:.1f}" for value in (p50, p99, longest_ms)), share)
     return table
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from bench.deployment.open import Target
+from bench.deployment.replicas import computed_tokens
 from bench.goodput import default_slo
 from bench.load.metrics import Slo, summarise, tpots_ms
 from bench.load.process import DatedRecords, LoadJob, Progress, run_dated_load
@@ -43,9 +44,13 @@ class LoneLatencies:
 def run_once(experiment: Experiment, target: Target, salt: str, on_progress: Callable[[Progress], None]) -> Run:
     """The workload at its rate, with text that `salt` decides. NotReadyError when the deployment does not answer."""
     spec = experiment.spec
+    before = computed_tokens(target.prompt_metrics)
     records = run_workload(experiment, target, build_workload(spec), salt, on_progress).records
+    after = computed_tokens(target.prompt_metrics)
     facts = WorkloadFacts(spec.name, spec.arrival.text, spec.num_requests, spec.rate_per_s, spec.seed)
-    return Run(target.name, facts, summarise(records, experiment.slo), latencies_of(records))
+    computed = tuple(end - start for start, end in zip(before, after, strict=True))
+    summary, latencies = summarise(records, experiment.slo), latencies_of(records)
+    return Run(target.name, facts, summary, latencies, target.max_wait_s, computed)
 
 
 def lone_slo(experiment: Experiment, target: Target, on_progress: Callable[[Progress], None]) -> Slo:

@@ -14,8 +14,8 @@ from bench.micro.plots import plot_growth, plot_memory
 from bench.micro.table import MicroResult
 from bench.reading import AnyResult
 from bench.results import GoodputResult, Latencies, Run
-from bench.reuse.plots import plot_hits, plot_savings
-from bench.reuse.results import HitsResult, ReuseResult
+from bench.reuse.plots import plot_hits, plot_savings, plot_sights
+from bench.reuse.results import HitsResult, ReuseResult, SegmentsResult
 
 LATENCIES: Mapping[str, str] = {"ttft_ms": "TTFT, ms", "tpot_ms": "TPOT, ms", "e2e_ms": "end to end, ms"}
 
@@ -39,6 +39,8 @@ def plot(result: AnyResult, out_dir: Path, stem: str) -> tuple[Path, ...]:
             paths = [plot_approx(result, out_dir / f"{stem}-approx.png")]
         case ReuseResult():
             paths = [plot_savings(result, out_dir / f"{stem}-reuse.png")]
+        case SegmentsResult():
+            paths = [plot_sights(result, out_dir / f"{stem}-segments.png")]
         case HitsResult():
             paths = [plot_hits(result, out_dir / f"{stem}-hits.png")]
         case _:

@@ -9,7 +9,7 @@ from bench.endurance.results import EnduranceResult
 from bench.engines.results import EnginesResult
 from bench.micro.table import MicroResult
 from bench.results import CompareResult, GoodputResult, RunResult
-from bench.reuse.results import HitsResult, ReuseResult
+from bench.reuse.results import HitsResult, ReuseResult, SegmentsResult
 from tandem.errors import ConfigError
 
 AnyResult = (
@@ -20,6 +20,7 @@ AnyResult = (
     | EnginesResult
     | MicroResult
     | ReuseResult
+    | SegmentsResult
     | HitsResult
     | ApproxResult
 )

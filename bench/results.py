@@ -61,6 +61,8 @@ class Run:
     workload: WorkloadFacts
     summary: Summary
     latencies: Latencies
+    max_wait_s: float | None = None  # what its queue is to keep to; None: not known
+    computed_by_replica: tuple[int, ...] = ()  # prompt tokens, warm-up's too; empty where there is one replica
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,10 +212,14 @@ class DecodeResult:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A reference to a KV block; stale once the ledger's generation has moved on."""
+    """A reference to a KV block; stale once the ledger's generation has moved on.
+
+    `occupant` says whose KV the block may hold (see `tandem.kv.occupants`), of those that nobody's KV is sealed in.
+    """
 
     block_id: int
     generation: int
+    occupant: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import click
 from bench.commands.options import deployment_options, experiment_of, measuring_options
 from bench.compare import ratios, turns
 from bench.deployment.open import Target, open_all, parse_deployments
-from bench.display import new_console, ratio_table, request_bar, run_table
+from bench.display import new_console, queue_table, ratio_table, replica_table, request_bar, run_table
 from bench.experiment import run_once
 from bench.results import CompareResult, Run, provenance, write_result
 from tandem.errors import ConfigError
@@ -45,4 +45,8 @@ def compare(deployments: Sequence[str], rounds: int, out: Path, **given: Any) ->
     write_result(out, CompareResult(provenance(), tuple(runs), found), CompareResult)
     console.print(run_table(runs[-len(specs) :]))
     console.print(ratio_table(specs[0].name, found))
+    if any(run.summary.queue_ms for run in runs):
+        console.print(queue_table(runs))
+    if any(run.computed_by_replica for run in runs):
+        console.print(replica_table(runs))
     console.print(f"the first table is the last round; all of them are in {out}")

@@ -7,7 +7,7 @@ import click
 
 from bench.commands.options import deployment_options, experiment_of, measuring_options
 from bench.deployment.open import open_deployment, parse_deployment
-from bench.display import new_console, request_bar, run_table
+from bench.display import new_console, queue_table, request_bar, run_table
 from bench.experiment import run_once
 from bench.results import RunResult, provenance, write_result
 
@@ -24,4 +24,6 @@ def run(deployment: str, out: Path, **given: Any) -> None:
         result = run_once(experiment, target, "run", advance)
     write_result(out, RunResult(provenance(), (result,)), RunResult)
     console.print(run_table([result]))
+    if result.summary.queue_ms:
+        console.print(queue_table([result]))
     console.print(f"written to {out}")

@@ -25,7 +25,7 @@ from bench.simulate.pace import CadenceSteps
 from bench.simulate.step_times import Contention
 from bench.simulate.systems import System, cpu_system
 from bench.validate.measure import MeasuredSteps, measured_contention, measured_steps
-from bench.validate.predict import LoadAsked, Twin, calibrated, calibration_workload, compared
+from bench.validate.predict import LoadAsked, Twin, calibrated, compared, duet_workload, lone_workload
 from bench.validate.results import ValidateResult, compared_table
 from bench.workloads.arrivals import Arrival, ArrivalKind
 from bench.workloads.build import WorkloadSpec
@@ -39,7 +39,6 @@ KINDS = (DeploymentKind.STATIC, DeploymentKind.COLOCATED)
 SHORT_ROWS = 64  # as of `kernels.native.layers`
 DEFAULT_KV_BYTES = 1 << 30
 NUM_WARM_UP = 4
-CROWD = 3  # users
 FEWEST_REQUESTS = 8  # have a 90th percentile
 BACKEND = "cpu-cadence"
 
@@ -55,7 +54,7 @@ BACKEND = "cpu-cadence"
 @click.option("--length-scale", default=0.25, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option("--period", default=20.0, show_default=True, help="Seconds, of shift and square.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Of step times; one more first.")
-@click.option("--batches", default="1,8,32", show_default=True, help="Of decode steps.")
+@click.option("--batches", default="1,8,16,32", show_default=True, help="Of decode steps.")
 @click.option("--contexts", default="64,512", show_default=True, help="Keys of a sequence.")
 @click.option("--chunks", default="16,64,256,512", show_default=True, help="Tokens of a prefill step.")
 @click.option("--seed", default=0, show_default=True)
@@ -65,8 +64,8 @@ def validate(*, deployment: str, loads: Sequence[str], out: Path, drain_s: float
     """Predict TTFT and TPOT of a DEPLOYMENT (colocated, static:X,Y) by simulation, and measure them.
 
     Step times, contention and what lies between steps are measured first, in this run, on this machine's processor: by
-    the model alone, by both phases over one memd, and by other requests of the first load's kind, from one user and
-    from several. The loads themselves calibrate nothing.
+    the model alone, by both phases over one memd, by other requests of the first load's kind from one user, and by
+    long answers beside long prompts. The loads themselves calibrate nothing.
     """
     console = new_console()
     configure_logging("bench", "error")
@@ -81,11 +80,9 @@ def validate(*, deployment: str, loads: Sequence[str], out: Path, drain_s: float
     twin = Twin(_system(measured, plan.model, contention), deployment, drain_s)
     experiment = Experiment(_spec(asked[0], limits), NUM_WARM_UP, drain_s)
     with open_deployment(parse_deployment(deployment), options) as target:
-        lone, crowd = (
-            _measured(console, calibration_workload(asked[0], num_users), experiment, target)
-            for num_users in (1, CROWD)
-        )
-        twin = calibrated(twin, asked[0], lone, crowd)
+        calibrating = (lone_workload(asked[0]), duet_workload(measured.table, limits.max_context_tokens))
+        lone, duet = (_measured(console, workload, experiment, target) for workload in calibrating)
+        twin = calibrated(twin, asked[0], lone, duet)
         found = [compared(twin, load, _measured(console, load.workload, experiment, target)) for load in asked]
     result = ValidateResult(
         provenance=provenance(),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tandem.config.environment import SERVICE_ENVIRONMENT
 from tandem.config.settings import KEEPER_SOCKET, MODES, sockets_of
+from tandem.device.cpu.confinement import confined
 from tandem.errors import NotReadyError
 from tandem.rpc.health_probe import probe
 from tandem.rpc.names import SERVICE_NAMES
@@ -40,6 +41,7 @@ class LocalServices:
     services: tuple[str, ...] = SEMI_PD
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     keeper: subprocess.Popen[bytes] | None = None
+    cores: tuple[int, ...] = ()  # that all but the gateway are confined to; empty: to none
 
     @property
     def gateway(self) -> str:
@@ -87,9 +89,10 @@ class LocalServices:
                 process.wait()
 
     def _spawn(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        own = confined(command, self.cores if name != "gateway" else ())
         with (self.run_dir / f"{name}.log").open("ab") as log:
             return subprocess.Popen(  # noqa: S603 - our own services
-                command, stdout=log, stderr=log, env={**os.environ, **SERVICE_ENVIRONMENT}
+                own, stdout=log, stderr=log, env={**os.environ, **SERVICE_ENVIRONMENT}
             )
 
     def _keeper_command(self) -> list[str]:

@@ -1,13 +1,18 @@
 """What `tandem bench endurance` writes and shows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from rich.table import Table
 
+from bench.endurance.control import LATENCIES, Control, Pair, PairJudgement
 from bench.endurance.trend import Trend, Verdict
-from bench.load.metrics import Distribution, Slo
+from bench.load.metrics import Distribution, Slo, Summary
 from bench.results import Provenance, WorkloadFacts
+
+REQUESTS = "requests"  # the subject that is no process
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class EnduranceResult:
-    """The file."""
+    """The file. With `control` it says whether latency grew, and its trend is for information."""
 
     provenance: Provenance
     deployment: str
@@ -71,16 +76,22 @@ class EnduranceResult:
     latencies: tuple[LatencyWindow, ...]
     processes: tuple[ProcessSeries, ...]
     judgements: tuple[Judgement, ...]
+    control: Control | None = None
     schema: Literal["tandem.bench.endurance/1"] = "tandem.bench.endurance/1"
 
     @property
     def grew(self) -> bool:
         """Whether anything did."""
-        return any(each.trend.verdict is Verdict.GREW for each in self.judgements)
+        by_trend = any(each.trend.verdict is Verdict.GREW for each in self.judgements if self.counts(each))
+        return by_trend or (self.control is not None and self.control.grew)
+
+    def counts(self, judgement: Judgement) -> bool:
+        """Whether it is a verdict."""
+        return self.control is None or judgement.subject != REQUESTS
 
 
 def judgement_table(result: EnduranceResult) -> Table:
-    """A row a series."""
+    """A row a series; in brackets what the control says instead."""
     table = Table("", "", "start", "end", "an hour (95 %)", "may grow", "verdict")
     before = ""
     for each in result.judgements:
@@ -92,10 +103,43 @@ def judgement_table(result: EnduranceResult) -> Table:
             f"{trend.last:.1f}",
             slope_text(trend),
             f"{trend.allowed:.1f}",
-            str(trend.verdict),
+            str(trend.verdict) if result.counts(each) else f"({trend.verdict})",
         )
         before = each.subject
     return table
+
+
+def control_table(control: Control) -> Table:
+    """A row a latency; milliseconds are medians over the pairs."""
+    table = Table("", "soaked, ms", "fresh, ms", "soaked / fresh: median (lowest to highest)", "verdict")
+    for each in control.judgements:
+        soaked, fresh = (f"{_median_ms(summaries, each.measure):.1f}" for summaries in _sides(control.pairs))
+        table.add_row(each.measure, soaked, fresh, _ratio_text(each), str(each.verdict))
+    return table
+
+
+def control_totals(control: Control) -> str:
+    """A line a side: requests, and how full its cache was before."""
+    sides = zip(("soaked", "fresh"), (control.soaked_pool, control.fresh_pool), _sides(control.pairs), strict=True)
+    return "\n".join(
+        f"{name}: {sum(run.num_requests for run in runs)} requests, {sum(run.num_errors for run in runs)} failed, "
+        f"{max((run.cached_share or 0.0 for run in runs), default=0.0):.1%} of prompt tokens cached at most; "
+        f"{pool.num_cached_blocks} of {pool.num_blocks} blocks cached before"
+        for name, pool, runs in sides
+    )
+
+
+def _sides(pairs: Sequence[Pair]) -> tuple[list[Summary], list[Summary]]:
+    return [pair.soaked for pair in pairs], [pair.fresh for pair in pairs]
+
+
+def _median_ms(summaries: Sequence[Summary], measure: str) -> float:
+    return median([LATENCIES[measure](summary) for summary in summaries] or [0.0])
+
+
+def _ratio_text(judgement: PairJudgement) -> str:
+    ratio = judgement.ratio
+    return "" if ratio is None else f"{ratio.median:.3f} ({ratio.lowest:.3f} to {ratio.highest:.3f})"
 
 
 def slope_text(trend: Trend) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.deployment.open import Target
-from bench.endurance.results import EnduranceResult, Judgement, LatencyWindow, ProcessSeries
+from bench.endurance.results import REQUESTS, EnduranceResult, Judgement, LatencyWindow, ProcessSeries
 from bench.endurance.trend import Allowance, Trend, peaks_of, trend_of
 from bench.endurance.watch import Watch
 from bench.experiment import Experiment, load_job
@@ -17,7 +17,7 @@ from bench.results import WorkloadFacts, provenance
 from bench.workloads.build import build_workload
 from tandem.clock import MonotonicClock
 
-LOAD, BENCH, REQUESTS = "load generator", "this command", "requests"
+LOAD, BENCH = "load generator", "this command"
 SALT = "endurance"
 MIB = 1 << 20
 MEMORY = Allowance(share=0.02, amount=4.0)  # MiB

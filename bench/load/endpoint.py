@@ -15,6 +15,7 @@ class Tokens:
     num_tokens: int
     token_ids: tuple[int, ...] = ()  # empty where the server does not say them
     num_cached_tokens: int | None = None  # of the prompt; known at the end, if at all
+    queue_ms: float | None = None  # that the request waited before the server began with it; as the one above
 
 
 class Endpoint(Protocol):

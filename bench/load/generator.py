@@ -27,6 +27,7 @@ class _Stream:
     token_times_s: list[float] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int | None = None
+    queue_ms: float | None = None
 
 
 class LoadGenerator:
@@ -122,6 +123,8 @@ class LoadGenerator:
                 stream.token_ids += tokens.token_ids
                 if tokens.num_cached_tokens is not None:
                     stream.num_cached_tokens = tokens.num_cached_tokens
+                if tokens.queue_ms is not None:
+                    stream.queue_ms = tokens.queue_ms
         except TandemError as failure:
             return f"{type(failure).__name__}: {failure}"
         came = len(stream.token_times_s)
@@ -168,4 +171,5 @@ def _record(stream: _Stream, now_s: float, error: str) -> RequestRecord:
         num_expected_tokens=stream.request.max_tokens,
         num_cached_tokens=stream.num_cached_tokens,
         error=error,
+        queue_ms=stream.queue_ms,
     )

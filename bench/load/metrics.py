@@ -46,6 +46,9 @@ class Summary:
     send_delay_ms: Distribution  # of the generator itself
     slo: Slo | None
     attainment: float | None  # the share of all requests that met the SLO
+    queue_ms: Distribution | None = None  # in the server's queue; None: the server does not say
+    longest_queue_ms: float | None = None
+    num_cached_tokens: int | None = None  # of prompts; None as of `cached_share`
 
 
 def distribution(values: Sequence[float]) -> Distribution:
@@ -76,6 +79,7 @@ def tpots_ms(records: Sequence[RequestRecord]) -> list[float]:
 def summarise(records: Sequence[RequestRecord], slo: Slo | None) -> Summary:
     """See `Summary`."""
     good = [record for record in records if record.ok]
+    queue_ms = [record.queue_ms for record in good if record.queue_ms is not None]
     duration_s = _duration_s(records)
     return Summary(
         num_requests=len(records),
@@ -93,6 +97,9 @@ def summarise(records: Sequence[RequestRecord], slo: Slo | None) -> Summary:
         send_delay_ms=distribution([record.send_delay_ms for record in records]),
         slo=slo,
         attainment=attainment(records, slo) if slo else None,
+        queue_ms=distribution(queue_ms) if queue_ms else None,
+        longest_queue_ms=max(queue_ms, default=None),
+        num_cached_tokens=_num_cached_tokens(good),
     )
 
 
@@ -115,8 +122,11 @@ def _errors(records: Sequence[RequestRecord]) -> dict[str, int]:
 
 
 def _cached_share(good: Sequence[RequestRecord]) -> float | None:
-    told = [
-        (record.num_cached_tokens, record.num_prompt_tokens) for record in good if record.num_cached_tokens is not None
-    ]
-    total = sum(num_prompt for _, num_prompt in told)
-    return sum(num_cached or 0 for num_cached, _ in told) / total if total else None
+    num_cached = _num_cached_tokens(good)
+    total = sum(record.num_prompt_tokens for record in good if record.num_cached_tokens is not None)
+    return num_cached / total if total and num_cached is not None else None
+
+
+def _num_cached_tokens(good: Sequence[RequestRecord]) -> int | None:
+    told = [record.num_cached_tokens for record in good if record.num_cached_tokens is not None]
+    return sum(told) if told else None

@@ -17,6 +17,7 @@ class RequestRecord:
     num_expected_tokens: int
     num_cached_tokens: int | None  # None: the server does not say
     error: str  # empty: none
+    queue_ms: float | None = None  # that it waited before the server began with it; None: the server does not say
 
     @property
     def ok(self) -> bool:

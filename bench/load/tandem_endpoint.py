@@ -15,7 +15,7 @@ class TandemEndpoint:
     async def generate(self, prompt: Sequence[int], max_tokens: int) -> AsyncGenerator[Tokens, None]:
         """See `Endpoint`."""
         async for piece in self._streams.generate(prompt, max_tokens):
-            yield Tokens(len(piece.token_ids), piece.token_ids, piece.num_cached_tokens)
+            yield Tokens(len(piece.token_ids), piece.token_ids, piece.num_cached_tokens, piece.queue_ms)
 
     async def close(self) -> None:
         """See `Endpoint`."""

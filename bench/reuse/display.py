@@ -1,9 +1,11 @@
 """What reuse saves and what it hits, as tables."""
 
+from statistics import median
+
 from rich.table import Table
 
 from bench.engines.display import spread
-from bench.reuse.results import HitsResult, ReuseResult, hit_rate
+from bench.reuse.results import HitsResult, ReuseResult, SegmentsResult, hit_rate
 from bench.reuse.summary import Comparison, Series
 from bench.reuse.trace import Replay
 
@@ -42,6 +44,23 @@ def answer_table(result: ReuseResult) -> Table:
             f"{line.at_zero_ms:.1f} ms + {line.ms_per_1000_tokens:.1f} ms / 1,000" if line else "",
             f"{agreement.num_other_first_tokens} of {agreement.num_answers}" if agreement else "",
             f"{agreement.num_other_answers} of {agreement.num_answers}" if agreement else "",
+        )
+    return table
+
+
+def segments_table(result: SegmentsResult) -> Table:
+    """A row a deployment and case; tokens are medians over the rounds, as are the times, with their range."""
+    title = f"{result.num_documents} documents a prompt, {result.source}"
+    columns = ("deployment", "", "TTFT, ms", "exact over it", "reused exactly", "approximately", "computed")
+    table = Table(*columns, title=title)
+    for each in result.series:
+        gain = each.gain
+        table.add_row(
+            each.deployment,
+            each.case.name,
+            spread(each.ttft_ms, 1),
+            f"{gain.median:.2f} ({gain.lowest:.2f} to {gain.highest:.2f})",
+            *(f"{median(counts):,.0f}" for counts in (each.num_exact, each.num_approximate, each.num_computed)),
         )
     return table
 

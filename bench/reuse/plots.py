@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from bench.figures import DPI, new_figure
-from bench.reuse.results import HitsResult, ReuseResult
+from bench.reuse.results import HitsResult, ReuseResult, SegmentsResult
 from bench.reuse.rounds import Warmth
 from bench.reuse.summary import REUSING, Comparison
 
@@ -32,6 +32,23 @@ def plot_savings(result: ReuseResult, path: Path) -> Path:
     for axes in (times, ratios):
         axes.set(xlabel="prompt tokens", xscale="log")
         axes.legend()
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def plot_sights(result: SegmentsResult, path: Path) -> Path:
+    """A panel a deployment, a bar a case: median TTFT; lines go from the lowest round to the highest."""
+    names = list(dict.fromkeys(each.deployment for each in result.series))
+    figure = new_figure(len(names))
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        series = [each for each in result.series if each.deployment == name]
+        middles = [median(each.ttft_ms) for each in series]
+        below = [middle - min(each.ttft_ms) for middle, each in zip(middles, series, strict=True)]
+        above = [max(each.ttft_ms) - middle for middle, each in zip(middles, series, strict=True)]
+        axes.bar([each.case.name for each in series], middles, yerr=[below, above], capsize=3)
+        axes.set(ylabel="TTFT, ms", title=f"{name}, {result.source}")
+        axes.tick_params(axis="x", rotation=30)
     figure.savefig(path, dpi=DPI)
     return path
 

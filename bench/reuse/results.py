@@ -1,10 +1,11 @@
-"""What `tandem bench reuse` and `tandem bench hits` write."""
+"""What `tandem bench reuse`, `segments` and `hits` write."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from bench.results import Provenance, WorkloadFacts
+from bench.reuse.gains import SightSeries
 from bench.reuse.summary import Savings
 from bench.reuse.trace import Replay
 
@@ -19,6 +20,18 @@ class ReuseResult:
     num_output_tokens: int
     savings: Savings
     schema: Literal["tandem.bench.reuse/1"] = "tandem.bench.reuse/1"
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsResult:
+    """`tandem bench segments`: documents that were in other prompts, by deployment and case."""
+
+    provenance: Provenance
+    model: str
+    source: str  # of the documents
+    num_documents: int  # of each prompt
+    series: tuple[SightSeries, ...]
+    schema: Literal["tandem.bench.segments/1"] = "tandem.bench.segments/1"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ def parse_local_tandem(text: str) -> DeploymentSpec:
     spec = parse_tandem(text)
     if spec.kind is DeploymentKind.AT:
         raise ConfigError("deployment", f"{text!r}: its pool is not known and not empty; name one that is started here")
+    if spec.num_replicas > 1:
+        raise ConfigError("deployment", f"{text!r}: the replays know one pool; name one without replicas")
     return spec
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from bench.results import Provenance
 from bench.routing.trials import Trial
-from tandem.routing.routers import RouterName
+from tandem.config.settings import RouterName
 
 BASELINE: RouterName = "round-robin"
 Column = Callable[[Sequence[Trial], Sequence[Trial]], str]  # of a router's trials, and of the baseline's

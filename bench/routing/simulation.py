@@ -8,11 +8,12 @@ from bench.policies.deployment import FOREVER_S, PolicyDeployment, Setting
 from bench.policies.sequences import SharingSequence
 from bench.routing.feed import CacheFeed
 from bench.simulate.events import EventQueue
+from tandem.config.settings import RouterName
 from tandem.routing.fleet import Fleet
 from tandem.routing.membership import ReplicaState
 from tandem.routing.prompt import Prompt
 from tandem.routing.router import Prospect
-from tandem.routing.routers import RouterName, make_router
+from tandem.routing.routers import make_router
 
 
 @dataclass(frozen=True, slots=True)

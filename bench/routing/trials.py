@@ -10,7 +10,7 @@ from bench.policies.loads import TraceLoad, arrivals
 from bench.policies.sequences import SharingSequence
 from bench.policies.trials import ttft_s
 from bench.routing.simulation import FleetSetting, Routed, Stay, simulate_fleet
-from tandem.routing.routers import RouterName
+from tandem.config.settings import RouterName
 from tandem.scheduler.fair_share import ANSWER_TOKEN_WORK
 
 MS = 1e-3

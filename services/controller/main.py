@@ -18,6 +18,7 @@ from tandem.partition.slo import Slo, SloPolicy
 from tandem.partition.steering import Steering
 from tandem.partition.step_times import StepLaws
 from tandem.partition.traits import CPU_LAWS
+from tandem.rpc.listening import replica_ports
 from tandem.rpc.server import ServiceHost, service_main
 from tandem.telemetry.metrics import ControllerMetrics, start_metrics_server
 from tandem.types import RequestClass, Split
@@ -53,7 +54,8 @@ async def serve(config: ControllerConfig, stop: asyncio.Event) -> int:
     registry = CollectorRegistry()
     controller = make_controller(config, registry)
     metrics_server = start_metrics_server(registry, config.metrics_port, config.metrics_host)
-    host = ServiceHost([SERVICE_NAME], [config.socket("controller")])
+    ports = replica_ports("controller", config)
+    host = ServiceHost([SERVICE_NAME], [config.socket("controller")], ports=ports)
     add_to_server(controller, host.server)
     try:
         await host.start()

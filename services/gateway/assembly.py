@@ -1,35 +1,31 @@
 """The gateway's parts, joined: the same in the process and in tests, which differ in the world around them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from services.gateway.building import SegmentBuilder
+from services.gateway.addresses import ReplicaAddress
 from services.gateway.chat import ChatTemplate
+from services.gateway.deadlines import Deadlines
 from services.gateway.frontend import Draws, Frontend
-from services.gateway.leases import LeaseKeeper
 from services.gateway.load import Bounds
-from services.gateway.orchestrator import Orchestrator
-from services.gateway.peers import Peers
-from services.gateway.pool import PEER as MEMD
-from services.gateway.pool import PoolWatch
-from services.gateway.ports import ObservationSink, PhasePort, Timers
-from services.gateway.prospects import Promise
-from services.gateway.queue import SequenceQueue
+from services.gateway.places import WaitingPlaces
+from services.gateway.ports import Timers
+from services.gateway.prospects import Outlook, Promise
 from services.gateway.quotas import TenantQuotas
-from services.gateway.reporting import Reporter
-from services.gateway.requests import Request, Sequence
+from services.gateway.reception import Reception
+from services.gateway.replica import Links, Replica, Shared, make_replica
+from services.gateway.replicas import ReplicaSet, Surroundings
+from services.gateway.reporting import DoorReporter, Throughput
+from services.gateway.requests import Request
 from services.gateway.status import StatusView
 from services.gateway.tenants import OpenDirectory, TenantDirectory
 from tandem.clock import Clock
 from tandem.config.settings import GatewayConfig
-from tandem.kv.store import MemoryStore
 from tandem.model.metadata import ModelMetadata
-from tandem.scheduler.dispatch import Dispatcher
-from tandem.scheduler.policies import PolicyOptions, make_policy
-from tandem.scheduler.prefix_view import SentPrefixes
+from tandem.routing.fleet import Fleet
+from tandem.routing.routers import make_router
 from tandem.telemetry.metrics import GatewayMetrics
-from tandem.types import Phase
 
 MS = 1e3
 
@@ -38,91 +34,84 @@ MS = 1e3
 class World:
     """All that the gateway's parts are handed from outside."""
 
-    phases: Mapping[Phase, PhasePort]
-    store: MemoryStore
-    observations: ObservationSink
+    replicas: Sequence[ReplicaAddress]  # that are there from the beginning
+    connect: Callable[[ReplicaAddress], Links]
     metrics: GatewayMetrics
     clock: Clock
     unix_ns: Callable[[], int]
     timers: Timers
+    wake: Callable[[Callable[[], None]], object]  # calls back soon
     draw_lease_id: Callable[[], int]  # 63 bits
     draws: Draws
     tenants: TenantDirectory = field(default_factory=OpenDirectory)
+    opened: Callable[[Replica], object] = lambda _replica: None  # it is to be connected
+    closed: Callable[[Replica], object] = lambda _replica: None  # nothing more is asked of it
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """The parts that somebody outside calls."""
 
-    orchestrator: Orchestrator
+    replicas: ReplicaSet
+    reception: Reception
     frontend: Frontend
-    leases: LeaseKeeper
-    pool: PoolWatch
     status: StatusView
 
 
 def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready: Callable[[bool], None]) -> Gateway:
-    """`on_ready` hears whenever it changes whether both phases and memd are connected."""
-    peers = Peers([*Phase, MEMD], on_ready)
-    reporter = Reporter(world.clock, world.metrics, world.observations)
-    leases = LeaseKeeper(world.store, world.draw_lease_id)
-    directory = world.tenants
-    quotas = TenantQuotas.create(directory.quotas, lambda: pool.pool.block_size, world.clock)
-    dispatcher = _dispatcher(config, lambda: pool.pool.num_blocks)
-    queue = SequenceQueue(dispatcher, quotas, lambda: pool.pool.block_size, world.unix_ns)
+    """`on_ready` hears whenever it changes whether any replica is connected."""
+    directory, clock = world.tenants, world.clock
+    throughput = Throughput.create(clock)
+    quotas = TenantQuotas.create(directory.quotas, lambda: replicas.pool.block_size, clock)
+    deadlines = Deadlines(clock, world.timers, lambda request, error: reception.end(request, error))  # noqa: PLW0108
+    bounds = _bounds(config, directory)
+    door = DoorReporter(world.metrics)
 
-    def note_memd(connected: bool) -> None:
-        peers.set(MEMD, connected)
-        if not connected:
-            queue.forget_cache()
+    def shared() -> Shared:
+        return Shared(
+            config=config,
+            tokenizer=model.tokenizer,
+            bounds=bounds,
+            quotas=quotas,
+            deadlines=deadlines,
+            watch=reception,
+            throughput=throughput,
+            metrics=world.metrics,
+            clock=clock,
+            unix_ns=world.unix_ns,
+            draw_lease_id=world.draw_lease_id,
+            draw_request_id=world.draws.request_id,
+            wake=world.wake,
+        )
 
-    pool = PoolWatch(world.store, note_memd)
-    builder = _builder(model, world, queue, lambda request: orchestrator.admit_build(request))  # noqa: PLW0108 - made below
-    orchestrator = Orchestrator(
-        ports=world.phases,
-        leases=leases,
-        queue=queue,
-        bounds=_bounds(config, directory),
-        peers=peers,
-        reporter=reporter,
-        clock=world.clock,
-        unix_ns=world.unix_ns,
-        timers=world.timers,
-        note_segments=builder.note,
-        one_process=config.mode == "colocated",
+    around = Surroundings(
+        make=lambda address, notices: make_replica(address, world.connect(address), shared(), notices),
+        opened=world.opened,
+        closed=world.closed,
+        on_ready=on_ready,
     )
+    replicas = ReplicaSet(_fleet(config, world), around, clock, config.replica_lost_s)
+    outlook = Outlook(lambda: [replica.prospects for replica in replicas.serving])
+    reception = Reception(replicas, WaitingPlaces(bounds, throughput.requests, outlook), deadlines, door)
     frontend = Frontend(
         config=config,
         model=model,
         template=ChatTemplate(model.chat_template, _special_tokens(model), datetime.now),
-        pool=pool,
-        orchestrator=orchestrator,
-        reporter=reporter,
+        replicas=replicas,
+        reception=reception,
+        reporter=door,
         tenants=directory,
         quotas=quotas,
         draws=world.draws,
-        clock=world.clock,
+        clock=clock,
         unix_ns=world.unix_ns,
     )
-    return Gateway(orchestrator, frontend, leases, pool, StatusView(orchestrator, reporter, peers))
+    replicas.follow(world.replicas)
+    return Gateway(replicas, reception, frontend, StatusView(replicas, throughput))
 
 
-def _builder(
-    model: ModelMetadata, world: World, queue: SequenceQueue, admit: Callable[[Request], None]
-) -> SegmentBuilder:
-    return SegmentBuilder(
-        admit=admit,
-        note_entry=queue.note_entry,
-        tokenizer=model.tokenizer,
-        draw_request_id=world.draws.request_id,
-        clock=world.clock,
-        unix_ns=world.unix_ns,
-    )
-
-
-def _dispatcher(config: GatewayConfig, num_blocks: Callable[[], int]) -> Dispatcher[Sequence]:
-    policy = make_policy(config.queue_policy, PolicyOptions(config.max_wait_s))
-    return Dispatcher(policy, SentPrefixes(num_blocks), config.prefill_backlog_tokens)
+def _fleet(config: GatewayConfig, world: World) -> Fleet[Request]:
+    return Fleet(make_router(config.router, world.draws.seed()), world.clock)
 
 
 def _bounds(config: GatewayConfig, tenants: TenantDirectory) -> Bounds:

@@ -18,6 +18,7 @@ class Forks:
         self._ready = ready
         self._settled = settled
         self._tasks: set[asyncio.Task[None]] = set()
+        self._held: set[Sequence] = set()  # for which memd is asked
 
     def __bool__(self) -> bool:
         return bool(self._tasks)
@@ -27,13 +28,19 @@ class Forks:
         prompt_kv = request.sequences[0].prompt_kv
         for sibling in request.sequences[1:]:
             if sibling.state is State.HELD:
+                self._held.add(sibling)
                 self._spawn(self._fork(sibling, parent_lease_id, prompt_kv))
+
+    def discard(self, request: Request) -> None:
+        """It has ended or gone elsewhere: what memd answers yet is given back."""
+        self._held.difference_update(request.sequences)
 
     async def _fork(self, sibling: Sequence, parent_lease_id: int, prompt_kv: PromptKv) -> None:
         arrival = sibling.arrival
         num_tokens = len(arrival.prompt_token_ids) - 1
         lease_id = await self._leases.fork(parent_lease_id, arrival.request_id, num_tokens)
-        if sibling.state is State.HELD:
+        if sibling in self._held:
+            self._held.remove(sibling)
             if lease_id is not None:
                 sibling.fork(prompt_kv, lease_id)
             sibling.to(State.QUEUED)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from services.gateway.chat import ChatMessage, ChatTemplate
-from services.gateway.orchestrator import Orchestrator
-from services.gateway.pool import PoolWatch
 from services.gateway.quotas import TenantQuotas
-from services.gateway.reporting import Reporter
+from services.gateway.reception import Reception
+from services.gateway.replicas import ReplicaSet
+from services.gateway.reporting import DoorReporter
 from services.gateway.requests import Arrival, Request, new_request
 from services.gateway.resumption import NOTHING_CAME, Resume, check_answers, check_origin
 from services.gateway.reuse import PromptReuse, ReuseFields, ReuseTerms, check_reuse, find_reuse, spans_of_texts
@@ -103,9 +103,9 @@ class Frontend:
         config: GatewayConfig,
         model: ModelMetadata,
         template: ChatTemplate,
-        pool: PoolWatch,
-        orchestrator: Orchestrator,
-        reporter: Reporter,
+        replicas: ReplicaSet,
+        reception: Reception,
+        reporter: DoorReporter,
         tenants: TenantDirectory,
         quotas: TenantQuotas,
         draws: Draws,
@@ -115,8 +115,8 @@ class Frontend:
         self._config = config
         self._model = model
         self._template = template
-        self._pool = pool
-        self._orchestrator = orchestrator
+        self._replicas = replicas
+        self._reception = reception
         self._reporter = reporter
         self._tenants = tenants
         self._quotas = quotas
@@ -128,7 +128,7 @@ class Frontend:
     async def generate_text(self, call: Call, text: str) -> Request:
         """Answers a plain prompt; the model's own first token is put before it.
 
-        InvalidRequestError, and what `Orchestrator.admit` raises; so do the other two.
+        InvalidRequestError, and what `Reception.admit` raises; so do the other two.
         """
         with self._reporter.refusals(call.request_id):
             arrived = self._arrive(call, "text")
@@ -151,7 +151,7 @@ class Frontend:
 
     def cancel(self, request: Request) -> None:
         """Its client has gone; nothing happens when it has ended."""
-        self._orchestrator.cancel(request)
+        self._reception.cancel(request)
 
     def caller(self, authorization: str | None, peer: str, tenant: str = "") -> str:
         """Whose call it is, by its metadata and where it comes from, or the `tenant` that an operator names.
@@ -164,7 +164,7 @@ class Frontend:
 
     def abort(self, request_id: str, tenant: str = "") -> None:
         """NotFoundError when none of that tenant's is running under the name."""
-        self._orchestrator.abort(request_id, tenant)
+        self._reception.abort(request_id, tenant)
 
     async def tokenize_text(self, text: str) -> list[int]:
         """As `generate_text` would."""
@@ -183,7 +183,7 @@ class Frontend:
         if not start:
             problem = "is off, or the tenant shares nothing: nothing is kept of its prompts"
             raise ConfigError("gateway.prefix_cache", problem)
-        return CacheKeys(start, block_keys(start, token_ids, self._pool.pool.block_size))
+        return CacheKeys(start, block_keys(start, token_ids, self._replicas.pool.block_size))
 
     def model_info(self) -> ModelInfo:
         """NotReadyError before memd was there: the pool bounds the context."""
@@ -191,7 +191,7 @@ class Frontend:
         return ModelInfo(
             name=self._model.name,
             architecture=self._model.config.family,
-            dtype=self._pool.pool.dtype,
+            dtype=self._replicas.pool.dtype,
             vocab_size=limits.vocab_size,
             max_context_tokens=limits.max_context_tokens,
             max_output_tokens_default=limits.max_tokens_default,
@@ -207,7 +207,7 @@ class Frontend:
             least = self._tenants.quotas(call.tenant).min_recompute_ratio or 0.0
             check_reuse(call.reuse, max(least, self._config.min_recompute_ratio), prompt_field)
         limits = self._limits()
-        self._orchestrator.check_room(call.tenant, call.resume is not None, call.priority)
+        self._reception.check_room(call.tenant, call.resume is not None, call.priority)
         self._quotas.rates.check(call.tenant)
         unix_ns = self._unix_ns()
         if call.resume is not None:
@@ -238,13 +238,13 @@ class Frontend:
             arrival, self._model.tokenizer, self._config.max_buffered_tokens, call.resume or NOTHING_CAME
         )
         spent_s = self._clock.now() - arrived.clock_s
-        self._orchestrator.admit(request, None if call.remaining_s is None else call.remaining_s - spent_s)
+        self._reception.admit(request, None if call.remaining_s is None else call.remaining_s - spent_s)
         self._quotas.rates.note_request(call.tenant, len(token_ids))
         return request
 
     @property
     def _model_digest(self) -> str:
-        return self._pool.pool.contents[0]
+        return self._replicas.pool.contents[0]
 
     def _seed(self, call: Call) -> int:
         """For a client that names none."""
@@ -256,13 +256,13 @@ class Frontend:
         salt = self._tenants.salt(call.tenant)
         if salt is None or not self._config.prefix_cache:
             return b""
-        return shared_namespace(self._pool.pool.contents, call.cache_salt, salt)
+        return shared_namespace(self._replicas.pool.contents, call.cache_salt, salt)
 
     def _limits(self) -> Limits:
         config = self._model.config
         return Limits(
             vocab_size=config.vocab_size,
-            max_context_tokens=min(config.max_position_embeddings, self._pool.pool.max_tokens),
+            max_context_tokens=min(config.max_position_embeddings, self._replicas.pool.max_tokens),
             max_tokens_default=self._config.max_tokens_default,
             max_n=self._config.max_n,
             eos_token_ids=config.eos_token_ids,

@@ -22,10 +22,11 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A lease that a phase has. Its sequence may have ended for the client already."""
+    """A lease that a phase has. Its sequence may have ended for the client, or gone on in another lease, already."""
 
     sequence: Sequence
     phase: Phase
+    num_tokens: int  # when it was sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,13 @@ class Load:
     num_waiting: int
     num_prefilling: int
     num_decoding: int
+
+    def __add__(self, other: "Load") -> "Load":
+        return Load(
+            self.num_waiting + other.num_waiting,
+            self.num_prefilling + other.num_prefilling,
+            self.num_decoding + other.num_decoding,
+        )
 
 
 def load_of(num_queued: int, attempts: Iterable[Attempt], num_between: int, builds: Iterable[Request]) -> Load:

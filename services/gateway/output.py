@@ -23,6 +23,7 @@ class Usage:
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int
+    queue_ms: float = 0.0  # from its arrival until it was sent to prefill
     num_approximate_tokens: int = 0
     segments: tuple[SegmentUsage, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Which of the services that the gateway needs are connected."""
+"""Which of the services of a replica are connected."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,11 +8,12 @@ _log = structlog.get_logger()
 
 
 class Peers:
-    """Tells `on_ready` whenever it changes whether all peers are connected; at first none is."""
+    """Tells `on_change` whenever one has come or gone; at first none is there."""
 
-    def __init__(self, names: Sequence[str], on_ready: Callable[[bool], None]) -> None:
+    def __init__(self, replica: str, names: Sequence[str], on_change: Callable[[], None]) -> None:
+        self._replica = replica
         self._connected = dict.fromkeys(names, False)
-        self._on_ready = on_ready
+        self._on_change = on_change
 
     def connected(self, name: str) -> bool:
         """Whether that peer is."""
@@ -31,5 +32,5 @@ class Peers:
         self._connected[name] = connected
         if self.all_connected != was_ready:
             away = [peer for peer, there in self._connected.items() if not there]
-            _log.info("gateway.ready" if self.all_connected else "gateway.not_ready", away=away)
-            self._on_ready(self.all_connected)
+            _log.info("replica.ready" if self.all_connected else "replica.not_ready", replica=self._replica, away=away)
+        self._on_change()

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from services.gateway.load import Bounds
-from services.gateway.prospects import Prospects
+from services.gateway.prospects import Outlook
 from services.gateway.rates import RateMeter, retry_delay_s
 from services.gateway.requests import Arrival, Request
 from tandem.errors import QueueFullError
@@ -13,10 +13,10 @@ class WaitingPlaces:
     """Requests of which no phase has had anything yet. When they are too many, tenants with less than their part of
     the places may still come, up to that part: who floods the queue shuts out nobody else."""
 
-    def __init__(self, bounds: Bounds, completions: RateMeter, prospects: Prospects) -> None:
+    def __init__(self, bounds: Bounds, completions: RateMeter, outlook: Outlook) -> None:
         self._bounds = bounds
         self._completions = completions
-        self._prospects = prospects
+        self._outlook = outlook
         self._requests: set[Request] = set()
         self._num_by_tenant: Counter[str] = Counter()
         self._tokens_by_tenant: Counter[str] = Counter()  # of their prompts
@@ -31,7 +31,7 @@ class WaitingPlaces:
         What is resumed was taken on before: there is room for as much as a gateway that ended can have had. Of those
         with another priority than the usual some are in no hurry, and the others go first.
         """
-        more = self._bounds.max_running if resumed else 0
+        more = self._bounds.max_running * self._outlook.num_replicas if resumed else 0
         max_waiting, own = self._bounds.max_waiting + more, self._bounds.max_waiting_of(tenant)
         num_own = self._num_by_tenant[tenant]
         if own is not None and num_own >= own + more:
@@ -73,7 +73,7 @@ class WaitingPlaces:
         num_tenants = len(self._num_by_tenant.keys() | {tenant})
         num_tokens = min(self._num_tokens, num_tenants * self._tokens_by_tenant[tenant])
         num_requests = min(len(self), num_tenants * self._num_by_tenant[tenant])
-        return self._prospects.is_too_late(num_tokens, num_requests, self._completions.per_second())
+        return self._outlook.is_too_late(num_tokens, num_requests, self._completions.per_second())
 
     def _full(self, what: str) -> QueueFullError:
         delay_s = retry_delay_s(len(self), self._completions.per_second())

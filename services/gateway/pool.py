@@ -27,15 +27,43 @@ class Pool:
     block_size: int = 1
     num_blocks: int = 0  # that sequences can have
 
+    def is_like(self, other: "Pool") -> bool:
+        """Whether the same tokens have the same KV there, in the same blocks."""
+        return not self.differences(other)
+
+    def differences(self, other: "Pool") -> dict[str, str]:
+        """What both have, of what should be the same."""
+        pairs = {
+            "model_digest": (self.contents[0], other.contents[0]),
+            "kv_dtype": (self.contents[1], other.contents[1]),
+            "dtype": (self.dtype, other.dtype),
+            "block_size": (str(self.block_size), str(other.block_size)),
+        }
+        return {name: f"{own} instead of {others}" for name, (own, others) in pairs.items() if own != others}
+
 
 class PoolWatch:
-    """Knows the pool since memd was first there. `on_connected` hears when it comes and goes."""
+    """Knows the pool since memd was first there. `on_connected` hears when it comes and goes.
 
-    def __init__(self, store: MemoryStore, on_connected: Callable[[bool], None]) -> None:
+    A memd whose pool `accepts` does not take counts as one that is away.
+    """
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        on_connected: Callable[[bool], None],
+        accepts: Callable[[Pool], bool] = lambda _pool: True,
+    ) -> None:
         self._store = store
         self._on_connected = on_connected
+        self._accepts = accepts
         self._pool: Pool | None = None
         self._answered: bool | None = None  # at the last poll
+
+    @property
+    def is_known(self) -> bool:
+        """Whether memd was there."""
+        return self._pool is not None
 
     @property
     def pool(self) -> Pool:
@@ -54,7 +82,7 @@ class PoolWatch:
             pool = pool_of(await self._store.statistics())
         except TandemError:
             pool = None
-        answered = pool is not None and pool.max_tokens > 0
+        answered = pool is not None and pool.max_tokens > 0 and self._accepts(pool)
         if answered:
             self._pool = pool
         if answered is not self._answered:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from services.gateway.requests import Request
 from tandem.types import RequestObservation, SequenceSpec
 
 
@@ -21,6 +22,26 @@ class PhasePort(Protocol):
 
     def abort(self, lease_id: int) -> None:
         """Asks the phase to let go; it answers, unless it has let go already."""
+        ...
+
+
+class RequestWatch(Protocol):
+    """Who hears what becomes of clients' requests."""
+
+    def sent(self, request: Request) -> None:
+        """Prefill gets something of it for the first time."""
+        ...
+
+    def prefilled(self, request: Request, num_computed_tokens: int) -> None:
+        """Its first token is about to be taken in; of the prompt so much was computed for it."""
+        ...
+
+    def ended(self, request: Request) -> None:
+        """It has, by whatever cause."""
+        ...
+
+    def changed(self) -> None:
+        """Some may have been sent, or have ended."""
         ...
 
 

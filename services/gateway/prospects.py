@@ -5,6 +5,7 @@ refuses the rest at once, goes on serving as much in time as it can at its best.
 """
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tandem.clock import Clock
@@ -80,3 +81,21 @@ class Prospects:
         num_over = self._num_in.total() + num_requests + 1 - self.num_places
         place_s = num_over / completions_per_s if num_over > 0 and completions_per_s else 0.0
         return max(prompts_s, place_s) > MARGIN * self._promise.ttft_s
+
+
+class Outlook:
+    """The same over all replicas that get requests: what waits is shared out among them."""
+
+    def __init__(self, replicas: Callable[[], Sequence[Prospects]]) -> None:
+        self._replicas = replicas
+
+    @property
+    def num_replicas(self) -> int:
+        """At least one."""
+        return max(1, len(self._replicas()))
+
+    def is_too_late(self, num_tokens: int, num_requests: int, completions_per_s: float) -> bool:
+        """As of `Prospects`, in every one of them."""
+        each, num = self._replicas(), self.num_replicas
+        share = (-(-num_tokens // num), -(-num_requests // num), completions_per_s / num)
+        return bool(each) and all(prospects.is_too_late(*share) for prospects in each)

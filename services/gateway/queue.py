@@ -26,23 +26,29 @@ class SequenceQueue:
         quotas: TenantQuotas,
         block_size: Callable[[], int],
         unix_ns: Callable[[], int],
+        on_entered: Callable[[], object] = lambda: None,
     ) -> None:
-        """`block_size` is known when there are sequences."""
+        """`block_size` is known when there are sequences. `on_entered`: one that was behind a quota has its place."""
         self._quotas = quotas
         self._dispatcher = dispatcher
         self._block_size = block_size
         self._unix_ns = unix_ns
+        self._on_entered = on_entered
         self._speed = PrefillSpeed()
         self._entries = KnownEntries(NUM_KNOWN_ENTRIES)
         self._keys: dict[Sequence, SequenceKeys] = {}  # of those that have waited and are not retired
+        self._parked: set[Sequence] = set()  # behind a quota of their tenant
 
     def __len__(self) -> int:
-        return len(self._dispatcher) + len(self._quotas.running)
+        return len(self._dispatcher) + len(self._parked)
 
     def push(self, sequence: Sequence) -> None:
         """It waits from now on."""
-        if sequence.arrival.is_build or self._quotas.running.enter(sequence):
-            self._dispatcher.push(sequence, self._claim(sequence))
+        if sequence.arrival.is_build:
+            self._line_up(sequence)
+        else:
+            self._parked.add(sequence)
+            self._quotas.running.enter(sequence, self._let_in)
 
     def take(self) -> Sequence | None:
         """Whose turn it is; None while prefill has enough. What is taken counts as sent."""
@@ -57,8 +63,7 @@ class SequenceQueue:
         if prefilled is None:
             self._dispatcher.finish(sequence)
             return
-        num_approximate = sum(outcome.num_approximate for outcome in prefilled.segments) if prefilled.segments else 0
-        num_computed = max(1, len(sequence.token_ids) - prefilled.num_cached_tokens - num_approximate)
+        num_computed = num_computed_tokens(sequence, prefilled)
         self._speed.note(num_computed, prefilled.compute_ms)
         self._dispatcher.finish(sequence, num_computed)
         if prefilled.segments:
@@ -73,9 +78,18 @@ class SequenceQueue:
             self._dispatcher.charge(sequence.arrival.tenant, ANSWER_TOKEN_WORK * sequence.num_new_tokens)
         if sequence.arrival.is_build:
             return
+        self._parked.discard(sequence)
         self._quotas.rates.note_answer(sequence.arrival.tenant, sequence.num_new_tokens)
-        for entered in self._quotas.running.leave(sequence):
-            self._dispatcher.push(entered, self._claim(entered))
+        self._quotas.running.leave(sequence)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """It goes on in another replica, and keeps the place that it has among its tenant's."""
+        self._dispatcher.discard(sequence)
+        self._dispatcher.finish(sequence)
+        self._keys.pop(sequence, None)
+        if sequence in self._parked:
+            self._parked.remove(sequence)
+            self._quotas.running.leave(sequence)
 
     def forget_cache(self) -> None:
         """memd has gone, or begun anew."""
@@ -89,6 +103,14 @@ class SequenceQueue:
     def least_prefill_s(self, sequence: Sequence) -> float:
         """How long its prompt takes at the least, when it is next and alone; 0 when that is not known."""
         return self._speed.least_s(self._dispatcher.sent_work_tokens(sequence))
+
+    def _let_in(self, sequence: Sequence) -> None:
+        self._parked.remove(sequence)
+        self._line_up(sequence)
+        self._on_entered()
+
+    def _line_up(self, sequence: Sequence) -> None:
+        self._dispatcher.push(sequence, self._claim(sequence))
 
     def _claim(self, sequence: Sequence) -> Claim:
         arrival, token_ids, block_size = sequence.arrival, sequence.token_ids, self._block_size()
@@ -123,3 +145,9 @@ class SequenceQueue:
         for segment, found in sightings(reuse, prefilled.segments):
             self._entries.note(segment.key, found=found)
         self._dispatcher.publish(keys.of(sequence.token_ids[: prefilled.num_publishable_tokens]))
+
+
+def num_computed_tokens(sequence: Sequence, prefilled: Prefilled) -> int:
+    """By prefill, before its token is taken in."""
+    num_approximate = sum(outcome.num_approximate for outcome in prefilled.segments) if prefilled.segments else 0
+    return max(1, sequence.num_tokens - prefilled.num_cached_tokens - num_approximate)

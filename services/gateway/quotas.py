@@ -89,6 +89,7 @@ class _Use:
     blocks: dict[Sequence, int] = field(default_factory=dict)  # at their longest
     num_blocks: int = 0
     parked: SortedKeyList = field(default_factory=lambda: SortedKeyList(key=_order))
+    doors: dict[Sequence, Callable[[Sequence], None]] = field(default_factory=dict)  # of the parked, into their queues
 
 
 class RunningQuotas:
@@ -115,30 +116,33 @@ class RunningQuotas:
             problem = f"takes an answer to {num_blocks} KV blocks, and max_kv_blocks of {arrival.tenant!r} is {bound}"
             raise InvalidRequestError("sampling.max_tokens", f"{problem}; ask for less, or send a shorter prompt")
 
-    def enter(self, sequence: Sequence) -> bool:
-        """Whether it may wait for prefill now; otherwise `leave` returns it some time. Again is yes."""
+    def enter(self, sequence: Sequence, let_in: Callable[[Sequence], None]) -> None:
+        """It is let in as soon as it may wait for prefill: now, or when others have left. Again is at once."""
         tenant = sequence.arrival.tenant
         quotas = self._quotas_of(tenant)
         use = self._tenants.setdefault(tenant, _Use())
         if sequence in use.blocks:
-            return True
-        if use.parked or not self._take(use, quotas, sequence):
+            let_in(sequence)
+        elif use.parked or not self._take(use, quotas, sequence):
             use.parked.add(sequence)
-            return False
-        return True
+            use.doors[sequence] = let_in
+        else:
+            let_in(sequence)
 
-    def leave(self, sequence: Sequence) -> tuple[Sequence, ...]:
-        """It has ended. Returns those that have a place by that."""
+    def leave(self, sequence: Sequence) -> None:
+        """It has ended. Those that have a place by that are let in."""
         tenant = sequence.arrival.tenant
         use = self._tenants.get(tenant)
         if use is None:
-            return ()
+            return
         use.num_blocks -= use.blocks.pop(sequence, 0)
         use.parked.discard(sequence)
+        use.doors.pop(sequence, None)
         entered = self._unpark(use, self._quotas_of(tenant))
         if not use.blocks and not use.parked:
             del self._tenants[tenant]
-        return entered
+        for each in entered:
+            use.doors.pop(each)(each)
 
     def _unpark(self, use: _Use, quotas: Quotas) -> tuple[Sequence, ...]:
         entered: list[Sequence] = []

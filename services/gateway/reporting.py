@@ -1,10 +1,11 @@
-"""What is told of requests: metrics, the log, and the controller's observations.
+"""What is told of requests: metrics, the log, and the controllers' observations.
 
 Nothing of what the gateway has computed for itself.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import structlog
 
@@ -20,16 +21,24 @@ from tandem.types import FinishReason, Prefilled, RequestClass, RequestObservati
 _log = structlog.get_logger()
 
 
-class Reporter:
-    """Told by the orchestrator what happens; keeps nothing of a request itself."""
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Of all replicas together."""
 
-    def __init__(self, clock: Clock, metrics: GatewayMetrics, observations: ObservationSink) -> None:
-        self.requests = RateMeter(clock)
-        self.tokens = RateMeter(clock)
-        self._clock = clock
+    requests: RateMeter  # that were completed
+    tokens: RateMeter
+
+    @classmethod
+    def create(cls, clock: Clock) -> "Throughput":
+        """Nothing yet."""
+        return cls(RateMeter(clock), RateMeter(clock))
+
+
+class DoorReporter:
+    """Told of requests on their way in, before they have a replica."""
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
-        self._observations = observations
-        self._num_uncounted_tokens = 0
 
     @contextmanager
     def refusals(self, request_id: str) -> Iterator[None]:
@@ -54,6 +63,24 @@ class Reporter:
             priority=arrival.priority,
         )
 
+    def load(self, num_waiting: int, num_requests: int) -> None:
+        """How full the gateway is now: requests that wait, and all of them."""
+        self._metrics.num_requests_waiting.set(num_waiting)
+        self._metrics.num_requests_running.set(num_requests - num_waiting)
+
+
+class Reporter:
+    """Told by one replica's orchestrator what happens; keeps nothing of a request itself."""
+
+    def __init__(
+        self, clock: Clock, metrics: GatewayMetrics, observations: ObservationSink, throughput: Throughput
+    ) -> None:
+        self._clock = clock
+        self._metrics = metrics
+        self._observations = observations
+        self._throughput = throughput
+        self._num_uncounted_tokens = 0
+
     def prefilled(self, request: Request, sequence: Sequence, entry: Prefilled) -> None:
         """A first prefill: `entry` comes before its token is taken in."""
         if request.arrival.is_build:
@@ -62,6 +89,8 @@ class Reporter:
         self._metrics.prompt_tokens.inc(num_prompt_tokens)
         self._metrics.prefix_cache_queries.inc(num_prompt_tokens)
         self._metrics.prefix_cache_hits.inc(sequence.num_cached_tokens)
+        for source, num_tokens in sequence.num_tokens_by_source().items():
+            self._metrics.prompt_tokens_by_source.labels(source).inc(num_tokens)
         if not request.started:
             request.prefill_compute_ms = entry.compute_ms
 
@@ -77,7 +106,7 @@ class Reporter:
 
     def message_taken(self) -> None:
         """A phase's message is taken in: counts its tokens."""
-        self.tokens.add(self._num_uncounted_tokens)
+        self._throughput.tokens.add(self._num_uncounted_tokens)
         self._metrics.generation_tokens.inc(self._num_uncounted_tokens)
         self._num_uncounted_tokens = 0
 
@@ -94,16 +123,11 @@ class Reporter:
             num_output_tokens=len(sequence.output_token_ids),
         )
 
-    def load(self, num_waiting: int, num_requests: int) -> None:
-        """How full the gateway is now: requests that wait, and all of them."""
-        self._metrics.num_requests_waiting.set(num_waiting)
-        self._metrics.num_requests_running.set(num_requests - num_waiting)
-
     def completed(self, request: Request, reason: FinishReason, unix_ns: int, num_waiting: int) -> None:
         """Every answer is complete; `reason` is the last one's."""
         if request.arrival.is_build:
             return
-        self.requests.add()
+        self._throughput.requests.add()
         name = reason.name.lower()
         self._metrics.request_success.labels(name).inc()
         self._metrics.e2e_request_latency_seconds.observe(self._clock.now() - request.arrival.clock_s)

@@ -14,6 +14,8 @@ from services.gateway.validation import ResolvedRequest, seed_of_answer
 from tandem.errors import InvalidRequestError
 from tandem.types import ContentKind, FinishReason, Prefilled, SegmentOutcome, SequenceOutput, SequenceSpec
 
+NS_PER_MS = 1e6
+
 
 class State(Enum):
     """Where a sequence is."""
@@ -84,6 +86,7 @@ class Sequence:
         self.state = State.QUEUED if index == 0 else State.HELD
         self.lease_id: int | None = None
         self.sent_unix_ns = 0  # to prefill, the last time
+        self._queue_ms = 0.0  # until it was sent the first time
         self.output_token_ids: list[int] = []
         self.num_resumed_tokens = 0  # of them, those that its client had before it was taken up here
         self.num_cached_tokens = 0
@@ -104,6 +107,12 @@ class Sequence:
     def num_approximate_tokens(self) -> int:
         """Of the prompt, in its first prefill: those whose KV was computed elsewhere."""
         return sum(outcome.num_approximate for outcome in self._outcomes) if self._outcomes else 0
+
+    def num_tokens_by_source(self) -> dict[str, int]:
+        """Of the prompt, in its first prefill; together they are the whole prompt."""
+        recomputed = sum(outcome.num_computed for outcome in self._outcomes if outcome.found)
+        reused = {"exact": self.num_cached_tokens, "approximate": self.num_approximate_tokens, "recomputed": recomputed}
+        return {**reused, "computed": len(self.arrival.prompt_token_ids) - sum(reused.values())}
 
     @property
     def num_new_tokens(self) -> int:
@@ -128,6 +137,12 @@ class Sequence:
             raise ValueError(f"answer {self.index} of {self.arrival.request_id}: {self.state} to {state}")
         self.state = state
 
+    def note_sent(self, unix_ns: int) -> None:
+        """To prefill. What is told of its waiting ends with the first time."""
+        if not self.sent_unix_ns:
+            self._queue_ms = max(0, unix_ns - self.arrival.unix_ns) / NS_PER_MS
+        self.sent_unix_ns = unix_ns
+
     def fork(self, prompt_kv: PromptKv, lease_id: int) -> None:
         """Goes on from the prompt that answer 0 has computed, in a lease that has it."""
         self.lease_id = lease_id
@@ -139,6 +154,13 @@ class Sequence:
         self.lease_id = None
         self._is_forked = False
         self.to(State.QUEUED)
+
+    def start_elsewhere(self) -> None:
+        """An unfinished one leaves its replica: it is in no lease and in no phase; what was emitted stays."""
+        self.lease_id = None
+        self._is_forked = False
+        if self.state not in (State.HELD, State.QUEUED):
+            self.to(State.QUEUED)
 
     def note_prefilled(self, entry: Prefilled) -> bool:
         """Before its token is taken in. Whether it is its first: what a client is told of its prompt."""
@@ -196,10 +218,14 @@ class Sequence:
         num_prompt_tokens = len(self.arrival.prompt_token_ids)
         num_output_tokens = len(self.output_token_ids)
         if not self._outcomes or self.arrival.reuse is None:
-            return Usage(num_prompt_tokens, num_output_tokens, self.num_cached_tokens)
-        segments = tuple(map(SegmentUsage, self.arrival.reuse.spec.spans, self._outcomes))
+            return Usage(num_prompt_tokens, num_output_tokens, self.num_cached_tokens, self._queue_ms)
         return Usage(
-            num_prompt_tokens, num_output_tokens, self.num_cached_tokens, self.num_approximate_tokens, segments
+            num_prompt_tokens,
+            num_output_tokens,
+            self.num_cached_tokens,
+            self._queue_ms,
+            self.num_approximate_tokens,
+            tuple(map(SegmentUsage, self.arrival.reuse.spec.spans, self._outcomes)),
         )
 
     def _note_usage(self, entry: Prefilled) -> None:
@@ -256,6 +282,11 @@ class Request:
         return RequestName(self.arrival.tenant, self.arrival.request_id)
 
     @property
+    def was_sent(self) -> bool:
+        """Whether a phase has had anything of it."""
+        return any(sequence.sent_unix_ns for sequence in self.sequences)
+
+    @property
     def started(self) -> bool:
         """Whether it has got a first token here."""
         return any(sequence.num_new_tokens for sequence in self.sequences)
@@ -279,6 +310,12 @@ class Request:
     def unfinished(self) -> tuple[Sequence, ...]:
         """Answers that go on."""
         return tuple(sequence for sequence in self.sequences if sequence.state is not State.FINISHED)
+
+    def start_elsewhere(self) -> None:
+        """Every unfinished answer goes on from its last token, in another replica."""
+        for sequence in self.unfinished:
+            sequence.start_elsewhere()
+        _queue(self.sequences)
 
 
 def new_request(

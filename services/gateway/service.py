@@ -15,7 +15,7 @@ from services.gateway.output import Piece, SegmentUsage, Usage, merged
 from services.gateway.requests import Request
 from services.gateway.resumption import Origin, Resume, ResumedAnswer
 from services.gateway.reuse import ReuseFields
-from services.gateway.status import StatusView
+from services.gateway.status import ReplicaStatus, StatusView
 from services.gateway.tenants import authorization_of
 from services.gateway.validation import SamplingFields
 from tandem import __version__
@@ -124,6 +124,7 @@ class GatewayServicer(GatewayServiceServicer):
             memd_connected=status.memd_connected,
             requests_per_s=status.requests_per_s,
             tokens_per_s=status.tokens_per_s,
+            replicas=map(_replica_status, status.replicas),
         )
 
     async def _generate(self, request: pb.GenerateRequest, context: Context) -> Request:
@@ -248,6 +249,7 @@ def _usage(usage: Usage) -> pb.Usage:
         num_cached_tokens=usage.num_cached_tokens,
         num_approximate_tokens=usage.num_approximate_tokens,
         segments=[_segment_usage(segment) for segment in usage.segments],
+        queue_ms=usage.queue_ms,
     )
 
 
@@ -259,6 +261,17 @@ def _segment_usage(segment: SegmentUsage) -> pb.SegmentUsage:
         num_exact=outcome.num_exact,
         num_approximate=outcome.num_approximate,
         num_computed=outcome.num_computed,
+    )
+
+
+def _replica_status(replica: ReplicaStatus) -> pb.ReplicaStatus:
+    return pb.ReplicaStatus(
+        name=replica.name,
+        state=replica.state,
+        ready=replica.is_ready,
+        num_waiting=replica.load.num_waiting,
+        num_prefilling=replica.load.num_prefilling,
+        num_decoding=replica.load.num_decoding,
     )
 
 

@@ -20,6 +20,7 @@ NAMES = (
     "reuse",
     "routing",
     "run",
+    "segments",
     "shift",
     "simulate",
     "soak",

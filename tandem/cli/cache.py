@@ -12,9 +12,10 @@ from rich.table import Table
 
 from tandem.cli.access import access_options
 from tandem.cli.asking import ask_memd
-from tandem.cli.deployment import Deployment, Overrides, connected, deployment_options, resolve
+from tandem.cli.deployment import Deployment, Overrides, connected, deployment_options, replica_option, resolve
 from tandem.cli.documents import Document, read_document
 from tandem.cli.output import new_console
+from tandem.cli.programs import replica_dirs
 from tandem.client import Access, Client
 from tandem.config.tenants import check_name
 from tandem.errors import InvalidRequestError, NotFoundError
@@ -42,25 +43,29 @@ def cache() -> None:
 @cache.command(name="ls")
 @click.argument("namespace", required=False, metavar="[NAMESPACE]")
 @click.option("--limit", default=DEFAULT_LIMIT, show_default=True, type=click.IntRange(1), help="Rows, newest first.")
+@replica_option
 @deployment_options
-def list_runs(namespace: str | None, limit: int, config_file: Path | None, run_dir: Path | None) -> None:
+def list_runs(
+    namespace: str | None, *, limit: int, replica: int, config_file: Path | None, run_dir: Path | None
+) -> None:
     """List cached prefixes: the tokens of a prompt that each covers, how often it was found, how long ago.
 
     NAMESPACE, or its beginning, leaves out the others: those with another salt, model or KV dtype.
     """
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
-    runs = ask_cache(deployment, lambda store: store.runs())
-    statistics = ask_memd(deployment.address("memd"))
+    memd = deployment.address("memd", replica)
+    runs, statistics = ask_cache(memd, CacheClient.runs), ask_memd(memd)
     chosen = [run for run in runs if run.namespace.hex().startswith(namespace or "")]
     new_console().print(runs_table(chosen, statistics.fingerprint.block_size, limit))
 
 
 @cache.command()
+@replica_option
 @deployment_options
-def stats(config_file: Path | None, run_dir: Path | None) -> None:
+def stats(replica: int, config_file: Path | None, run_dir: Path | None) -> None:
     """Show how much of what was asked for was there, and what the blocks hold."""
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
-    new_console().print(statistics_table(ask_memd(deployment.address("memd"))))
+    new_console().print(statistics_table(ask_memd(deployment.address("memd", replica))))
 
 
 @cache.command()
@@ -81,18 +86,18 @@ def rm(
 ) -> None:
     """Forget what was computed in each NAMESPACE (as `ls` shows it) and of segments for it, pinned or not.
 
-    What running requests use is not found any more, and free when they end.
+    Of every replica of `up --replicas`. What running requests use is not found any more, and free when they end.
     """
     if not (namespaces or everything or salt is not None or tenant):
         raise click.UsageError("name a NAMESPACE, a --salt, a --tenant, or --all")
     deployment = resolve(Overrides(where["config_file"], where["run_dir"]), os.environ)
     if everything:
-        _remove(deployment, "all", lambda store: store.remove_all())
+        _remove(deployment, "all", CacheClient.remove_all)
         return
     if tenant:
         domain = tenant_domain(deployment, tenant)
-        _remove(deployment, tenant, lambda store: store.remove_domain(domain))
-    runs = ask_cache(deployment, lambda store: store.runs()) if namespaces else ()
+        _remove(deployment, tenant, partial(CacheClient.remove_domain, domain=domain))
+    runs = _all_runs(deployment) if namespaces else ()
     chosen = [find_namespace(runs, each) for each in namespaces]
     if salt is not None:
         chosen.append(asyncio.run(prompt_keys(deployment.address("gateway"), (), salt, access)).namespace)
@@ -135,14 +140,23 @@ def compute(client: Client, document: Document, salt: str) -> int:
 
 
 def keep(deployment: Deployment, document: Document, keys: Sequence[bytes]) -> int:
-    """Pins a computed document's whole blocks; how many were not pinned before. PinQuotaError, NotFoundError."""
-    try:
-        return ask_cache(deployment, lambda store: store.pin(keys))
-    except NotFoundError as error:
-        reason = (
-            f"{document.path}: {error}: the pool was too full to keep it; register it again when there is less load"
-        )
-        raise NotFoundError(reason) from error
+    """Pins a computed document's whole blocks in each replica that has them; how many were not pinned before.
+
+    PinQuotaError; NotFoundError: none has them.
+    """
+    missing: list[NotFoundError] = []
+    pinned: list[int] = []
+    for memd in _memds(deployment):
+        try:
+            pinned.append(ask_cache(memd, partial(CacheClient.pin, keys=keys)))
+        except NotFoundError as error:
+            missing.append(error)
+    if pinned:
+        return sum(pinned)
+    reason = (
+        f"{document.path}: {missing[0]}: the pool was too full to keep it; register it again when there is less load"
+    )
+    raise NotFoundError(reason)
 
 
 def find_namespace(runs: Sequence[CachedRun], beginning: str) -> bytes:
@@ -162,11 +176,11 @@ def tenant_domain(deployment: Deployment, tenant: str) -> bytes:
     return domain_of(keys.namespace)
 
 
-def ask_cache(deployment: Deployment, ask: Callable[[CacheClient], Awaitable[_T]]) -> _T:
-    """One call of memd's."""
+def ask_cache(memd: str, ask: Callable[[CacheClient], Awaitable[_T]]) -> _T:
+    """One call of the memd at that address."""
 
     async def call() -> _T:
-        async with CacheClient(deployment.address("memd")) as client:
+        async with CacheClient(memd) as client:
             return await ask(client)
 
     return asyncio.run(call())
@@ -222,6 +236,16 @@ def _num_blocks(runs: Sequence[CachedRun], kind: ContentKind) -> list[int]:
 
 
 def _remove(deployment: Deployment, name: str, ask: Callable[[CacheClient], Awaitable[Withdrawal]]) -> None:
-    gone = ask_cache(deployment, ask)
-    later = f", {gone.num_leased_blocks} when their requests end" if gone.num_leased_blocks else ""
-    click.echo(f"{name}: {gone.num_freed_blocks} blocks are free{later}")
+    gone = [ask_cache(memd, ask) for memd in _memds(deployment)]
+    num_leased = sum(each.num_leased_blocks for each in gone)
+    later = f", {num_leased} when their requests end" if num_leased else ""
+    click.echo(f"{name}: {sum(each.num_freed_blocks for each in gone)} blocks are free{later}")
+
+
+def _memds(deployment: Deployment) -> list[str]:
+    """Of the replicas on this machine."""
+    return [deployment.address("memd", replica) for replica in replica_dirs(deployment.run_dir)]
+
+
+def _all_runs(deployment: Deployment) -> list[CachedRun]:
+    return [run for memd in _memds(deployment) for run in ask_cache(memd, CacheClient.runs)]

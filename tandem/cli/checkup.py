@@ -11,6 +11,7 @@ import psutil
 
 from tandem.cli.deployment import Deployment
 from tandem.cli.events import last_lines, parse_line
+from tandem.cli.programs import Program, replica_dirs
 from tandem.cli.sm_check import SmReport
 from tandem.cli.supervision import log_path
 from tandem.device.cpu.cores import available_cores
@@ -135,16 +136,22 @@ def _port(host: str, port: int) -> str:
 
 
 def _applied(deployment: Deployment) -> Iterator[Finding]:
+    for replica in replica_dirs(deployment.run_dir):
+        yield from _applied_in(deployment, replica)
+
+
+def _applied_in(deployment: Deployment, replica: int) -> Iterator[Finding]:
     try:
-        with ControllerClient(deployment.address("controller")) as client:
+        with ControllerClient(deployment.address("controller", replica)) as client:
             phases = client.status().phases
     except TandemError as error:
-        yield Finding("shares", f"not known: {error}")
+        yield Finding(Program("shares", replica).name, f"not known: {error}")
         return
     for status in phases:
-        attached_s = seconds_to_serve(last_lines(log_path(deployment.run_dir, status.phase), NUM_LINES_SEARCHED))
+        name = Program(status.phase, replica).name
+        attached_s = seconds_to_serve(last_lines(log_path(deployment.run_dir, name), NUM_LINES_SEARCHED))
         attached = "" if attached_s is None else f"; attached and serving {attached_s:.1f} s after its start"
-        yield Finding(str(status.phase), (status.applied_detail or "no share applied yet") + attached)
+        yield Finding(name, (status.applied_detail or "no share applied yet") + attached)
 
 
 def seconds_to_serve(lines: Sequence[str]) -> float | None:

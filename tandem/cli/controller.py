@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from tandem.cli.deployment import Overrides, deployment_options, resolve
+from tandem.cli.deployment import Overrides, deployment_options, replica_option, resolve
 from tandem.cli.output import new_console
 from tandem.errors import InvalidRequestError
 from tandem.partition.planner import AdmissionAdvice
@@ -24,44 +24,49 @@ def controller() -> None:
 
 
 @controller.command()
+@replica_option
 @deployment_options
-def status(config_file: Path | None, run_dir: Path | None) -> None:
+def status(replica: int, config_file: Path | None, run_dir: Path | None) -> None:
     """Show the split in force and what each phase has made of it."""
-    with _client(config_file, run_dir) as client:
+    with _client(replica, config_file, run_dir) as client:
         new_console().print(status_table(client.status()))
 
 
 @controller.command()
+@replica_option
 @deployment_options
-def history(config_file: Path | None, run_dir: Path | None) -> None:
+def history(replica: int, config_file: Path | None, run_dir: Path | None) -> None:
     """Show the newest decisions: seen, predicted, decided, applied."""
-    with _client(config_file, run_dir) as client:
+    with _client(replica, config_file, run_dir) as client:
         new_console().print(history_table(client.history()))
 
 
 @controller.command(name="set")
 @click.argument("split", metavar="X,Y")
+@replica_option
 @deployment_options
-def set_split(split: str, config_file: Path | None, run_dir: Path | None) -> None:
+def set_split(split: str, *, replica: int, config_file: Path | None, run_dir: Path | None) -> None:
     """Fix the split at X percent for prefill and Y for decode; the planner pauses."""
-    with _client(config_file, run_dir) as client:
+    with _client(replica, config_file, run_dir) as client:
         click.echo(f"decision {client.set_split(parse_split(split))}; the planner is paused")
 
 
 @controller.command()
+@replica_option
 @deployment_options
-def pause(config_file: Path | None, run_dir: Path | None) -> None:
+def pause(replica: int, config_file: Path | None, run_dir: Path | None) -> None:
     """Keep the split in force; the planner is not asked."""
-    with _client(config_file, run_dir) as client:
+    with _client(replica, config_file, run_dir) as client:
         client.set_paused(True)
     click.echo("the planner is paused")
 
 
 @controller.command()
+@replica_option
 @deployment_options
-def resume(config_file: Path | None, run_dir: Path | None) -> None:
+def resume(replica: int, config_file: Path | None, run_dir: Path | None) -> None:
     """Let the planner decide again."""
-    with _client(config_file, run_dir) as client:
+    with _client(replica, config_file, run_dir) as client:
         client.set_paused(False)
     click.echo("the planner decides")
 
@@ -120,5 +125,5 @@ def _applied(record: DecisionRecord) -> list[str]:
     ]
 
 
-def _client(config_file: Path | None, run_dir: Path | None) -> ControllerClient:
-    return ControllerClient(resolve(Overrides(config_file, run_dir), os.environ).address("controller"))
+def _client(replica: int, config_file: Path | None, run_dir: Path | None) -> ControllerClient:
+    return ControllerClient(resolve(Overrides(config_file, run_dir), os.environ).address("controller", replica))

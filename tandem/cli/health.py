@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from tandem.cli.deployment import Deployment
+from tandem.cli.programs import Program
 from tandem.config.settings import sockets_of
 from tandem.rpc.health_probe import probe
 from tandem.rpc.names import SERVICE_NAMES
@@ -18,9 +19,10 @@ class Health(StrEnum):
     UNREACHABLE = "UNREACHABLE"  # also: does not know the service
 
 
-def probe_service(deployment: Deployment, service: str) -> Health:
-    """The worst of what it says on each of its sockets."""
-    told = {_probe(deployment.address(name), SERVICE_NAMES[name]) for name in sockets_of(service)}
+def probe_program(deployment: Deployment, program: Program) -> Health:
+    """The worst of what the service says on each of its sockets."""
+    addresses = {name: deployment.address(name, program.replica) for name in sockets_of(program.service)}
+    told = {_probe(address, SERVICE_NAMES[name]) for name, address in addresses.items()}
     return next(health for health in (Health.UNREACHABLE, Health.NOT_SERVING, Health.SERVING) if health in told)
 
 

@@ -14,14 +14,24 @@ import psutil
 from rich.console import Console
 
 from tandem.cli import leftovers
-from tandem.cli.deployment import Deployment, Overrides, deployment_options, make_run_dir, resolve
+from tandem.cli.deployment import (
+    MAX_REPLICAS,
+    Deployment,
+    Overrides,
+    deployment_options,
+    make_run_dir,
+    replica_option,
+    resolve,
+)
 from tandem.cli.first_answer import show_first_answer
 from tandem.cli.mps import end_client, environments, find_mps, start_mps, stop_clients, stop_mps, stop_service
 from tandem.cli.output import new_console
+from tandem.cli.programs import Program, replica_dirs
 from tandem.cli.readiness import last_words, look, shown_on, wait_until_serving
 from tandem.cli.spares import forget_shares
 from tandem.cli.supervision import KILL_MARGIN_S, DaemonState, Supervisor, render_conf
 from tandem.clock import MonotonicClock
+from tandem.config.local_replicas import replica_dir
 from tandem.config.settings import MODES, SERVICES
 from tandem.device.cuda.mps import MpsControl
 from tandem.errors import ConfigError, NotReadyError
@@ -36,6 +46,15 @@ POLL_S = 0.25
 @click.option("--model", help="default, a GGUF file, a Hugging Face folder, or random:CONFIG.JSON.")
 @click.option("--port", type=click.IntRange(0, 65535), help="TCP port of the gateway; 0 takes any free one.")
 @click.option("--mode", type=click.Choice(list(MODES)), help="One process for each phase (default), or both in one.")
+@click.option(
+    "--replicas",
+    "num_replicas",
+    type=click.IntRange(1, MAX_REPLICAS),
+    default=1,
+    show_default=True,
+    help="Of all services but the gateway, which says whose a request is.",
+)
+@click.option("--no-gateway", is_flag=True, help="Serve a gateway elsewhere, which names this in its `replicas`.")
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C or SIGTERM, then end everything.")
 def up(
     *,
@@ -44,15 +63,19 @@ def up(
     model: str | None,
     port: int | None,
     mode: str | None,
+    num_replicas: int,
+    no_gateway: bool,
     foreground: bool,
 ) -> None:
     """Start all services, wait until they serve, and show one answer."""
     console = new_console()
-    deployment = resolve(Overrides(config_file, run_dir, model, port, mode), os.environ)
+    overrides = Overrides(config_file, run_dir, model, port, mode, num_replicas, has_gateway=not no_gateway)
+    deployment = resolve(overrides, os.environ)
     supervisor = Supervisor(deployment.run_dir)
     with _ended_on_exit(deployment, supervisor, console) if foreground else contextlib.nullcontext():
         _bring_up(deployment, supervisor, console)
-        show_first_answer(deployment, console)
+        if deployment.has_gateway:
+            show_first_answer(deployment, console)
         if foreground:
             console.print("Ctrl-C ends everything.")
             _stay(supervisor)
@@ -68,30 +91,32 @@ def down(config_file: Path | None, run_dir: Path | None) -> None:
 
 @click.command(epilog=f"SERVICE is one of {', '.join(sorted(SERVICES))}.")
 @click.argument("service", type=click.Choice(sorted(SERVICES)), metavar="SERVICE")
+@replica_option
 @deployment_options
-def restart(service: str, config_file: Path | None, run_dir: Path | None) -> None:
+def restart(service: str, *, replica: int, config_file: Path | None, run_dir: Path | None) -> None:
     """Stop and start one service, and wait until all serve."""
     console = new_console()
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
     supervisor = Supervisor(deployment.run_dir)
     running = supervisor.processes()
-    if service not in running:
-        raise ConfigError("SERVICE", f"{service} is no part of this deployment; there are {', '.join(sorted(running))}")
+    name = Program(service, replica).name
+    if name not in running:
+        raise ConfigError("SERVICE", f"{name} is no part of this deployment; there are {', '.join(sorted(running))}")
     started_s = time.monotonic()
-    with console.status(f"stopping {service}"):
-        stop_service(deployment, supervisor, service, find_mps(deployment, os.environ), console)
+    with console.status(f"stopping {name}"):
+        stop_service(deployment, supervisor, name, find_mps(deployment, os.environ), console)
     stopped_s = time.monotonic()
-    supervisor.start_service(service)
+    supervisor.start_service(name)
     _wait(deployment, supervisor, console)
     now_s = time.monotonic()
-    console.print(f"{service} stopped in {stopped_s - started_s:.1f} s; all serving {now_s - stopped_s:.1f} s later")
+    console.print(f"{name} stopped in {stopped_s - started_s:.1f} s; all serving {now_s - stopped_s:.1f} s later")
 
 
 def _bring_up(deployment: Deployment, supervisor: Supervisor, console: Console) -> None:
     if deployment.model == "default":
         with console.status("getting the default model"):
             fetch_default_model(deployment.cache_dir)
-    make_run_dir(deployment.run_dir)
+    make_run_dir(deployment.run_dir, deployment.num_replicas)
     with _exclusive(deployment.run_dir):
         started_here = _ensure_started(deployment, supervisor, console)
     try:
@@ -116,8 +141,9 @@ def _ensure_started(deployment: Deployment, supervisor: Supervisor, console: Con
         with console.status("waiting for the last one to end"):
             supervisor.wait_ended(_end_timeout_s(deployment))
     _end_leftovers(deployment, console)
-    forget_shares(deployment.run_dir)
-    console.print(f"starting {len(deployment.services)} services in {deployment.run_dir}")
+    for replica in range(deployment.num_replicas):
+        forget_shares(replica_dir(deployment.run_dir, replica))
+    console.print(f"starting {len(deployment.programs)} services in {deployment.run_dir}")
     if mps is not None:
         start_mps(mps, console)
     supervisor.start(conf)
@@ -174,7 +200,8 @@ def _wait(deployment: Deployment, supervisor: Supervisor, console: Console) -> N
 
 
 def _end_timeout_s(deployment: Deployment) -> float:
-    return sum(drain_s + KILL_MARGIN_S for drain_s in deployment.drain_timeouts_s.values()) + KILL_MARGIN_S
+    replica_s = sum(drain_s + KILL_MARGIN_S for drain_s in deployment.drain_timeouts_s.values())
+    return len(replica_dirs(deployment.run_dir)) * replica_s + KILL_MARGIN_S
 
 
 def _stay(supervisor: Supervisor) -> None:

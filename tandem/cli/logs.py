@@ -10,9 +10,10 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from tandem.cli.deployment import Overrides, deployment_options, resolve
+from tandem.cli.deployment import MAX_REPLICAS, Overrides, deployment_options, resolve
 from tandem.cli.events import LogEvent, last_lines, parse_line
 from tandem.cli.output import new_console
+from tandem.cli.programs import Program, replica_dirs
 from tandem.cli.supervision import log_path
 from tandem.config.settings import SERVICES
 from tandem.errors import NotReadyError
@@ -33,14 +34,25 @@ _STYLES = {"warning": "yellow", "error": "red", "critical": "red", "debug": "dim
     show_default=True,
     help="How many of the newest.",
 )
+@click.option("--replica", type=click.IntRange(0, MAX_REPLICAS - 1), help="Of `up --replicas`, from 0; default: all.")
 @deployment_options
-def logs(service: str | None, follow: bool, num_lines: int, config_file: Path | None, run_dir: Path | None) -> None:
+def logs(
+    service: str | None,
+    *,
+    follow: bool,
+    num_lines: int,
+    replica: int | None,
+    config_file: Path | None,
+    run_dir: Path | None,
+) -> None:
     """Show what SERVICE, or all of them, logged last."""
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
     if not log_path(deployment.run_dir, "memd").parent.is_dir():
         raise NotReadyError(f"nothing has run in {deployment.run_dir}")
     services = [service] if service else sorted(SERVICES)
-    followers = [Follower(name, log_path(deployment.run_dir, name)) for name in services]
+    replicas = replica_dirs(deployment.run_dir) if replica is None else (replica,)
+    names = [Program(each, number).name for each in services for number in replicas]
+    followers = [Follower(name, log_path(deployment.run_dir, name)) for name in names]
     console = new_console()
     for name, event in recent(followers, num_lines):
         _print(console, name, event)

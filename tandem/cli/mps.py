@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tandem.cli.deployment import Deployment
+from tandem.cli.programs import GATEWAY, parse_program
 from tandem.cli.spares import worker_pids
 from tandem.cli.supervision import KILL_MARGIN_S, Supervisor
 from tandem.device.cuda.gpu import ENV_PERCENTAGE, GpuSearch, find_gpu
@@ -69,30 +70,33 @@ def stop_mps(deployment: Deployment, mps: MpsControl, console: Console) -> None:
 
 
 def stop_service(
-    deployment: Deployment, supervisor: Supervisor, service: str, mps: MpsControl | None, console: Console
+    deployment: Deployment, supervisor: Supervisor, name: str, mps: MpsControl | None, console: Console
 ) -> None:
-    """Returns when it has ended. A client that is busy after its drain is ended through the daemon before a kill.
+    """Returns when that program has ended. A client that is busy after its drain is ended through the daemon before a
+    kill.
 
     NotReadyError when it outlives even that.
     """
+    service = parse_program(name).service
     if mps is None or service not in set(Phase):
-        supervisor.stop_service(service)
+        supervisor.stop_service(name)
         return
-    pid = supervisor.processes()[service].pid
-    supervisor.request_stop(service)
-    if not supervisor.has_ended(service, deployment.drain_timeouts_s[service] + PATIENCE_S):
+    pid = supervisor.processes()[name].pid
+    supervisor.request_stop(name)
+    if not supervisor.has_ended(name, deployment.drain_timeouts_s[service] + PATIENCE_S):
         for client_pid in (pid, *worker_pids(pid)):
             end_client(mps, client_pid, console)
-        if not supervisor.has_ended(service, KILL_MARGIN_S):
-            raise NotReadyError(f"{service} does not end; see {deployment.run_dir}/logs/supervisord.log")
+        if not supervisor.has_ended(name, KILL_MARGIN_S):
+            raise NotReadyError(f"{name} does not end; see {deployment.run_dir}/logs/supervisord.log")
 
 
 def stop_clients(deployment: Deployment, supervisor: Supervisor, mps: MpsControl, console: Console) -> None:
     """Those that run, each as `stop_service` does; before them the gateway, so that they finish what it accepted."""
     running = supervisor.processes()
-    for service in ("gateway", *map(str, Phase)):
-        if service in running:
-            stop_service(deployment, supervisor, service, mps, console)
+    for service in (GATEWAY, *map(str, Phase)):
+        for name in running:
+            if parse_program(name).service == service:
+                stop_service(deployment, supervisor, name, mps, console)
 
 
 def end_client(mps: MpsControl, pid: int, console: Console) -> None:

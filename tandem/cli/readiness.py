@@ -16,6 +16,7 @@ from rich.text import Text
 from tandem.cli import events, health
 from tandem.cli.deployment import Deployment
 from tandem.cli.health import Health
+from tandem.cli.programs import parse_program
 from tandem.cli.supervision import ProcessView, Supervisor, log_path
 from tandem.clock import Clock
 from tandem.errors import NotReadyError
@@ -104,11 +105,11 @@ def wait_until_serving(
 
 
 def look(deployment: Deployment, supervisor: Supervisor) -> dict[str, ServiceView]:
-    """Every service now. NotReadyError when nothing runs."""
+    """Every service now, by its program's name. NotReadyError when nothing runs."""
     processes = supervisor.processes()
     return {
-        service: ServiceView(health.probe_service(deployment, service), process, _news(deployment, process))
-        for service, process in sorted(processes.items())
+        name: ServiceView(health.probe_program(deployment, parse_program(name)), process, _news(deployment, process))
+        for name, process in sorted(processes.items())
     }
 
 

@@ -18,6 +18,7 @@ from tandem.cli.asking import ask_controller, ask_gateway, ask_memd
 from tandem.cli.deployment import Deployment, Overrides, deployment_options, resolve
 from tandem.cli.health import Health
 from tandem.cli.output import new_console
+from tandem.cli.programs import GATEWAY, parse_program
 from tandem.cli.readiness import ServiceView, look
 from tandem.cli.supervision import Supervisor
 from tandem.errors import DeadlineError, NotReadyError, TandemError
@@ -51,28 +52,45 @@ def status(watch: bool, config_file: Path | None, run_dir: Path | None) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """The deployment at one moment; None for who did not answer."""
+class ReplicaReport:
+    """One replica's; None for who did not answer."""
 
-    services: dict[str, ServiceView]
-    gateway: ServerStatus | None
     controller: ControllerStatus | None
     storage: StorageStatistics | None
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The deployment at one moment; None for who did not answer."""
+
+    services: dict[str, ServiceView]  # by program's name
+    gateway: ServerStatus | None
+    replicas: dict[int, ReplicaReport]
+
+
 def gather(deployment: Deployment) -> Report:
     """Asks everyone. NotReadyError when the deployment does not run."""
+    services = look(deployment, Supervisor(deployment.run_dir))
     return Report(
-        services=look(deployment, Supervisor(deployment.run_dir)),
-        gateway=_unless_away(lambda: ask_gateway(deployment.address("gateway"))),
-        controller=_unless_away(lambda: ask_controller(deployment.address("controller"))),
-        storage=_unless_away(lambda: ask_memd(deployment.address("memd"))),
+        services=services,
+        gateway=_unless_away(lambda: ask_gateway(deployment.address(GATEWAY))) if GATEWAY in services else None,
+        replicas={
+            replica: _ask_replica(deployment, replica)
+            for replica in sorted({parse_program(name).replica for name in services})
+        },
     )
 
 
 def draw(report: Report) -> RenderableType:
     """Everything as tables."""
-    return Group(_draw_services(report.services), "", _draw_facts(report))
+    return Group(_draw_services(report.services), "", _draw_facts(_facts(report)))
+
+
+def _ask_replica(deployment: Deployment, replica: int) -> ReplicaReport:
+    return ReplicaReport(
+        controller=_unless_away(lambda: ask_controller(deployment.address("controller", replica))),
+        storage=_unless_away(lambda: ask_memd(deployment.address("memd", replica))),
+    )
 
 
 def _unless_away(ask: Callable[[], _T]) -> _T | None:
@@ -96,13 +114,17 @@ def _draw_services(services: dict[str, ServiceView]) -> Table:
     return table
 
 
-def _draw_facts(report: Report) -> Text:
-    lines = (Text.assemble((f"  {name:<10} ", "dim"), text) for name, text in _facts(report))
+def _draw_facts(facts: list[tuple[str, str]]) -> Text:
+    lines = (Text.assemble((f"  {name:<10} ", "dim"), text) for name, text in facts)
     return Text("\n").join(lines)
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    return [*_controller_facts(report.controller), *_gateway_facts(report.gateway), *_storage_facts(report.storage)]
+    facts = _gateway_facts(report.gateway) if GATEWAY in report.services else []
+    for number, replica in report.replicas.items():
+        title = [(f"replica {number}", "")] if len(report.replicas) > 1 else []
+        facts += [*title, *_controller_facts(replica.controller), *_storage_facts(replica.storage)]
+    return facts
 
 
 def _controller_facts(controller: ControllerStatus | None) -> list[tuple[str, str]]:

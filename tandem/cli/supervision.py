@@ -26,17 +26,16 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 
 import tandem
 from tandem.cli.deployment import Deployment
+from tandem.cli.programs import CONF_NAME, GATEWAY, HELPERS, KEEPER, WATCHDOG, Program, parse_program
 from tandem.cli.spares import STEWARD, needs_steward
 from tandem.config.environment import SERVICE_ENVIRONMENT
+from tandem.config.local_replicas import replica_dir
 from tandem.config.settings import KEEPER_SOCKET
+from tandem.device.cpu.confinement import confined, replica_cores
 from tandem.device.cuda.mps import ENV_LOG_DIRECTORY, ENV_PIPE_DIRECTORY
 from tandem.errors import ConfigError, NotReadyError
 
-CONF_NAME = "supervisord.conf"
 SOCKET_NAME = "supervisor.sock"
-KEEPER = "keeper"
-WATCHDOG = "watchdog"
-HELPERS = (KEEPER, WATCHDOG)  # programs that are no services
 MPS_DIRECTORIES = (ENV_PIPE_DIRECTORY, ENV_LOG_DIRECTORY)
 START_SECS = 5  # a service that dies sooner is restarted with growing delays, later ones at once
 START_RETRIES = 1000
@@ -63,7 +62,7 @@ supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
 """
 
 _PROGRAM_SECTION = """
-[program:{service}]
+[program:{name}]
 command = {command}
 directory = %(here)s
 environment = {environment}
@@ -76,7 +75,7 @@ stopwaitsecs = {stopwaitsecs}
 stopasgroup = {stop_as_group}
 killasgroup = {kill_as_group}
 redirect_stderr = true
-stdout_logfile = %(here)s/logs/{service}.log
+stdout_logfile = %(here)s/logs/{name}.log
 stdout_logfile_maxbytes = 20MB
 stdout_logfile_backups = 3
 """
@@ -87,24 +86,25 @@ def render_conf(deployment: Deployment, environments: Mapping[str, Mapping[str, 
 
     `environments`: by service, what it has beside what every service has.
     """
-    services = deployment.services
-    programs = (_program(deployment, service, environments.get(service, {})) for service in services)
+    keepers = (_keeper(deployment, replica) for replica in range(deployment.num_replicas))
+    programs = (_program(deployment, each, environments.get(each.service, {})) for each in deployment.programs)
     watchdog = _watchdog(deployment, environments) if deployment.gateway.hang_timeout_s else ""
-    return _MAIN_SECTIONS + _keeper(deployment) + "".join(programs) + watchdog
+    return "".join((_MAIN_SECTIONS, *keepers, *programs, watchdog))
 
 
-def log_path(run_dir: Path, service: str) -> Path:
-    """Where a service's log is."""
-    return run_dir / "logs" / f"{service}.log"
+def log_path(run_dir: Path, name: str) -> Path:
+    """Where a program's log is."""
+    return run_dir / "logs" / f"{name}.log"
 
 
-def _program(deployment: Deployment, service: str, environment: Mapping[str, str]) -> str:
+def _program(deployment: Deployment, program: Program, environment: Mapping[str, str]) -> str:
+    service = program.service
     has_steward = needs_steward(deployment, service)
     entry = [STEWARD, service] if has_steward else [f"services.{service}.main"]
-    argv = [sys.executable, "-P", "-m", *entry, *deployment.flags(service)]
+    argv = [sys.executable, "-P", "-m", *entry, *deployment.flags(service, program.replica)]
     return _PROGRAM_SECTION.format(
-        service=service,
-        command=" ".join(_quoted(part) for part in argv),
+        name=program.name,
+        command=" ".join(_quoted(part) for part in confined(argv, _cores(deployment, program))),
         environment=",".join(_assigned(*each) for each in {**SERVICE_ENVIRONMENT, **environment}.items()),
         priority=100 * (len(deployment.services) - deployment.services.index(service)),
         startsecs=START_SECS,
@@ -115,22 +115,29 @@ def _program(deployment: Deployment, service: str, environment: Mapping[str, str
     )
 
 
-def _keeper(deployment: Deployment) -> str:
+def _cores(deployment: Deployment, program: Program) -> tuple[int, ...]:
+    if program.service == GATEWAY:
+        return ()
+    return replica_cores(program.replica, deployment.num_replicas, sorted(os.sched_getaffinity(0)))
+
+
+def _keeper(deployment: Deployment, replica: int) -> str:
     """The first to start and the last to end: it has what memd left, as long as this deployment lives."""
-    keeper = ["--socket", str(deployment.run_dir / KEEPER_SOCKET), "--log-level", deployment.gateway.log_level]
-    return _helper(KEEPER, ["services.memd.keeper", *keeper], SERVICE_ENVIRONMENT, priority=1)
+    socket = replica_dir(deployment.run_dir, replica) / KEEPER_SOCKET
+    keeper = ["--socket", str(socket), "--log-level", deployment.gateway.log_level]
+    return _helper(Program(KEEPER, replica), ["services.memd.keeper", *keeper], SERVICE_ENVIRONMENT, priority=1)
 
 
 def _watchdog(deployment: Deployment, environments: Mapping[str, Mapping[str, str]]) -> str:
     """The last to start and the first to end. It speaks to the MPS whose clients the phases are."""
     flags = deployment.flags("gateway")
     mps = {key: value for given in environments.values() for key, value in given.items() if key in MPS_DIRECTORIES}
-    return _helper(WATCHDOG, ["tandem.cli.watchdog", *flags], {**SERVICE_ENVIRONMENT, **mps}, priority=999)
+    return _helper(Program(WATCHDOG), ["tandem.cli.watchdog", *flags], {**SERVICE_ENVIRONMENT, **mps}, priority=999)
 
 
-def _helper(name: str, module_and_flags: Sequence[str], environment: Mapping[str, str], *, priority: int) -> str:
+def _helper(program: Program, module_and_flags: Sequence[str], environment: Mapping[str, str], *, priority: int) -> str:
     return _PROGRAM_SECTION.format(
-        service=name,
+        name=program.name,
         command=" ".join(_quoted(part) for part in (sys.executable, "-P", "-m", *module_and_flags)),
         environment=",".join(_assigned(*each) for each in environment.items()),
         priority=priority,
@@ -161,7 +168,7 @@ def _quoted(part: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ProcessView:
-    """A service's process as supervisord sees it."""
+    """A service's process as supervisord sees it. `service` is its program's name."""
 
     service: str
     state: str  # STARTING, RUNNING, BACKOFF, STOPPING, STOPPED, EXITED, FATAL, UNKNOWN
@@ -213,9 +220,9 @@ class Supervisor:
         self._wait(lambda: self.state() is DaemonState.RUNNING, BOOT_TIMEOUT_S, "supervisord does not answer")
 
     def processes(self) -> dict[str, ProcessView]:
-        """Every service's process, by service; helpers are none. NotReadyError when nothing runs."""
+        """Every service's process, by its program's name; helpers are none. NotReadyError when nothing runs."""
         views = [_view(info) for info in self._call("getAllProcessInfo")]
-        return {view.service: view for view in views if view.service not in HELPERS}
+        return {view.service: view for view in views if parse_program(view.service).service not in HELPERS}
 
     def stop_service(self, service: str) -> None:
         """SIGTERM, and SIGKILL after the drain's time; returns when it has ended."""

@@ -12,22 +12,25 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from tandem.cli.deployment import Overrides, deployment_options, resolve
+from tandem.cli.deployment import Overrides, deployment_options, replica_option, resolve
 from tandem.cli.output import new_console
 from tandem.cli.top_frame import Board, Size
 from tandem.cli.top_sources import Snapshot, ask_all
 from tandem.clock import Clock, MonotonicClock
+from tandem.config.local_replicas import replica_dir
 from tandem.errors import NotReadyError
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="Print one frame and end.")
 @click.option("--interval", "interval_s", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="s")
+@replica_option
 @deployment_options
-def top(*, once: bool, interval_s: float, config_file: Path | None, run_dir: Path | None) -> None:
+def top(*, once: bool, interval_s: float, replica: int, config_file: Path | None, run_dir: Path | None) -> None:
     """Watch split, latencies, queue, KV cache and decisions until Ctrl-C."""
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
-    watch = Watch(Board(str(deployment.run_dir)), lambda: ask_all(deployment), MonotonicClock(), new_console())
+    board = Board(str(replica_dir(deployment.run_dir, replica)))
+    watch = Watch(board, lambda: ask_all(deployment, replica), MonotonicClock(), new_console())
     if once:
         watch.once()
         return

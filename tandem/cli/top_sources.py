@@ -57,12 +57,12 @@ class Curve(StrEnum):
     DECODE_STEP_MS = "decode_step_ms"
 
 
-def ask_all(deployment: Deployment) -> Snapshot:
-    """Asks everyone at once."""
+def ask_all(deployment: Deployment, replica: int) -> Snapshot:
+    """Asks the gateway and one replica, all at once."""
     with ThreadPoolExecutor(3) as pool:
         gateway = pool.submit(_unless_away, lambda: ask_gateway(deployment.address("gateway")))
-        controller = pool.submit(_unless_away, lambda: _view(deployment.address("controller")))
-        storage = pool.submit(_unless_away, lambda: ask_memd(deployment.address("memd")))
+        controller = pool.submit(_unless_away, lambda: _view(deployment.address("controller", replica)))
+        storage = pool.submit(_unless_away, lambda: ask_memd(deployment.address("memd", replica)))
         return Snapshot(gateway.result(), controller.result(), storage.result())
 
 

@@ -22,6 +22,7 @@ Promised = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Timeout = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 QueuePolicy = Literal["fcfs", "longest-prefix", "kvshare"]
+RouterName = Literal["round-robin", "least-loaded", "cache-aware"]
 
 
 Mode = Literal["semi-pd", "colocated"]
@@ -77,7 +78,21 @@ class CommonConfig(BaseModel):
         return f"unix:{self.run_dir / service}.sock"
 
 
-class MemdConfig(CommonConfig):
+class ReplicaConfig(CommonConfig):
+    """What the services of a replica have in common: the gateway may be on another machine."""
+
+    listen: str = Field(
+        "", description="HOST:PORT to answer on beside the socket; the colocated phases have the next port too"
+    )
+    allow_plaintext: bool = Field(
+        False, description="listen without TLS on an address that is not loopback: who reaches it may do anything"
+    )
+    tls_cert: str = Field("", description="PEM file of listen's certificate chain; empty: no TLS")
+    tls_key: str = Field("", description="PEM file of its private key")
+    tls_client_ca: str = Field("", description="PEM file: gateways show a certificate that one of these has signed")
+
+
+class MemdConfig(ReplicaConfig):
     """The memory daemon."""
 
     metrics_port: Port = Field(0, description="0: no metrics endpoint")
@@ -103,9 +118,12 @@ class MemdConfig(CommonConfig):
     segment_fraction: Fraction = Field(
         0.25, description="part of all blocks that may hold computed segments, while no prompt needs it; 0: none"
     )
+    wipe_between_tenants: bool = Field(
+        True, description="zero a KV block before it is written for another sharing domain than it was before"
+    )
 
 
-class PhaseConfig(CommonConfig):
+class PhaseConfig(ReplicaConfig):
     """What prefill and decode have in common."""
 
     metrics_port: Port = Field(0, description="0: no metrics endpoint")
@@ -141,7 +159,7 @@ class ColocatedConfig(PhaseConfig):
     step_tokens: Positive = Field(512, description="token budget of a step; decode's rows come first")
 
 
-class ControllerConfig(CommonConfig):
+class ControllerConfig(ReplicaConfig):
     """The controller."""
 
     metrics_port: Port = Field(0, description="0: no metrics endpoint")
@@ -198,6 +216,19 @@ class GatewayConfig(CommonConfig):
         0.0, description="least ratio at which requests may reuse segments approximately; 1: exact reuse only"
     )
     max_buffered_tokens: Positive = Field(4096, description="unread by one client; beyond it the request is ended")
+    replicas: str = Field(
+        "",
+        description="with commas between: run directories, HOST:PORT of memd (prefill, decode and controller on the "
+        "next ports), dns:HOST:PORT for each address of the host; empty: the one of run_dir",
+    )
+    router: RouterName = Field("cache-aware", description="which replica a request goes to")
+    replica_tls_ca: str = Field("", description="PEM file that signs replicas' certificates; empty: no TLS to them")
+    replica_tls_cert: str = Field("", description="PEM file of the certificate that the gateway shows to replicas")
+    replica_tls_key: str = Field("", description="PEM file of its private key")
+    replica_dns_s: Seconds = Field(5.0, description="between two lookups of a dns:HOST:PORT")
+    replica_lost_s: Seconds = Field(
+        30.0, description="a replica unreachable for so long gives its requests to those that serve"
+    )
 
 
 SERVICES: dict[str, type[CommonConfig]] = {

@@ -15,7 +15,7 @@ from tandem.kv.cache_store import CacheNews, CachePosition
 from tandem.routing.load import Item, ReplicaLoad, Sent
 from tandem.routing.membership import Membership, ReplicaState
 from tandem.routing.prompt import Prompt, Reuse, expected_reuse
-from tandem.routing.published import PublishedPrefixes
+from tandem.routing.published import PublishedBlocks, PublishedPrefixes
 from tandem.routing.router import Prospect, Router
 
 UNKNOWN_SECONDS_A_TOKEN = 1e-4  # before any replica has computed a prompt
@@ -41,14 +41,16 @@ class Fleet(Generic[Item]):
         self._caches: dict[str, _Cache] = {}
         self._loads: dict[str, ReplicaLoad[Item]] = {}
         self._places: dict[Item, str] = {}
+        self._away: set[str] = set()
 
-    def join(self, replica_id: str, num_blocks: Callable[[], int]) -> None:
-        """It gets sequences from now on, and its cache is not known yet. ValueError when it is there already.
+    def join(self, replica_id: str, num_blocks: Callable[[], int], blocks: PublishedBlocks | None = None) -> None:
+        """It gets sequences from now on. ValueError when it is there already.
 
-        `num_blocks`: of its pool.
+        `num_blocks`: of its pool. `blocks`: what somebody else hears of its cache; None: nothing is known yet, and
+        `hear` is told.
         """
         self.membership = self.membership.moved(replica_id, ReplicaState.JOINED)
-        self._caches[replica_id] = _Cache(num_blocks, PublishedPrefixes(num_blocks))
+        self._caches[replica_id] = _Cache(num_blocks, PublishedPrefixes(num_blocks, blocks))
         self._loads[replica_id] = ReplicaLoad(self._clock)
 
     def leave(self, replica_id: str) -> None:
@@ -60,10 +62,19 @@ class Fleet(Generic[Item]):
         """It is gone; the items that it had, for other replicas. ValueError when it was gone already."""
         self.membership = self.membership.moved(replica_id, ReplicaState.GONE)
         self._caches.pop(replica_id, None)
+        self._away.discard(replica_id)
         items = self._loads.pop(replica_id).items
         for item in items:
             del self._places[item]
         return items
+
+    def note_away(self, replica_id: str) -> None:
+        """It does not answer: others get the sequences, while there are others that do."""
+        self._away.add(replica_id)
+
+    def note_back(self, replica_id: str) -> None:
+        """It answers again."""
+        self._away.discard(replica_id)
 
     def hear(self, replica_id: str, news: CacheNews) -> None:
         """From its memd; nothing happens when it gets no more sequences."""
@@ -72,7 +83,7 @@ class Fleet(Generic[Item]):
 
     def position(self, replica_id: str) -> CachePosition | None:
         """From which its memd's news are to go on. KeyError when it gets no sequences."""
-        return self._caches[replica_id].view.position
+        return self._caches[replica_id].view.blocks.position
 
     def route(self, item: Item, prompt: Prompt) -> Prospect:
         """Where it goes; it counts as sent. NotReadyError: nobody serves. ValueError: it is under way already."""
@@ -80,7 +91,10 @@ class Fleet(Generic[Item]):
             raise ValueError(f"{item!r} is at replica {self._places[item]} already")
         if not self._caches:
             raise NotReadyError("no replica serves")
-        reuses = {replica_id: expected_reuse(prompt, cache.view) for replica_id, cache in self._caches.items()}
+        candidates = self._caches.keys() - self._away or self._caches.keys()
+        reuses = {
+            each: expected_reuse(prompt, cache.view) for each, cache in self._caches.items() if each in candidates
+        }
         chosen = self._router.choose([self._prospect(*each) for each in reuses.items()])
         self._send(item, chosen.replica_id, prompt, reuses[chosen.replica_id])
         return chosen

@@ -3,12 +3,10 @@
 import random
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
 
+from tandem.config.settings import RouterName
 from tandem.routing.cache_aware import CacheAware
 from tandem.routing.router import LeastLoaded, RoundRobin, Router
-
-RouterName = Literal["round-robin", "least-loaded", "cache-aware"]
 
 ROUTERS: Mapping[RouterName, Callable[[random.Random], Router]] = MappingProxyType(
     {

@@ -14,6 +14,7 @@ from tandem.kv.outcomes import Withdrawal
 from tandem.rpc.access import Access, open_async_channel
 from tandem.rpc.cache_codecs import news_from_proto, position_to_proto, run_from_proto
 from tandem.rpc.memd_client import CALL_TIMEOUT_S, CHANNEL_OPTIONS, answer_of
+from tandem.rpc.peer_channel import peer_channel
 from tandem.rpc.status import error_from_rpc
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as gateway_pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as gateway_pb_grpc
@@ -50,8 +51,8 @@ async def prompt_keys(
 class CacheClient:
     """`CacheStore` over gRPC. Made on the running loop. Every call raises NotReadyError while memd is away."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self._channel = peer_channel(address, CHANNEL_OPTIONS, credentials)
         self._stub: pb_grpc.CacheServiceAsyncStub = pb_grpc.CacheServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:

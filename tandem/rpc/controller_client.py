@@ -26,7 +26,8 @@ from tandem.rpc.controller_codecs import (
     step_to_proto,
 )
 from tandem.rpc.history_codecs import record_from_proto
-from tandem.rpc.reconnect import CHANNEL_OPTIONS, Reconnector
+from tandem.rpc.peer_channel import peer_channel
+from tandem.rpc.reconnect import CHANNEL_OPTIONS, KEEPALIVE_OPTIONS, Reconnector
 from tandem.rpc.status import error_from_rpc
 from tandem.rpc.stubs.controller.v1 import controller_pb2 as pb
 from tandem.rpc.stubs.controller.v1 import controller_pb2_grpc as pb_grpc
@@ -90,7 +91,7 @@ class ControllerLink:
 
     async def _session(self, connected: Callable[[], None]) -> None:
         self._unsent = _Unsent()
-        async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(self._address, options=(*CHANNEL_OPTIONS, *KEEPALIVE_OPTIONS)) as channel:
             call = _stub(channel).Link()
             sender = asyncio.create_task(self._send(call))
             try:
@@ -153,8 +154,9 @@ class _Unsent:
 class ObservationSender:
     """The gateway's stream of observations. Used on one asyncio loop."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         self._address = address
+        self._credentials = credentials
         self._reconnector = Reconnector(PEER, self._session)
         self._unsent: deque[pb.ObserveRequest] = deque(maxlen=MAX_UNSENT_OBSERVATIONS)
         self._has_unsent = asyncio.Event()
@@ -174,7 +176,8 @@ class ObservationSender:
         await _end(self._task)
 
     async def _session(self, connected: Callable[[], None]) -> None:
-        async with grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS) as channel:
+        options = (*CHANNEL_OPTIONS, *KEEPALIVE_OPTIONS)
+        async with peer_channel(self._address, options, self._credentials) as channel:
             call = _stub(channel).Observe()
             await call.wait_for_connection()
             connected()

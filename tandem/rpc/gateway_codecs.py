@@ -11,6 +11,7 @@ from tandem.rpc.gateway_values import (
     ModelInfo,
     Piece,
     Prompt,
+    ReplicaStatus,
     Reuse,
     SamplingValue,
     SegmentUsage,
@@ -110,6 +111,18 @@ def server_status(status: pb.GetStatusResponse) -> ServerStatus:
         memd_connected=status.memd_connected,
         requests_per_s=status.requests_per_s,
         tokens_per_s=status.tokens_per_s,
+        replicas=tuple(map(_replica_status, status.replicas)),
+    )
+
+
+def _replica_status(replica: pb.ReplicaStatus) -> ReplicaStatus:
+    return ReplicaStatus(
+        name=replica.name,
+        state=replica.state,
+        is_ready=replica.ready,
+        num_waiting=replica.num_waiting,
+        num_prefilling=replica.num_prefilling,
+        num_decoding=replica.num_decoding,
     )
 
 
@@ -178,6 +191,7 @@ def _usage(usage: pb.Usage) -> Usage:
         num_cached_tokens=usage.num_cached_tokens,
         num_approximate_tokens=usage.num_approximate_tokens,
         segments=tuple(map(_segment_usage, usage.segments)),
+        queue_ms=usage.queue_ms,
     )
 
 

@@ -21,10 +21,11 @@ _CHANNEL_OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class TokenPiece:
-    """Tokens that came together. `num_cached_tokens` is set in the last: prompt tokens whose KV was reused."""
+    """Tokens that came together. In the last is set: prompt tokens whose KV was reused, the wait in the queue."""
 
     token_ids: tuple[int, ...]
     num_cached_tokens: int | None
+    queue_ms: float | None = None
 
 
 class TokenStreams:
@@ -40,8 +41,11 @@ class TokenStreams:
         call = self._stub.Generate(request)
         try:
             async for response in call:
-                cached = response.usage.num_cached_tokens if response.HasField("usage") else None
-                yield TokenPiece(tuple(response.token_ids), cached)
+                token_ids, usage = tuple(response.token_ids), response.usage
+                if response.HasField("usage"):
+                    yield TokenPiece(token_ids, usage.num_cached_tokens, usage.queue_ms)
+                else:
+                    yield TokenPiece(token_ids, None)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
         finally:

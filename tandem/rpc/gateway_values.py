@@ -45,6 +45,7 @@ class Usage:
     num_cached_tokens: int  # prompt tokens whose KV was reused exactly
     num_approximate_tokens: int = 0  # prompt tokens whose KV was reused from elsewhere
     segments: tuple[SegmentUsage, ...] = ()
+    queue_ms: float = 0.0  # from the request's arrival until this answer was first sent to prefill
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,18 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica of a gateway: its name, joined | leaving | gone, and its sequences by where they are."""
+
+    name: str
+    state: str
+    is_ready: bool
+    num_waiting: int
+    num_prefilling: int
+    num_decoding: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServerStatus:
     """The gateway at one moment: sequences by where they are, totals since its start, rates over 10 s."""
 
@@ -113,6 +126,7 @@ class ServerStatus:
     memd_connected: bool
     requests_per_s: float
     tokens_per_s: float
+    replicas: tuple[ReplicaStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from tandem.rpc.memd_codecs import (
     statistics_from_proto,
     update_to_proto,
 )
+from tandem.rpc.peer_channel import peer_channel
+from tandem.rpc.reconnect import KEEPALIVE_OPTIONS
 from tandem.rpc.segments import ReceivedSegment, close_segments
 from tandem.rpc.status import error_from_rpc
 from tandem.rpc.stubs.memd.v1 import memd_pb2 as pb
@@ -29,9 +31,11 @@ from tandem.rpc.stubs.memd.v1 import memd_pb2_grpc as pb_grpc
 from tandem.types import Block, Fingerprint
 
 CALL_TIMEOUT_S = 10.0
+FAREWELL_TIMEOUT_S = 1.0  # a memd that has not heard it by then sees the process end
 MAX_MESSAGE_BYTES = 16 << 20
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    *KEEPALIVE_OPTIONS,
     # memd is on this machine and soon back, and sequences may wait for it: gRPC would wait longer each time.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -43,9 +47,10 @@ _AttachCall: TypeAlias = "grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.AttachRe
 
 
 class Attachment:
-    """This process as a holder. It ends by `detach`, and then the spare blocks are memd's again; or when memd goes.
+    """This process as a holder. It ends by `detach`, and then the spare blocks are memd's again; or with memd or the
+    connection.
 
-    Then `attach_again` goes on with the same blocks and leases, in the memd that comes next.
+    Then `attach_again` goes on with the same blocks and leases, in this memd or the one that comes next.
     """
 
     def __init__(
@@ -96,7 +101,12 @@ class Attachment:
             raise
 
     async def detach(self) -> None:
-        """Ends the attachment and closes the segments' descriptors; mappings stay. May be called again."""
+        """Ends the attachment and closes the segments' descriptors; mappings stay. May be called again.
+
+        Who detaches while it is attached is no holder any more.
+        """
+        if not self.ended.is_set():
+            await _say_farewell(self._stub, self.holder_id)
         self._call.cancel()
         await self._watch
         close_segments(self.segments.values())
@@ -118,8 +128,8 @@ class MemdClient:
     A holder's calls have no deadline: one that was given up could still be carried out, and the holder not know of it.
     """
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self._channel = peer_channel(address, CHANNEL_OPTIONS, credentials)
         self._stub: pb_grpc.MemoryServiceAsyncStub = pb_grpc.MemoryServiceStub(self._channel)
 
     async def attach(self, service: str, pid: int, fingerprint: Fingerprint) -> Attachment:
@@ -128,10 +138,17 @@ class MemdClient:
         call = self._stub.Attach(request)
         try:
             attached = await _first_event_in_time(call)
-            segments = await receive_segments(attached.handle_socket, attached.holder_id)
-            return Attachment(attached, segments, call, self._stub)
+            return Attachment(attached, await self._segments(attached), call, self._stub)
         except BaseException:
             call.cancel()
+            raise
+
+    async def _segments(self, attached: pb.Attached) -> Mapping[str, ReceivedSegment]:
+        """As `receive_segments`; who does not get them is no holder."""
+        try:
+            return await receive_segments(attached.handle_socket, attached.holder_id)
+        except BaseException:
+            await _say_farewell(self._stub, attached.holder_id)
             raise
 
     async def close(self) -> None:
@@ -149,10 +166,12 @@ class MemdClient:
         request = pb.ReturnBlocksRequest(holder_id=holder_id, blocks=blocks_to_proto(blocks))
         await answer_of(self._stub.ReturnBlocks(request))
 
-    async def acquire_sequence(self, holder_id: int, lease_id: int, request_id: str, create: bool) -> SequenceLease:
+    async def acquire_sequence(
+        self, holder_id: int, lease_id: int, request_id: str, create: bool, domain: bytes = b""
+    ) -> SequenceLease:
         """See `MemoryStore`."""
         request = pb.AcquireSequenceRequest(
-            holder_id=holder_id, lease_id=lease_id, request_id=request_id, create=create
+            holder_id=holder_id, lease_id=lease_id, request_id=request_id, create=create, domain=domain
         )
         response = await answer_of(self._stub.AcquireSequence(request))
         return lease_from_proto(lease_id, response)
@@ -222,6 +241,11 @@ async def answer_of(call: Awaitable[_Answer]) -> _Answer:
     except grpc.aio.AioRpcError as failure:
         error = error_from_rpc(failure)
         raise NotReadyError(f"memd: {error}") if isinstance(error, DeadlineError) else error from failure
+
+
+async def _say_farewell(stub: "pb_grpc.MemoryServiceAsyncStub", holder_id: int) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await stub.Detach(pb.DetachRequest(holder_id=holder_id), timeout=FAREWELL_TIMEOUT_S)
 
 
 async def _first_event_in_time(call: _AttachCall) -> pb.Attached:

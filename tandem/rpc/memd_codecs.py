@@ -158,11 +158,11 @@ def statistics_from_proto(message: pb.GetStatisticsResponse) -> StorageStatistic
 
 
 def _block_to_proto(block: Block) -> pb.Block:
-    return pb.Block(block_id=block.block_id, generation=block.generation)
+    return pb.Block(block_id=block.block_id, generation=block.generation, occupant=block.occupant)
 
 
 def _block_from_proto(message: pb.Block) -> Block:
-    return Block(message.block_id, message.generation)
+    return Block(message.block_id, message.generation, message.occupant)
 
 
 def _source_to_proto(source: CopySource) -> pb.CopySource:

@@ -16,7 +16,8 @@ from tandem.rpc.codecs import (
     decode_result_from_proto,
     prefill_result_from_proto,
 )
-from tandem.rpc.reconnect import CHANNEL_OPTIONS, Reconnector
+from tandem.rpc.peer_channel import peer_channel
+from tandem.rpc.reconnect import CHANNEL_OPTIONS, KEEPALIVE_OPTIONS, Reconnector
 from tandem.rpc.stubs.decode.v1.decode_pb2_grpc import DecodeServiceStub
 from tandem.rpc.stubs.prefill.v1.prefill_pb2_grpc import PrefillServiceStub
 from tandem.types import (
@@ -34,6 +35,7 @@ PhaseResult = PrefillResult | DecodeResult
 
 _CHANNEL_OPTIONS = (
     *CHANNEL_OPTIONS,
+    *KEEPALIVE_OPTIONS,
     ("grpc.use_local_subchannel_pool", 1),  # a new session never meets the process of the one before
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -93,9 +95,10 @@ def ended_lease_ids(result: PhaseResult) -> Iterable[int]:
 class PhaseClient:
     """One phase at one address. A phase counts as connected while it says SERVING and its stream is open."""
 
-    def __init__(self, phase: Phase, address: str) -> None:
+    def __init__(self, phase: Phase, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         self._phase = phase
         self._address = address
+        self._credentials = credentials
         self._wire = _WIRES[phase]
         self._commands: asyncio.Queue[PhaseCommand | None] | None = None  # of the open stream; None ends it
         self._in_flight: set[int] = set()
@@ -130,7 +133,7 @@ class PhaseClient:
             self._commands.put_nowait(AbortSequence(lease_id))
 
     async def _session(self, listener: PhaseListener, connected: Callable[[], None]) -> None:
-        async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+        async with peer_channel(self._address, _CHANNEL_OPTIONS, self._credentials) as channel:
             if await _serving(channel):
                 await self._stream(channel, listener, connected)
 

@@ -11,6 +11,14 @@ from tandem.rpc.status import transport_text
 HANDOVER_DELAY_S = 0.01  # after a peer that ended the stream in good order: another may have its place already
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 2.0
+KEEPALIVE_OPTIONS = (
+    # A connection over which nothing comes any more, nor its end, is given up after both; servers do the same.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # without it grpc waits a minute for any ping's answer, keepalive's too
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),  # no bound: a stream may have nothing to say for hours
+)
 CHANNEL_OPTIONS = (
     # grpc's own waiting between connection attempts would otherwise grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),

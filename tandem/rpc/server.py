@@ -1,6 +1,7 @@
 """What every service's process and gRPC server have in common."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from tandem.config.load import load_config
 from tandem.config.settings import CommonConfig
 from tandem.errors import ConfigError, TandemError
+from tandem.rpc.listening import TcpPorts
 from tandem.rpc.sockets import Entry, SocketPlace
 from tandem.rpc.status import StatusInterceptor
 from tandem.telemetry.logs import configure_logging
@@ -29,6 +31,7 @@ MIN_CLIENT_PING_INTERVAL_MS = 5_000
 CLAIM_POLL_S = 0.05
 
 EXIT_USAGE = 2
+NO_PORTS = TcpPorts()
 
 _Config = TypeVar("_Config", bound=CommonConfig)
 _log = structlog.get_logger()
@@ -48,13 +51,14 @@ class ServiceHost:
         *,
         max_message_bytes: int = 16 << 20,
         entry: Entry = Entry.ALONE,
-        credentials: grpc.ServerCredentials | None = None,
+        ports: TcpPorts = NO_PORTS,
     ) -> None:
-        """As a successor it takes the sockets of a process that still serves, which keeps the streams that it has.
+        """`addresses` are sockets', `ports` on TCP.
 
-        `credentials` are the ports'; sockets need none.
+        As a successor it takes the sockets of a process that still serves, which keeps the streams that it has.
         """
-        self.server = grpc.aio.server(interceptors=[StatusInterceptor()], options=_server_options(max_message_bytes))
+        options = _server_options(max_message_bytes, are_shared=ports.are_shared)
+        self.server = grpc.aio.server(interceptors=[StatusInterceptor()], options=options)
         self.bound_port = 0
         self._addresses = tuple(addresses)
         self._health_names = ("", *service_names)
@@ -62,7 +66,7 @@ class ServiceHost:
         self._serving = False
         self._publishing: set[asyncio.Task[None]] = set()
         self._entry = entry
-        self._credentials = credentials
+        self._ports = ports
         self._places: list[SocketPlace] = []
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         reflection.enable_server_reflection((*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.server)
@@ -72,7 +76,9 @@ class ServiceHost:
         try:
             await self._publish()
             for address in self._addresses:
-                self._bind(address)
+                self._bind_socket(address)
+            for address in self._ports.addresses:
+                self.bound_port = self._add_port(self._ports.key, address, self._ports.credentials)
             await self.server.start()
             for place in self._places:
                 place.occupy()
@@ -109,13 +115,10 @@ class ServiceHost:
         for name in self._health_names:
             await self._health.set(name, _serving_status(self._serving))
 
-    def _bind(self, address: str) -> None:
-        if address.startswith(UNIX_PREFIX):
-            place = SocketPlace(Path(address.removeprefix(UNIX_PREFIX)), self._entry)
-            self._places.append(place)
-            self._add_port("run_dir", f"{UNIX_PREFIX}{place.binding}", None)
-        else:
-            self.bound_port = self._add_port("port", address, self._credentials)
+    def _bind_socket(self, address: str) -> None:
+        place = SocketPlace(Path(address.removeprefix(UNIX_PREFIX)), self._entry)
+        self._places.append(place)
+        self._add_port("run_dir", f"{UNIX_PREFIX}{place.binding}", None)
 
     def _add_port(self, key: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
         try:
@@ -156,6 +159,7 @@ def run_service(service: str, config: CommonConfig, amain: Callable[[asyncio.Eve
     except Exception:
         _log.exception("service.crashed")
     _log.info("service.stopped", status=status)
+    gc.freeze()  # the interpreter's end would look for cycles in all of torch: 0.6 s of a core, while somebody waits
     return status
 
 
@@ -167,13 +171,14 @@ async def _with_signals(amain: Callable[[asyncio.Event], Awaitable[int]]) -> int
     return await amain(stop)
 
 
-def _server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+def _server_options(max_message_bytes: int, *, are_shared: bool) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(are_shared)),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # grpc's own is a minute, also for keepalive's pings
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", MIN_CLIENT_PING_INTERVAL_MS),
     ]

@@ -26,21 +26,22 @@ class TlsFiles:
     key: str = ""
 
 
-def server_credentials(files: ServerFiles) -> grpc.ServerCredentials:
-    """ConfigError names the setting whose file cannot be read."""
-    pair = (_pem("gateway.tls_key", files.key), _pem("gateway.tls_cert", files.cert))
-    client_ca = _pem("gateway.tls_client_ca", files.client_ca) if files.client_ca else None
+def server_credentials(files: ServerFiles, service: str = "gateway") -> grpc.ServerCredentials:
+    """ConfigError names the setting of that service whose file cannot be read."""
+    pair = (_pem(f"{service}.tls_key", files.key), _pem(f"{service}.tls_cert", files.cert))
+    client_ca = _pem(f"{service}.tls_client_ca", files.client_ca) if files.client_ca else None
     return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
 
 
-def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
-    """ConfigError names the option whose file cannot be read, or is missing beside another."""
+def channel_credentials(files: TlsFiles, prefix: str = "") -> grpc.ChannelCredentials:
+    """ConfigError names the option, behind the prefix, whose file cannot be read, or is missing beside another."""
+    ca, cert, key = (f"{prefix}{name}" for name in ("tls_ca", "tls_cert", "tls_key"))
     if bool(files.cert) != bool(files.key):
-        raise ConfigError("tls_key" if files.cert else "tls_cert", "is missing: a certificate and its key go together")
+        raise ConfigError(key if files.cert else cert, "is missing: a certificate and its key go together")
     return grpc.ssl_channel_credentials(
-        root_certificates=_pem("tls_ca", files.ca) if files.ca else None,
-        private_key=_pem("tls_key", files.key) if files.key else None,
-        certificate_chain=_pem("tls_cert", files.cert) if files.cert else None,
+        root_certificates=_pem(ca, files.ca) if files.ca else None,
+        private_key=_pem(key, files.key) if files.key else None,
+        certificate_chain=_pem(cert, files.cert) if files.cert else None,
     )
 
 

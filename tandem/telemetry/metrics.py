@@ -20,7 +20,11 @@ _STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 @dataclass(frozen=True, slots=True)
 class GatewayMetrics:
-    """Requests as clients see them. Cache queries and hits are counted in prompt tokens."""
+    """Requests as clients see them. Cache queries and hits are counted in prompt tokens.
+
+    Of a prompt's tokens by source, exact and approximate ones have KV from the cache, computed at their own place or at
+    another; recomputed ones are computed though their segment's KV was there, computed ones because there was none.
+    """
 
     num_requests_waiting: Gauge
     num_requests_running: Gauge
@@ -28,6 +32,7 @@ class GatewayMetrics:
     inter_token_latency_seconds: Histogram
     e2e_request_latency_seconds: Histogram
     prompt_tokens: Counter
+    prompt_tokens_by_source: Counter  # by source: exact | approximate | recomputed | computed
     generation_tokens: Counter
     prefix_cache_queries: Counter
     prefix_cache_hits: Counter
@@ -52,6 +57,9 @@ class GatewayMetrics:
                 "e2e_request_latency_seconds", "From arrival to the last token", _LATENCY_BUCKETS_S
             ),
             prompt_tokens=make.counter("prompt_tokens_total", "Prompt tokens of prefilled sequences"),
+            prompt_tokens_by_source=make.counter(
+                "prompt_tokens_by_source_total", "Prompt tokens by where their KV came from", "source"
+            ),
             generation_tokens=make.counter("generation_tokens_total", "Tokens sent to clients"),
             prefix_cache_queries=make.counter("prefix_cache_queries_total", "Prompt tokens looked up"),
             prefix_cache_hits=make.counter("prefix_cache_hits_total", "Prompt tokens whose KV was there"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.reading import read_result
-from bench.reuse.results import HitsResult, ReuseResult
+from bench.reuse.results import HitsResult, ReuseResult, SegmentsResult
 from bench.reuse.rounds import Warmth
 from bench.reuse.trace import ANY_SIZE
 
@@ -43,6 +43,21 @@ def test_warm_prompts_find_what_they_share_and_are_answered_as_the_cold_ones(mod
         (Warmth.CACHED, 200): (199, 199),
     }
     assert [(each.num_answers, each.num_other_answers) for each in result.savings.agreements] == [(4, 0), (4, 0)]
+
+
+def test_documents_are_reused_in_another_order_by_as_much_as_the_ratio_leaves(model, tmp_path):
+    out = tmp_path / "segments.json"
+    shape = ("--documents", "2", "--document-tokens", "160", "--ratios", "0.05,0.3", "--rounds", "1")
+    bench("segments", "semi-pd", "--model", model, "--out", out, *shape, *FLOAT32, "--set", "memd.kv-bytes=16777216")
+    result = read_result(out)
+    assert isinstance(result, SegmentsResult)
+    exact, first, little, more = result.series
+    num_prompt_tokens = exact.num_computed[0]
+    assert (exact.num_approximate, first.num_approximate, first.num_computed) == ((0,), (0,), (num_prompt_tokens,))
+    assert 0 < more.num_approximate[0] < little.num_approximate[0] < 2 * 160
+    for series in (little, more):
+        parts = (series.num_exact, series.num_approximate, series.num_computed)
+        assert sum(count for (count,) in parts) == num_prompt_tokens
 
 
 def trace(path: Path) -> Path:

@@ -76,6 +76,8 @@ async def test_values_move_with_the_requests(system):
         ("gateway", "prompt_tokens_total"): 2 * NUM_PROMPT_TOKENS,
         ("gateway", "prefix_cache_queries_total"): 2 * NUM_PROMPT_TOKENS,
         ("gateway", "prefix_cache_hits_total"): NUM_SHARED_TOKENS,
+        ("gateway", "prompt_tokens_by_source_total", "exact"): NUM_SHARED_TOKENS,
+        ("gateway", "prompt_tokens_by_source_total", "computed"): 2 * NUM_PROMPT_TOKENS - NUM_SHARED_TOKENS,
         ("gateway", "generation_tokens_total"): 2 * MAX_TOKENS,
         ("gateway", "time_to_first_token_seconds_count"): 1,
         ("gateway", "inter_token_latency_seconds_count"): 2 * (MAX_TOKENS - 1),

@@ -89,11 +89,17 @@ def test_endurance_watches_every_process_while_requests_are_answered(model, tmp_
     out = tmp_path / "endurance.json"
     load = ["--workload", "fixed:16,4", "--rate", 5, "--duration", 4, "--sample-s", 0.25]
     settings = [part for text in ("memd.kv-bytes=16777216", "memd.dtype=float32") for part in ("--set", text)]
-    command = ["endurance", "semi-pd", "--model", model, "--out", out, *load, *settings]
+    control = ["--against-fresh", 1, "--pair-s", 1]
+    command = ["endurance", "semi-pd", "--model", model, "--out", out, *load, *control, *settings]
     done = subprocess.run([sys.executable, "-m", "tandem.cli.main", "bench", *map(str, command)], check=False)
     result = json.loads(out.read_text())
-    assert done.returncode == any(each["trend"]["verdict"] == "grew" for each in result["judgements"])
+    watched = [each for each in result["judgements"] if each["subject"] != "requests"]
+    assert done.returncode == any(each["trend"]["verdict"] == "grew" for each in watched), "one pair judges nothing"
     assert result["errors"] == {}
+    (pair,) = result["control"]["pairs"]
+    assert [pair[side]["num_requests"] - pair[side]["num_errors"] for side in ("soaked", "fresh")] == [5, 5]
+    soaked, fresh = (result["control"][f"{side}_pool"]["num_cached_blocks"] for side in ("soaked", "fresh"))
+    assert soaked > fresh == 0
     assert sum(window["num_requests"] for window in result["latencies"]) == 20
     names = {series["name"] for series in result["processes"]}
     assert names >= {"gateway", "prefill", "decode", "memd", "controller", "keeper", "load generator"}

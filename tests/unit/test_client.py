@@ -119,12 +119,15 @@ def test_generate_once_with_token_ids(recorder, client):
 
 def test_reuse_is_asked_for_and_told_of(recorder, client):
     segments = [pb.SegmentUsage(start=1, end=9, num_exact=1, num_approximate=4, num_computed=3)]
-    usage = pb.Usage(num_prompt_tokens=9, num_cached_tokens=1, num_approximate_tokens=4, segments=segments)
+    usage = pb.Usage(
+        num_prompt_tokens=9, num_cached_tokens=1, num_approximate_tokens=4, segments=segments, queue_ms=2.5
+    )
     recorder.pieces = [pb.GenerateResponse(request_id="r", finish_reason=1, usage=usage)]
     (piece,) = client.chat([{"role": "user", "content": "hi"}], reuse=Reuse(0.5, ["hi"]))
     asked = recorder.asked.get().reuse
     assert (asked.ratio, [segment.text for segment in asked.segments]) == (0.5, ["hi"])
     assert (piece.usage.num_approximate_tokens, piece.usage.segments) == (4, (SegmentUsage(1, 9, 1, 4, 3),))
+    assert piece.usage.queue_ms == 2.5
     client.generate_once([1, 2, 3], reuse=Reuse(segments=[Span(1, 3)]))
     asked = recorder.asked.get().request.reuse
     assert (asked.HasField("ratio"), asked.segments[0].tokens.start, asked.segments[0].tokens.end) == (False, 1, 3)
@@ -212,6 +215,7 @@ def test_the_public_names():
         "Client",
         "ModelInfo",
         "Piece",
+        "ReplicaStatus",
         "RetryPolicy",
         "Reuse",
         "SegmentUsage",

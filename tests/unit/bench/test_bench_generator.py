@@ -69,7 +69,8 @@ class SlowServer:
                 await self.turn.acquire()
             for number in range(max_tokens):
                 await self.time.sleep(self.each_s if number else self.first_s)
-                yield Tokens(1, (500 + number,), 3 if number == max_tokens - 1 else None)
+                last = (3, 1.5) if number == max_tokens - 1 else (None, None)
+                yield Tokens(1, (500 + number,), *last)
             if self.serial:
                 self.turn.release()
         finally:
@@ -111,7 +112,7 @@ async def test_a_request_is_noted_with_its_tokens_and_what_was_cached():
     (record,) = await run(SlowServer(time, first_s=1.0, each_s=0.5), Workload("w", planned([0.25], max_tokens=3)))
     assert record.token_times_s == pytest.approx((1.25, 1.75, 2.25))
     assert record.tpot_ms == pytest.approx(500)
-    assert (record.num_prompt_tokens, record.num_cached_tokens) == (2, 3)
+    assert (record.num_prompt_tokens, record.num_cached_tokens, record.queue_ms) == (2, 3, 1.5)
 
 
 async def test_requests_are_sent_by_time_not_by_number():

@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.compare import ratios, turns
+from bench.display import queue_table
 from bench.load.metrics import Slo, attainment, distribution, meets, summarise
 from bench.load.records import RequestRecord
+from bench.results import Run, WorkloadFacts, latencies_of
+from tests.unit.bench.test_bench_reuse import printed
 
 values = st.lists(st.floats(0, 1e6), min_size=2, max_size=200)
 
@@ -98,6 +101,27 @@ def test_a_summary_counts_errors_and_leaves_their_latencies_out():
     assert summary.ttft_ms.count == 2
     assert summary.cached_share == pytest.approx(0.25)
     assert summary.attainment == pytest.approx(1 / 3)
+
+
+def test_waits_in_the_queue_are_of_those_that_succeeded_and_say_so():
+    waits = [record(number, queue_ms=float(number)) for number in range(101)]
+    summary = summarise([*waits, record(error="full", queue_ms=1e6)], None)
+    assert (summary.queue_ms.p50, summary.queue_ms.p99, summary.longest_queue_ms) == (50.0, 99.0, 100.0)
+    silent = summarise([record()], None)
+    assert (silent.queue_ms, silent.longest_queue_ms) == (None, None)
+
+
+def test_a_table_holds_the_longest_wait_of_all_rounds_against_the_bound():
+    def run(name: str, bound_s: float | None, *waits_ms: float) -> Run:
+        records = [record(number, queue_ms=wait_ms) for number, wait_ms in enumerate(waits_ms)]
+        facts = WorkloadFacts("fixed", "poisson", len(records), 1.0, 0)
+        return Run(name, facts, summarise(records, None), latencies_of(records), bound_s)
+
+    silent = Run("peer", run("", None).workload, summarise([record()], None), latencies_of([]))
+    shown = printed(queue_table([run("a", 10.0, 100, 300), run("a", 10.0, 5000), silent, run("at:b", None, 7)]))
+    (first, second) = [line for line in shown.splitlines() if "0.0" in line or "7.0" in line]
+    assert first.replace("│", " ").split() == ["a", "2600.0", "2649.0", "5000.0", "0.50"]
+    assert second.replace("│", " ").split() == ["at:b", "7.0", "7.0", "7.0"]
 
 
 def test_a_summary_of_nothing_is_all_zero():

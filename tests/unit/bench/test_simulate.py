@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from bench.load.metrics import Slo
 from bench.micro.table import StepShape, StepTime
-from bench.simulate.contest import Contest, Job, control_of, run_trial, static_modes
+from bench.simulate.contest import DRAIN_S, Contest, Job, control_of, run_trial, static_modes
 from bench.simulate.deployment import Setting, SimDeployment, simulate
 from bench.simulate.events import EventQueue
 from bench.simulate.loads import LoadSpec, planned, requests_of
+from bench.simulate.pace import Activity, CadencePace, Surroundings
 from bench.simulate.step_times import Contention, Device, StepContent, table_of
 from bench.simulate.systems import cpu_system, h200_system, measured_table
 from bench.workloads.lengths import RequestLength
@@ -23,6 +24,8 @@ from tandem.types import Phase, Split
 
 CPU = cpu_system(None)
 LOAD = LoadSpec("shift", duration_s=30.0, seed=3, period_s=20.0, length_scale=0.25)
+DECODE = StepContent(num_decode_rows=8, num_decode_keys=2048)
+PROMPT = StepContent(num_prompt_rows=512)
 MODES = ("colocated", "static:50,50", "semi-pd", "predictive")
 
 
@@ -108,6 +111,37 @@ def test_shares_that_overlap_share_when_both_are_busy_and_no_longer():
     alone = device.step_ms(decode, 100.0, 0.0)
     assert device.step_ms(decode, 50.0, 0.0) > alone
     assert device.step_ms(decode, 100.0, 100.0) == pytest.approx(device.step_ms(decode, 50.0, 50.0))
+
+
+@pytest.mark.parametrize(
+    ("content", "own", "peer", "factor"),
+    [
+        (DECODE, 50.0, 50.0, 1.0),
+        (DECODE, 50.0, 100.0, 2.0),
+        (DECODE, 100.0, 50.0, 3.0),
+        (PROMPT, 100.0, 50.0, 1.0),
+    ],
+    ids=["a core each", "a thread that shares its core", "threads that wait for one", "long ones that seldom wait"],
+)
+def test_where_threads_of_both_phases_meet_a_step_takes_what_half_of_the_device_takes_and_more(
+    content, own, peer, factor
+):
+    """Such a step has begun already; the peer has come back."""
+    device = Device(CPU.table, Contention(1.0, 1.0, 0.0, meeting_factor=3.0), 0)
+    pace = CadencePace(Phase.DECODE, device, CPU.cadence)
+    around = Surroundings(0.0, Split(50, 50), Activity.ABSENT if own == 100.0 else Activity.COMPUTING, own, peer)
+    stretch = pace.stretch(content, around)
+    assert stretch.percent == own
+    assert stretch.duration_ms == pytest.approx(stretch.part * factor * CPU.table.ms(content, 50.0))
+
+
+def test_switches_count_while_requests_arrive():
+    """Requests for 20 seconds, whose answers go on for as long again: decode gets all when it is alone."""
+    load = replace(LOAD, duration_s=20.0, length_scale=20.0, seed=0)
+    counted = run_trial(Job(replace(contest(h200_system()), load=load), "predictive", 0.5, 0))
+    setting = Setting(h200_system(), control_of(contest(h200_system()), "predictive"), 0, DRAIN_S)
+    switches = simulate(setting, requests_of(load, 0.5)).switches
+    assert counted.num_switches == sum(switch.at_s <= 20.0 for switch in switches) < len(switches)
 
 
 @pytest.mark.parametrize("system", [CPU, h200_system()], ids=["cpu", "h200"])

@@ -10,7 +10,7 @@ from bench.load.metrics import summarise
 from bench.load.records import RequestRecord
 from bench.simulate.loads import LoadSpec
 from bench.simulate.systems import Delays, cpu_system
-from bench.validate.predict import LoadAsked, Twin, calibrated, calibration_workload, compared
+from bench.validate.predict import BESIDE_RANK, LoadAsked, Twin, calibrated, compared, duet_workload, lone_workload
 from bench.validate.results import Pair
 from tandem.cli.main import main
 from tandem.errors import NotReadyError
@@ -32,27 +32,47 @@ def twin_of(alone: Delays, beside: Delays | None = None) -> Twin:
     return Twin(replace(system, contention=contention, limits=limits), "static:50,50", drain_s=30.0)
 
 
-def sent(twin: Twin, gap_s: float) -> Sequence[RequestRecord]:
-    """The calibrating requests, one after another."""
-    requests = calibration_workload(LOAD, 1).requests
-    return twin.records([replace(each, at_s=gap_s * place) for place, each in enumerate(requests)], LOAD.spec)
+def lone_of(twin: Twin) -> Sequence[RequestRecord]:
+    """One request long after another."""
+    requests = lone_workload(LOAD).requests
+    return twin.records([replace(each, at_s=30.0 * place) for place, each in enumerate(requests)], LOAD.spec)
 
 
-def test_delays_are_found_again_in_what_one_user_and_several_see():
+def duet_of(twin: Twin) -> Sequence[RequestRecord]:
+    return twin.records(duet_workload(twin.system.table, LOAD.spec.context_tokens).requests, LOAD.spec)
+
+
+def test_delays_are_found_again_alone_and_beside_the_other_phase():
     true = twin_of(ALONE, BESIDE)
-    found = calibrated(twin_of(Delays(0.5, 0.5, 0.5)), LOAD, sent(true, 30.0), sent(true, 0.3)).system.limits
+    found = calibrated(twin_of(Delays(0.5, 0.5, 0.5)), LOAD, lone_of(true), duet_of(true)).system.limits
     for name in ("between_steps_ms", "handover_ms", "join_ms"):
         assert getattr(found.alone, name) == pytest.approx(getattr(ALONE, name), rel=0.1, abs=0.3)
-    again = calibrated(true, LOAD, sent(true, 30.0), sent(true, 0.3))
-    seen, predicted = (summarise(sent(each, 0.3), None) for each in (true, again))
+    assert found.beside.between_steps_ms == pytest.approx(BESIDE.between_steps_ms, rel=0.2)
+    again = calibrated(true, LOAD, lone_of(true), duet_of(true))
+    seen, predicted = (summarise(duet_of(each), None) for each in (true, again))
     assert predicted.ttft_ms.p50 == pytest.approx(seen.ttft_ms.p50, rel=0.1)
     assert predicted.tpot_ms.p50 == pytest.approx(seen.tpot_ms.p50, rel=0.1)
+
+
+def test_the_longer_gaps_of_the_duet_are_beside_a_prompt():
+    """They move with the delay there, and not with the lone one."""
+    gaps_ms = [
+        sorted(gap_ms for record in duet_of(twin_of(alone, beside)) for gap_ms in record.gaps_ms[1:])
+        for alone, beside in (
+            (ALONE, BESIDE),
+            (replace(ALONE, between_steps_ms=4.0), BESIDE),
+            (ALONE, replace(BESIDE, between_steps_ms=8.0)),
+        )
+    ]
+    ranked_ms = [gaps[int(BESIDE_RANK * len(gaps))] for gaps in gaps_ms]
+    assert ranked_ms[1] - ranked_ms[0] < 0.5
+    assert ranked_ms[2] - ranked_ms[0] == pytest.approx(3.0, abs=0.7)
 
 
 def test_requests_that_are_faster_than_their_steps_leave_no_delays():
     fast = [
         replace(each, token_times_s=tuple(each.intended_s + 1e-5 * n for n in range(1, 9)))
-        for each in sent(twin_of(ALONE), 30.0)
+        for each in lone_of(twin_of(ALONE))
     ]
     limits = calibrated(twin_of(ALONE), LOAD, fast, fast).system.limits
     assert max(limits.alone.between_steps_ms, limits.alone.handover_ms) < 0.01
@@ -60,7 +80,7 @@ def test_requests_that_are_faster_than_their_steps_leave_no_delays():
 
 def test_what_calibrates_is_none_of_the_load_itself():
     lengths = [(each.num_new_tokens, each.max_tokens) for each in LOAD.requests]
-    others = [(each.num_new_tokens, each.max_tokens) for each in calibration_workload(LOAD, 3).requests]
+    others = [(each.num_new_tokens, each.max_tokens) for each in lone_workload(LOAD).requests]
     assert others != lengths[: len(others)]
     with pytest.raises(NotReadyError, match="calibrate"):
         calibrated(twin_of(ALONE), LOAD, [], [])

@@ -2,8 +2,12 @@ import os
 import stat
 
 import pytest
+from click.testing import CliRunner
 
 from tandem.cli.deployment import Overrides, gateway_address, make_run_dir, resolve
+from tandem.cli.lifecycle import up
+from tandem.cli.programs import Program, parse_program, replica_dirs
+from tandem.cli.supervision import render_conf
 from tandem.errors import ConfigError
 
 
@@ -75,3 +79,50 @@ def test_the_gateway_is_reached_by_its_socket_else_by_its_port(tmp_path):
     (tmp_path / "gateway.sock").touch()
     assert gateway_address(deployment, None) == f"unix:{tmp_path}/gateway.sock"
     assert gateway_address(deployment, "there:1") == "there:1"
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"TANDEM_GATEWAY_REPLICAS": "dns:there:7000"}, r"gateway\.replicas"),
+        ({"TANDEM_DECODE_LISTEN": "127.0.0.1:7002"}, r"decode\.listen"),
+    ],
+)
+def test_replicas_started_here_are_not_named_or_addressed_elsewhere_too(tmp_path, environ, named):
+    with pytest.raises(ConfigError, match=named):
+        resolve(Overrides(run_dir=tmp_path, num_replicas=2), environ)
+    assert resolve(Overrides(run_dir=tmp_path), environ).num_replicas == 1
+
+
+def test_the_last_replicas_sockets_must_fit_too(tmp_path):
+    run_dir = tmp_path / ("x" * (80 - len(str(tmp_path))))
+    assert resolve(Overrides(run_dir=run_dir), {}).run_dir == run_dir
+    with pytest.raises(ConfigError, match="too long"):
+        resolve(Overrides(run_dir=run_dir, num_replicas=2), {})
+
+
+def test_a_comma_would_part_one_replica_into_two(tmp_path):
+    assert resolve(Overrides(run_dir=tmp_path / "a,b"), {}).num_replicas == 1
+    with pytest.raises(ConfigError, match="comma"):
+        resolve(Overrides(run_dir=tmp_path / "a,b", num_replicas=2), {})
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "65", "two"])
+def test_a_number_of_replicas_that_is_none_is_a_usage_error(number):
+    result = CliRunner().invoke(up, ["--replicas", number])
+    assert result.exit_code == 2
+    assert "--replicas" in result.output
+
+
+def test_a_programs_name_says_whose_it_is():
+    for program in (Program("prefill"), Program("prefill", 3), Program("gateway")):
+        assert parse_program(program.name) == program
+
+
+def test_replicas_are_found_as_they_were_started_last(tmp_path):
+    make_run_dir(tmp_path, 3)
+    assert replica_dirs(tmp_path) == {0: tmp_path}
+    conf = render_conf(resolve(Overrides(run_dir=tmp_path, num_replicas=3), {}), {})
+    (tmp_path / "supervisord.conf").write_text(conf)
+    assert replica_dirs(tmp_path) == {0: tmp_path, 1: tmp_path / "replica-1", 2: tmp_path / "replica-2"}
+    assert stat.S_IMODE((tmp_path / "replica-2").stat().st_mode) == 0o700

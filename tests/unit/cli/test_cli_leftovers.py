@@ -39,10 +39,14 @@ def test_whoever_listens_is_found_and_nobody_else(run_dir):
     decode = listener(run_dir / "decode.sock", "ordinary")
     gateway = listener(run_dir / "gateway.sock", "ordinary")
     keeper = listener(run_dir / "memd.keeper.sock", "ordinary")
+    (run_dir / "replica-1").mkdir()
+    (run_dir / "supervisord.conf").write_text("[program:memd]\n[program:memd-1]\n")
+    other_decode = listener(run_dir / "replica-1" / "decode.sock", "ordinary")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(run_dir / "memd.sock"))
-    assert [process.pid for process in leftovers.find(run_dir)] == [gateway.pid, decode.pid, keeper.pid]
-    for process in (decode, gateway, keeper):
+    found = [process.pid for process in leftovers.find(run_dir)]
+    assert found == [gateway.pid, decode.pid, other_decode.pid, keeper.pid]
+    for process in (decode, gateway, keeper, other_decode):
         process.kill()
         process.communicate()
     assert leftovers.find(run_dir) == []

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from tandem.cli.health import Health
 from tandem.cli.readiness import ServiceView
-from tandem.cli.status import Report, draw
+from tandem.cli.status import ReplicaReport, Report, draw
 from tandem.cli.supervision import ProcessView
 from tandem.kv.store import StorageStatistics
 from tandem.partition.observations import LatencyStatistics, PhaseStatistics, RequestStatistics
@@ -18,12 +18,16 @@ def drawn(report: Report) -> str:
     return console.file.getvalue()
 
 
+SERVICES = {
+    "memd": ServiceView(Health.SERVING, ProcessView("memd", "RUNNING", 4711, 1, 3725), ""),
+    "decode": ServiceView(Health.UNREACHABLE, ProcessView("decode", "BACKOFF", 0, 1, 0), ""),
+}
+GATEWAY = {"gateway": ServiceView(Health.SERVING, ProcessView("gateway", "RUNNING", 4712, 1, 1), "")}
+STORAGE = StorageStatistics(Fingerprint(), 1, 400, 300, 40, 50, 10, 3, 256 << 20, 1 << 30, ())
+
+
 def report(**parts) -> Report:
-    services = {
-        "memd": ServiceView(Health.SERVING, ProcessView("memd", "RUNNING", 4711, 1, 3725), ""),
-        "decode": ServiceView(Health.UNREACHABLE, ProcessView("decode", "BACKOFF", 0, 1, 0), ""),
-    }
-    return Report(**{"services": services, "gateway": None, "controller": None, "storage": None, **parts})
+    return Report({**SERVICES, **GATEWAY}, None, {0: ReplicaReport(**{"controller": None, "storage": None, **parts})})
 
 
 def test_services_and_who_does_not_answer():
@@ -35,10 +39,21 @@ def test_services_and_who_does_not_answer():
 
 
 def test_the_pool_is_shown_in_blocks_and_percent():
-    storage = StorageStatistics(Fingerprint(), 1, 400, 300, 40, 50, 10, 3, 256 << 20, 1 << 30, ())
-    text = drawn(report(storage=storage))
+    text = drawn(report(storage=STORAGE))
     assert "12.5 % of 400 blocks leased · 40 spare, 10 cached, 300 free · 3 sequences" in text
     assert "weights 256 MiB, KV 1024 MiB" in text
+
+
+def test_replicas_stand_below_each_other_and_none_has_a_title_where_there_is_one():
+    silent, told = ReplicaReport(None, None), ReplicaReport(None, STORAGE)
+    lines = [line.strip() for line in drawn(Report({**SERVICES, **GATEWAY}, None, {0: silent, 1: told})).splitlines()]
+    assert lines.index("replica 0") < lines.index("kv         memd does not answer") < lines.index("replica 1")
+    assert any(line.startswith("kv         12.5 %") for line in lines[lines.index("replica 1") :])
+    assert "replica" not in drawn(report())
+
+
+def test_a_replica_without_a_gateway_is_not_blamed_for_it():
+    assert "gateway" not in drawn(Report(SERVICES, None, {0: ReplicaReport(None, STORAGE)}))
 
 
 def test_the_split_and_each_phase_are_shown():

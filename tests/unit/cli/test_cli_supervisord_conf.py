@@ -113,3 +113,62 @@ def test_socket_pid_and_logs_are_in_the_run_dir(deployment):
     assert programs["decode"].stdout_logfile == str(run_dir / "logs" / "decode.log")
     assert programs["decode"].redirect_stderr
     assert programs["decode"].stdout_logfile_backups > 0
+
+
+def replicated(run_dir, num_replicas: int, **environ: str) -> Deployment:
+    return resolve(Overrides(run_dir=run_dir, num_replicas=num_replicas), environ)
+
+
+def test_each_replica_has_all_but_the_gateway_and_the_watchdog(tmp_path):
+    deployment = replicated(tmp_path / "run dir", 3)
+    _, programs = read_by_supervisor(deployment)
+    own = [service for service in (*MODES["semi-pd"], "keeper") if service != "gateway"]
+    others = {f"{service}-{replica}" for service in own for replica in (1, 2)}
+    assert set(programs) == {"gateway", "watchdog", *own, *others}
+    command = command_of(programs["decode-2"])
+    assert command[-len(deployment.flags("decode", 2)) :] == deployment.flags("decode", 2)
+    assert "services.decode.main" in command
+    assert programs["decode-2"].stdout_logfile == str(deployment.run_dir / "logs" / "decode-2.log")
+    folder = deployment.run_dir / "replica-2"
+    assert str(folder / KEEPER_SOCKET) in command_of(programs["keeper-2"])
+    assert deployment.address("decode", 2) == f"unix:{folder}/decode.sock"
+
+
+def test_the_gateway_is_told_of_all_replicas_and_keeps_its_place(tmp_path):
+    deployment = replicated(tmp_path, 2)
+    command = command_of(read_by_supervisor(deployment)[1]["gateway"])
+    assert command[command.index("--replicas") + 1] == f"{tmp_path},{tmp_path}/replica-1"
+    assert command[command.index("--run-dir") + 1] == str(tmp_path)
+    assert "--replicas" not in resolve(Overrides(run_dir=tmp_path), {}).flags("gateway")
+
+
+def test_replicas_end_service_by_service_and_the_keepers_last(tmp_path):
+    options, _ = read_by_supervisor(replicated(tmp_path, 2))
+    stopped = [group.name.partition("-")[0] for group in sorted(options.process_group_configs, reverse=True)]
+    both = [service for service in MODES["semi-pd"][1:] for _ in range(2)]
+    assert stopped == ["watchdog", "gateway", *both, "keeper", "keeper"]
+
+
+def test_replicas_have_cores_of_their_own_where_there_are_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 5})
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/taskset")
+    programs = read_by_supervisor(replicated(tmp_path, 2))[1]
+    assert command_of(programs["memd"])[:3] == ["taskset", "--cpu-list", "0,1"]
+    assert command_of(programs["prefill-1"])[:3] == ["taskset", "--cpu-list", "2,5"]
+    assert command_of(programs["gateway"])[0] == sys.executable
+    assert all(
+        command_of(each)[0] == sys.executable for each in read_by_supervisor(replicated(tmp_path, 5))[1].values()
+    )
+    assert command_of(read_by_supervisor(replicated(tmp_path, 1))[1]["memd"])[0] == sys.executable
+
+
+def test_replicas_have_metrics_ports_of_their_own(tmp_path):
+    deployment = replicated(tmp_path, 3, TANDEM_MEMD_METRICS_PORT="9100")
+    assert "--metrics-port" not in deployment.flags("memd")
+    assert deployment.flags("memd", 2)[-2:] == ["--metrics-port", "9120"]
+    assert "--metrics-port" not in deployment.flags("decode", 2)
+
+
+def test_a_replica_for_a_gateway_elsewhere_has_none(tmp_path):
+    deployment = resolve(Overrides(run_dir=tmp_path, has_gateway=False), {"TANDEM_MEMD_LISTEN": "127.0.0.1:7000"})
+    assert set(read_by_supervisor(deployment)[1]) == {*MODES["semi-pd"][1:], "keeper", "watchdog"}

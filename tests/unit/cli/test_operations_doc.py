@@ -18,7 +18,7 @@ KEYS = [("common", key) for key in sorted(COMMON)] + [
 def table() -> list[tuple[str, str]]:
     configuration = TEXT[TEXT.index("| section | key |") : TEXT.index("In the environment:")]
     lines = [[cell.strip(" `") for cell in line.split("|")] for line in configuration.strip().splitlines()]
-    return [(cells[1], cells[2]) for cells in lines[2:]]
+    return [(section, cells[2]) for cells in lines[2:] for section in cells[1].split(", ")]
 
 
 def test_the_table_has_every_key_once_and_no_other(table):

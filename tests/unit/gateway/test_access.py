@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.gateway.listening import port_credentials
+from services.gateway.listening import gateway_port
 from services.gateway.service import SERVICE_NAME, add_to_server
 from services.gateway.tenants import KeyedDirectory
 from tandem.client import Access, AsyncClient, Client, RetryPolicy, TlsFiles
@@ -60,8 +61,8 @@ async def port(tmp_path: Path, server_certificate: Certificate, client_certifica
     rig = await Rig(tenants=lambda clock: KeyedDirectory(path, bytes(32), clock)).up()
     phases = ScriptedPhases(rig, b"hello")
     phases.start()
-    addresses = ["127.0.0.1:0", f"unix:{tmp_path}/g.sock"]
-    host = ServiceHost([SERVICE_NAME], addresses, credentials=port_credentials(config))
+    ports = replace(gateway_port(config), addresses=("127.0.0.1:0",))
+    host = ServiceHost([SERVICE_NAME], [f"unix:{tmp_path}/g.sock"], ports=ports)
     add_to_server(rig.gateway.frontend, rig.gateway.status, host.server)
     await host.start()
     believed = TlsFiles(server_certificate.cert, client_certificate.cert, client_certificate.key)

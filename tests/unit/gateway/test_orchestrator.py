@@ -131,7 +131,7 @@ async def test_a_lost_phase_is_a_pause(rig, phase):
     again = rig.prefill.submitted[-1]
     assert again.lease_id != lost
     assert again.token_ids == (*b"hello", A) if phase is DECODE else (*b"hello",)
-    await rig.gateway.leases.flush()
+    await rig.replica.leases.flush()
     assert lost not in rig.store.leases
     tokens = [A, B, C][len(again.token_ids) - 5 :]
     rig.prefilled(tokens[0])
@@ -148,7 +148,7 @@ async def test_a_prefilled_sequence_waits_for_decode_with_its_lease(rig):
     request = await rig.request(max_tokens=2)
     spec = rig.prefilled(A)
     assert rig.decode.submitted == []
-    await rig.gateway.leases.renew()
+    await rig.replica.leases.renew()
     assert spec.lease_id in rig.store.renewed[-1]
     rig.connect(DECODE)
     assert rig.decode.submitted[0].lease_id == spec.lease_id
@@ -184,13 +184,13 @@ async def test_readiness_needs_all_three():
     rig.connect(PREFILL)
     rig.connect(DECODE)
     assert rig.readiness == []
-    await rig.gateway.pool.poll()
+    await rig.replica.pool.poll()
     assert rig.readiness == [True]
     rig.lose(DECODE)
     assert rig.readiness == [True, False]
     rig.connect(DECODE)
     rig.store.away = True
-    await rig.gateway.pool.poll()
+    await rig.replica.pool.poll()
     assert rig.readiness == [True, False, True, False]
     status = rig.gateway.status.now()
     assert (status.prefill_connected, status.decode_connected, status.memd_connected) == (True, True, False)
@@ -222,8 +222,8 @@ async def test_releases_wait_for_memd_to_come_back(rig):
     rig.gateway.frontend.cancel(request)
     rig.obey_aborts()
     with pytest.raises(NotReadyError):
-        await rig.gateway.leases.flush()
-    assert rig.gateway.leases.num_unreleased == 1
+        await rig.replica.leases.flush()
+    assert rig.replica.leases.num_unreleased == 1
     rig.store.away = False
     await rig.assert_all_released()
 

@@ -58,7 +58,7 @@ async def test_a_deadline_that_has_passed_is_refused(rig):
 @pytest.mark.parametrize("state", STATES)
 async def test_abort_ends_the_stream_in_every_state(rig, state):
     request = await running(rig, state, request_id="r", stop=("bx",))
-    rig.orchestrator.abort("r")
+    rig.gateway.reception.abort("r")
     pieces = await read_all(request)
     assert pieces[-1].finish_reason is ABORT
     assert text_of(pieces) == {"decoding": "ab", "prefilled": "a"}.get(state, "")
@@ -68,7 +68,7 @@ async def test_abort_ends_the_stream_in_every_state(rig, state):
 
 async def test_abort_of_what_does_not_run(rig):
     with pytest.raises(NotFoundError):
-        rig.orchestrator.abort("nobody")
+        rig.gateway.reception.abort("nobody")
 
 
 async def test_an_abort_that_crosses_the_end_of_prefill(rig):
@@ -131,6 +131,6 @@ async def test_draining_ends_what_takes_too_long(rig):
 
 
 async def start_drain(rig, timeout_s):
-    drained = asyncio.ensure_future(rig.orchestrator.drain(timeout_s))
+    drained = asyncio.ensure_future(rig.gateway.reception.drain(timeout_s))
     await settle()
     return drained

@@ -63,7 +63,7 @@ async def test_ending_while_forked_siblings_wait(how, forked):
         case "cancel":
             rig.gateway.frontend.cancel(request)
         case "abort":
-            rig.orchestrator.abort("r")
+            rig.gateway.reception.abort("r")
             reasons = [piece.finish_reason for piece in await read_all(request)]
             assert reasons == [ABORT] * 3
         case "deadline":

@@ -30,6 +30,21 @@ async def test_a_preempted_sequence_stands_before_younger_ones():
     assert rig.prefill.submitted[-1].request_id == old.request_id
 
 
+async def test_an_answer_says_how_long_it_waited_until_it_was_first_sent():
+    rig = await rig_with(max_running=1)
+    first = await rig.request(max_tokens=3)
+    second = await rig.request(max_tokens=3)
+    rig.prefilled(A, LENGTH)
+    sent_unix_ns = rig.prefill.submitted[-1].arrival_unix_ns
+    rig.prefilled(A)
+    arrived_unix_ns = rig.decode.submitted[-1].arrival_unix_ns
+    rig.drop(DECODE, DropReason.PREEMPTED)
+    rig.prefilled(B, LENGTH)
+    (usage,) = [piece.usage for piece in await read_all(second) if piece.usage is not None]
+    assert usage.queue_ms == (sent_unix_ns - arrived_unix_ns) / 1e6 > 0
+    assert (await read_all(first))[-1].usage.queue_ms < usage.queue_ms
+
+
 async def test_the_queue_has_a_bound_and_says_when_to_come_back():
     rig = await rig_with(max_running=1, max_waiting=2)
     kept = [await rig.request() for _ in range(3)]
@@ -190,7 +205,7 @@ async def test_a_memory_daemon_that_went_away_holds_no_prefixes():
     for text in ("s" * 40, "x" * 40):
         await rig.request(text)
     rig.store.away = True
-    await rig.gateway.pool.poll()
+    await rig.replica.pool.poll()
     rig.gateway.frontend.cancel(first)
     rig.obey_aborts()
     assert sent(rig) == ["x", "s"]

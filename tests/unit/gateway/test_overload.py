@@ -38,7 +38,7 @@ async def test_what_is_refused_is_not_even_tokenised(monkeypatch):
     for request in kept:
         rig.gateway.frontend.cancel(request)
     await rig.assert_all_released()
-    await rig.gateway.orchestrator.drain(0.0)
+    await rig.gateway.reception.drain(0.0)
     with pytest.raises(NotReadyError):
         await rig.request("x")
 

@@ -219,7 +219,7 @@ async def test_nothing_is_built_while_draining(rig):
     rig.prefilled(A, LENGTH, segments=MISSED)
     await settle()
     first = [spec.lease_id for spec in builds(rig)]
-    draining = asyncio.ensure_future(rig.orchestrator.drain(5.0))
+    draining = asyncio.ensure_future(rig.gateway.reception.drain(5.0))
     await settle()
     assert sorted(rig.prefill.aborted) == sorted(first)
     rig.prefilled(A, LENGTH, segments=(missed(DOCUMENT),))
@@ -254,6 +254,27 @@ async def test_usage_says_what_was_reused_how(rig):
     start = 64 + len(DOCUMENT)
     assert [segment.span for segment in piece.usage.segments] == [Span(64, start), Span(start, start + len(OTHER))]
     assert rig.observations.seen[0].num_cached_tokens == 32 + NUM_APPROXIMATE
+
+
+async def test_prompt_tokens_are_counted_by_where_their_kv_came_from(rig):
+    await ask(rig, max_tokens=1, n=2)
+    rig.prefilled(A, LENGTH, cached=32, segments=(found(DOCUMENT), missed(OTHER)), num_publishable_tokens=64)
+    await settle()
+    num_shared = (len(TEXT) - 1) // 16 * 16
+    rig.prefilled(B, LENGTH, cached=num_shared, num_publishable_tokens=64)
+    await finish_builds(rig)
+    counted = {
+        source: rig.registry.get_sample_value("tandem:prompt_tokens_by_source_total", {"source": source})
+        for source in ("exact", "approximate", "recomputed", "computed")
+    }
+    num_approximate = len(DOCUMENT) - 30
+    assert counted == {
+        "exact": 32 + num_shared - num_approximate,
+        "approximate": 2 * num_approximate,
+        "recomputed": 30,
+        "computed": len(TEXT) - 32 - len(DOCUMENT) + len(TEXT) - num_shared,
+    }
+    assert sum(counted.values()) == rig.registry.get_sample_value("tandem:prompt_tokens_total") == 2 * len(TEXT)
 
 
 async def test_what_decode_may_publish_goes_with_the_sequence(rig):

@@ -339,6 +339,7 @@ async def test_model_info_and_status(server):
     assert (status.num_requests_total, status.num_output_tokens_total) == (1, 3)
     assert (status.prefill_connected, status.decode_connected, status.memd_connected) == (True, True, True)
     assert (status.num_waiting, status.num_prefilling, status.num_decoding) == (0, 0, 0)
+    assert [(each.name, each.state, each.ready) for each in status.replicas] == [("/run", "joined", True)]
 
 
 async def test_health_and_reflection(server):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.gateway.frontend import Call
-from services.gateway.listening import directory, is_loopback, port_credentials
+from services.gateway.listening import directory, gateway_port
 from services.gateway.reuse import ReuseFields
 from services.gateway.secret_file import NAME, server_secret
 from services.gateway.tenants import KeyedDirectory, OpenDirectory
@@ -21,6 +21,7 @@ from tandem.errors import (
     UnauthenticatedError,
 )
 from tandem.kv.contents import domain_of
+from tandem.rpc.listening import is_loopback
 from tandem.types import ContentKind, FinishReason, SegmentOutcome, SegmentReuse
 from tests.support.gateway_fakes import Rig, settle
 
@@ -172,23 +173,23 @@ def test_a_wrong_file_stops_the_start(tmp_path, clock):
 def test_plain_text_for_others_must_be_asked_for(host):
     assert not is_loopback(host)
     with pytest.raises(ConfigError, match="allow_plaintext"):
-        port_credentials(GatewayConfig(host=host))
-    assert port_credentials(GatewayConfig(host=host, allow_plaintext=True)) is None
+        gateway_port(GatewayConfig(host=host))
+    assert gateway_port(GatewayConfig(host=host, allow_plaintext=True)).credentials is None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.8.8.8"])
 def test_plain_text_on_this_machine_is_nobodys_business(host):
-    assert port_credentials(GatewayConfig(host=host)) is None
+    assert gateway_port(GatewayConfig(host=host)).credentials is None
 
 
 def test_half_a_configuration_of_tls_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"gateway\.tls_key"):
-        port_credentials(GatewayConfig(tls_cert="cert.pem"))
+        gateway_port(GatewayConfig(tls_cert="cert.pem"))
     with pytest.raises(ConfigError, match=r"gateway\.tls_cert"):
-        port_credentials(GatewayConfig(tls_client_ca="ca.pem", allow_plaintext=True))
+        gateway_port(GatewayConfig(tls_client_ca="ca.pem", allow_plaintext=True))
     (tmp_path / "key").write_text("no key")
     with pytest.raises(ConfigError, match=r"gateway\.tls_key"):
-        port_credentials(GatewayConfig(tls_cert="cert.pem", tls_key=str(tmp_path / "key")))
+        gateway_port(GatewayConfig(tls_cert="cert.pem", tls_key=str(tmp_path / "key")))
 
 
 async def namespace_of(rig: Rig, tenant: str, salt: str = "") -> bytes:

@@ -114,10 +114,10 @@ def test_one_that_reads_the_journal_too_late_begins_anew_and_is_right(prompts, c
     journal, pool, view = CacheJournal(capacity), Counter(), view_of()
 
     def read():
-        events = None if view.position is None else journal.after(view.position.number, PLENTY)
+        events = None if view.blocks.position is None else journal.after(view.blocks.position.number, PLENTY)
         if events is None:
             view.hear(CacheNews((CacheCleared(),), None, 1))
-            assert view.position is None, "one that breaks off now must begin anew"
+            assert view.blocks.position is None, "one that breaks off now must begin anew"
             events = stored(*pool)
         view.hear(CacheNews(tuple(events), CachePosition(7, journal.last_number), 1))
 

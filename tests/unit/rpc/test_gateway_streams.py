@@ -16,6 +16,7 @@ from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
 
 FULL = 999  # as a prompt's first token
 ENDLESS = 998
+USAGE = pb.Usage(num_cached_tokens=16, queue_ms=2.5)
 
 
 class Gateway(pb_grpc.GatewayServiceServicer):
@@ -33,7 +34,7 @@ class Gateway(pb_grpc.GatewayServiceServicer):
                 await asyncio.sleep(60)
         finally:
             self.cancelled.set()
-        yield pb.GenerateResponse(token_ids=[2, 3], finish_reason=2, usage=pb.Usage(num_cached_tokens=16))
+        yield pb.GenerateResponse(token_ids=[2, 3], finish_reason=2, usage=USAGE)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[tuple[Gateway, TokenStreams]]
 async def test_pieces_come_as_they_are_sent(gateway):
     servicer, streams = gateway
     pieces = [piece async for piece in streams.generate([5, 6], 3)]
-    assert pieces == [TokenPiece((1,), None), TokenPiece((2, 3), 16)]
+    assert pieces == [TokenPiece((1,), None), TokenPiece((2, 3), 16, 2.5)]
     (request,) = servicer.requests
     assert list(request.token_ids.ids) == [5, 6]
     assert (request.sampling.max_tokens, request.sampling.temperature, request.sampling.ignore_eos) == (3, 0.0, True)

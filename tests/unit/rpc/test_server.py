@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tandem.errors import ConfigError
+from tandem.rpc.listening import TcpPorts
 from tandem.rpc.server import ServiceHost
 from tandem.rpc.sockets import Entry
 from tandem.rpc.stubs.controller.v1 import controller_pb2, controller_pb2_grpc
@@ -47,7 +48,9 @@ async def host(address):
 
 
 def make_host(*addresses: str, **options: int | Entry) -> ServiceHost:
-    host = ServiceHost([NAME], addresses, **options)
+    sockets = [address for address in addresses if address.startswith("unix:")]
+    ports = TcpPorts(tuple(address for address in addresses if address not in sockets))
+    host = ServiceHost([NAME], sockets, ports=ports, **options)
     controller_pb2_grpc.add_ControllerServiceServicer_to_server(Echo(), host.server)
     return host
 
