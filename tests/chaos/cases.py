@@ -50,16 +50,18 @@ class Case:
         return replace(self, sampling={**self.sampling, "seed": self.sampling["seed"] + NEXT_SEED})
 
 
+# A token of next to no probability has both its borders within a rounding of the drawn number: none such is drawn.
+_DRAWN: Mapping[str, Any] = {"temperature": 0.7, "min_p": 0.02}
 _STYLES: tuple[tuple[Mapping[str, Any], Ending], ...] = (
     ({"temperature": 0.0, "ignore_eos": True}, Ending.READ),
     ({"temperature": 0.7, "top_p": 0.95, "ignore_eos": True}, Ending.READ),
-    ({"temperature": 0.7, "n": 2}, Ending.READ),
-    ({"temperature": 0.7, "stop": STOP_STRINGS, "min_tokens": STOP_FROM_TOKEN}, Ending.READ),
-    ({"temperature": 0.7, "logprobs": 2, "ignore_eos": True}, Ending.READ),
-    ({"temperature": 0.7, "presence_penalty": 0.7, "repetition_penalty": 1.3, "ignore_eos": True}, Ending.READ),
-    ({"temperature": 0.7, "ignore_eos": True}, Ending.CLOSE),
+    ({**_DRAWN, "n": 2}, Ending.READ),
+    ({**_DRAWN, "stop": STOP_STRINGS, "min_tokens": STOP_FROM_TOKEN}, Ending.READ),
+    ({**_DRAWN, "logprobs": 2, "ignore_eos": True}, Ending.READ),
+    ({**_DRAWN, "presence_penalty": 0.7, "repetition_penalty": 1.3, "ignore_eos": True}, Ending.READ),
+    ({**_DRAWN, "ignore_eos": True}, Ending.CLOSE),
     ({"temperature": 0.0, "stop": STOP_STRINGS, "min_tokens": STOP_FROM_TOKEN}, Ending.READ),
-    ({"temperature": 0.7, "ignore_eos": True}, Ending.ABORT),
+    ({**_DRAWN, "ignore_eos": True}, Ending.ABORT),
 )
 
 
