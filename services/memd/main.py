@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import structlog
@@ -13,6 +14,7 @@ from services.memd.depositing import Depositor
 from services.memd.handles import HandleServer
 from services.memd.resuming import resume_storage
 from services.memd.service import SERVICE_NAMES, add_to_server
+from services.memd.touching import touching
 from services.memd.upkeep import keep_up
 from tandem.clock import MonotonicClock
 from tandem.config.settings import KEEPER_SOCKET, MemdConfig
@@ -43,7 +45,8 @@ async def serve(config: MemdConfig, stop: asyncio.Event) -> int:
         storage = await open_storage(config, daemon, stop)
         if storage is not None:
             daemon.ready(storage)
-            await serve_storage(storage, config.run_dir / KEEPER_SOCKET, host, metrics, stop)
+            with touching(storage.segments.kv) if config.touch_kv else nullcontext():
+                await serve_storage(storage, config.run_dir / KEEPER_SOCKET, host, metrics, stop)
     finally:
         await host.stop(STOP_GRACE_S)
         metrics_server.close()

@@ -110,6 +110,10 @@ class MemdConfig(ReplicaConfig):
     kv_bytes: NotNegative = Field(
         0, description="memory for KV blocks; 0: 1 GiB, or on a GPU 0.9 of what is free, less the weights"
     )
+    touch_kv: bool = Field(
+        True,
+        description="make the KV blocks' memory in the background from the start, so that no prompt waits for it",
+    )
     lease_ttl_s: Seconds = Field(30.0, description="a sequence lease that nobody renews ends after this")
     reserve_blocks: NotNegative = Field(16, description="kept from prefill, so that running sequences can grow")
     pin_fraction: Fraction = Field(

@@ -10,6 +10,7 @@ import os
 
 HUGE_PAGE_BYTES = 2 << 20
 MADV_COLLAPSE = 25  # Linux 6.1; not in the mmap module
+MADV_POPULATE_WRITE = 23  # Linux 5.14; likewise
 _PROT_NONE, _MAP_FIXED = 0, 0x10  # nor these
 _RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
@@ -52,6 +53,15 @@ def collapse(address: int, size_bytes: int) -> None:
     OSError: the kernel knows no such thing, or could not for a part of it. The content stays as it is in any case.
     """
     if _libc.madvise(address, size_bytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES, MADV_COLLAPSE):
+        raise _error()
+
+
+def populate(address: int, size_bytes: int) -> None:
+    """Has the memory of a writable mapping made, from a page's first byte on; what is in it stays.
+
+    OSError: the kernel knows no such thing, or has no memory left.
+    """
+    if _libc.madvise(address, size_bytes, MADV_POPULATE_WRITE):
         raise _error()
 
 
