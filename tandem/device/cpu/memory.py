@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tandem.device.cpu.aligned_mapping import AlignedMapping
 from tandem.device.memory import SegmentHandle, SegmentKind
+from tandem.device.owned_segment import OwnedSegment
 from tandem.device.tensor_views import tensor_view
 from tandem.errors import DeviceError
 
@@ -36,48 +37,18 @@ def _numbers() -> Iterator[int]:
         yield int(limit)
 
 
-class MemfdSegment:
-    """A memfd on its owner's side. Its size is fixed from the start, so no mapping can lose its memory."""
+class MemfdSegment(OwnedSegment):
+    """A memfd, shown as ``memfd:tandem-NAME`` in ``/proc/PID/maps``. Its size is fixed from the start, so no mapping
+    can lose its memory.
+    """
 
     def __init__(self, name: str, fd: int, size_bytes: int) -> None:
-        self._name = name
-        self._fd = fd
-        self._size_bytes = size_bytes
-        self._sealed = False
-
-    @property
-    def name(self) -> str:
-        """As shown in ``/proc/PID/maps`` after ``memfd:tandem-``."""
-        return self._name
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the file and of every mapping."""
-        return self._size_bytes
-
-    @property
-    def fd(self) -> int:
-        """Owned by this object until `close`."""
-        return self._fd
-
-    @property
-    def kind(self) -> SegmentKind:
-        """See `SegmentHandle`."""
-        return SegmentKind.MEMFD
-
-    @property
-    def sealed(self) -> bool:
-        """Whether `seal` was called."""
-        return self._sealed
+        super().__init__(name, fd, size_bytes, SegmentKind.MEMFD)
 
     def seal(self) -> None:
         """Refuses writable mappings from now on; those that exist stay."""
-        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
-        self._sealed = True
-
-    def close(self) -> None:
-        """Closes the descriptor."""
-        os.close(self._fd)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+        super().seal()
 
 
 class MemfdExporter:

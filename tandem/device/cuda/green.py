@@ -36,10 +36,15 @@ class GreenStream:
 class GreenBackend:
     """Owns a green context and a stream for every share of its phases, until the process ends."""
 
-    def __init__(self, driver: DriverApi, phases: Sequence[Phase], use_stream: UseStream) -> None:
-        """`driver` is initialised. DeviceError without MPS: two processes would take turns, whatever their SMs."""
+    def __init__(
+        self, driver: DriverApi, phases: Sequence[Phase], use_stream: UseStream, *, is_alone: bool = False
+    ) -> None:
+        """`driver` is initialised. DeviceError without MPS: two processes would take turns, whatever their SMs.
+
+        `is_alone`: no other process uses the device, as in a measurement; then it may be without.
+        """
         gpu = read_gpu(driver, DEVICE_ORDINAL)
-        if not gpu.has_mps:
+        if not gpu.has_mps and not is_alone:
             raise DeviceError("mps-green: this process is no client of MPS; see `tandem doctor`")
         self._driver = driver
         self._use_stream = use_stream

@@ -16,6 +16,7 @@ from typing import Any
 
 from tandem.device.cuda.vmm_export import not_to_be_had
 from tandem.device.memory import SegmentKind
+from tandem.device.owned_segment import OwnedSegment
 from tandem.errors import DeviceError
 
 HOLDER_MODULE = "tandem.device.cuda.ipc_holder"
@@ -25,49 +26,17 @@ BLOCK_BYTES = 2 << 20
 """Sizes are multiples of it: the driver cuts smaller allocations out of blocks that a handle would share whole."""
 
 
-class IpcSegment:
-    """A memfd that names memory of the holder."""
+class IpcSegment(OwnedSegment):
+    """A memfd that names memory of the holder. Sealed or not, the driver knows no read-only mapping of this kind."""
 
     def __init__(self, name: str, fd: int, size_bytes: int, free: Callable[[], None]) -> None:
         """`free` ends the memory."""
-        self._name = name
-        self._fd = fd
-        self._size_bytes = size_bytes
+        super().__init__(name, fd, size_bytes, SegmentKind.CUDA_IPC)
         self._free = free
-        self._sealed = False
-
-    @property
-    def name(self) -> str:
-        """See `ExportedSegment`."""
-        return self._name
-
-    @property
-    def size_bytes(self) -> int:
-        """A multiple of 2 MiB, which may be more than was asked for."""
-        return self._size_bytes
-
-    @property
-    def fd(self) -> int:
-        """Owned by this object until `close`."""
-        return self._fd
-
-    @property
-    def kind(self) -> SegmentKind:
-        """See `SegmentHandle`."""
-        return SegmentKind.CUDA_IPC
-
-    @property
-    def sealed(self) -> bool:
-        """Whether `seal` was called."""
-        return self._sealed
-
-    def seal(self) -> None:
-        """Told to whoever gets the descriptor from now on; the driver knows no read-only mapping of this kind."""
-        self._sealed = True
 
     def close(self) -> None:
         """Frees the memory; every importer has unmapped it."""
-        os.close(self._fd)
+        super().close()
         self._free()
 
 

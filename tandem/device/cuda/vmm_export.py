@@ -10,50 +10,18 @@ from typing import Any
 
 from tandem.device.cuda.driver import DriverApi, check
 from tandem.device.memory import SegmentKind
+from tandem.device.owned_segment import OwnedSegment
 from tandem.errors import DeviceError, DeviceFaultError
 
 
-class VmmSegment:
-    """A descriptor that alone keeps the memory: importers, and a keeper, may outlive the process that made it."""
+class VmmSegment(OwnedSegment):
+    """A descriptor that alone keeps the memory: importers, and a keeper, may outlive the process that made it.
+
+    Sealed or not, the driver itself would map it writable.
+    """
 
     def __init__(self, name: str, fd: int, size_bytes: int) -> None:
-        self._name = name
-        self._fd = fd
-        self._size_bytes = size_bytes
-        self._sealed = False
-
-    @property
-    def name(self) -> str:
-        """See `ExportedSegment`."""
-        return self._name
-
-    @property
-    def size_bytes(self) -> int:
-        """A multiple of the device's granularity, which may be more than was asked for."""
-        return self._size_bytes
-
-    @property
-    def fd(self) -> int:
-        """Owned by this object until `close`."""
-        return self._fd
-
-    @property
-    def kind(self) -> SegmentKind:
-        """See `SegmentHandle`."""
-        return SegmentKind.CUDA_VMM
-
-    @property
-    def sealed(self) -> bool:
-        """Whether `seal` was called."""
-        return self._sealed
-
-    def seal(self) -> None:
-        """Told to whoever gets the descriptor from now on; the driver itself would still map it writable."""
-        self._sealed = True
-
-    def close(self) -> None:
-        """Closes the descriptor."""
-        os.close(self._fd)
+        super().__init__(name, fd, size_bytes, SegmentKind.CUDA_VMM)
 
 
 class VmmExporter:
