@@ -1,32 +1,31 @@
 """One phase's load on a share of the device: what the tables over shares are measured with."""
 
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 from bench.gpu.bench import Bench
 from bench.gpu.subject import DecodeBatch, Subject, model_named, open_subject, prefill_step
+from tandem.device.cuda.driver import open_driver
+from tandem.device.cuda.gpu import read_gpu
+from tandem.device.cuda.green import GreenBackend
 from tandem.device.partition import PartitionBackend
-from tandem.device.partition_backends import PartitionSite, make_partition_backend
 from tandem.device.whole import WholeDeviceBackend
 from tandem.runner.cuda.graphs import StepStream
 from tandem.types import Phase, Split
 
 MODEL = "llama-3-8b"
 DECODE_PERCENTS = (12, 31, 50, 69, 88, 100)  # one for each of the levels that a device of 16 groups has
-BACKEND = "mps-green"
 
 
 class PhaseLoad:
     """One phase of a process: its share, and steps for so many seconds."""
 
-    def __init__(self, bench: Bench, phase: Phase) -> None:
-        """DeviceError: no MPS, or no green contexts."""
+    def __init__(self, bench: Bench, phase: Phase, *, is_alone: bool) -> None:
+        """DeviceError: no green contexts, or no MPS where the other phase computes as well."""
         self._phase, self._bench = phase, bench
         stream = StepStream()
-        self._backend = share_backend(bench, phase, stream)
+        self._backend = share_backend(bench, phase, stream, is_alone=is_alone)
         self._context, self._length = bench.pick(1024, 32), bench.pick(2048, 32)
         self._room = bench.pick(512, 8)
         self._batch = bench.pick(64, 4)
@@ -59,12 +58,18 @@ class PhaseLoad:
         return times_s
 
 
-def share_backend(bench: Bench, phase: Phase, stream: StepStream) -> PartitionBackend:
+def share_backend(bench: Bench, phase: Phase, stream: StepStream, *, is_alone: bool) -> PartitionBackend:
     """Green contexts; in a dry run nothing is partitioned."""
     if bench.is_dry:
         return WholeDeviceBackend()
-    site = PartitionSite((phase,), Path.cwd(), os.environ, use_stream=stream.use)
-    return make_partition_backend(BACKEND, site)
+    return GreenBackend(open_driver(), (phase,), stream.use, is_alone=is_alone)
+
+
+def can_have_a_peer(bench: Bench) -> bool:
+    """Whether another process can compute at the same time; noted, since MPS may be missing and not say so."""
+    has_mps = bench.is_dry or read_gpu(open_driver()).has_mps
+    bench.record("has_mps", has_mps)
+    return has_mps
 
 
 def split_of(decode_percent: int) -> Split:

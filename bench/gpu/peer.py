@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder) / "peer.json", is_dry=DRY in arguments)
-        load = PhaseLoad(bench, Phase.PREFILL)
+        load = PhaseLoad(bench, Phase.PREFILL, is_alone=False)
         _say("ready")
         for line in sys.stdin:
             decode_percent, seconds = line.split()

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from bench.gpu.budget import allowance_s
@@ -15,12 +16,16 @@ from bench.gpu.record import Report, SectionResult, SectionStatus, read_values, 
 from bench.gpu.sections import Section, Surroundings
 from bench.gpu.worker import DRY, SKIPPED
 from tandem.clock import Clock
+from tandem.device.cuda.look import look_from_child
 from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY, MpsControl, MpsDirectories
 from tandem.errors import DeviceError
 
+ROOT = Path(__file__).parents[2]
 NOWHERE = "/nonexistent"  # a pipe directory without a daemon
+DRIVER_PROGRAMS = "/usr/local/nvidia/bin"  # where container runtimes put them, and a shell may not look
 RESULTS, LOG = "results.json", "sections.log"
 NONE_COLLECTED = 5  # pytest's exit status
+OUTCOMES = "bench.gpu.outcomes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,8 @@ def run_sections(
     """`report` with a result for each section, written after each; `tell` gets each at once."""
     began_s = run.clock.now()
     for section in sections:
-        allowed_s = allowance_s(section.limit_s, run.clock.now() - began_s, run.total_s)
+        limit_s = run.total_s if run.is_dry else section.limit_s  # a busy processor may be slow
+        allowed_s = allowance_s(limit_s, run.clock.now() - began_s, run.total_s)
         result = run_section(section, run, allowed_s) if allowed_s else _unrun(section, "no time was left")
         report = replace(report, sections=(*report.sections, result))
         write_report(run.out / RESULTS, report)
@@ -61,7 +67,10 @@ def run_section(section: Section, run: Run, allowed_s: float) -> SectionResult:
 def command_of(section: Section, values: Path, *, is_dry: bool) -> list[str]:
     """Of the section's process."""
     if section.is_tests:
-        return [sys.executable, "-m", "pytest", "-q", "-s", "-rfEs", "-p", "no:cacheprovider", section.run]
+        plugins = ["-p", "no:cacheprovider", "-p", OUTCOMES, "--outcomes", str(values)]
+        if section.num_workers > 1 and find_spec("xdist"):
+            plugins += ["-n", str(section.num_workers)]
+        return [sys.executable, "-m", "pytest", "-v", "-rfEs", *plugins, section.run]
     return [sys.executable, "-m", "bench.gpu.worker", section.run, str(values), *([DRY] if is_dry else [])]
 
 
@@ -116,17 +125,42 @@ def _wait(command: list[str], allowed_s: float, output: Path, env: Mapping[str, 
 @contextlib.contextmanager
 def _environment(section: Section, run: Run, folder: Path) -> Iterator[Mapping[str, str]]:
     """A daemon of its own for a section that needs MPS; no section meets another's. DeviceError: it does not start."""
-    plain = {**os.environ, ENV_PIPE_DIRECTORY: NOWHERE}
-    if section.surroundings is not Surroundings.MPS or run.is_dry:
-        yield plain
+    environ = _found_by_children(os.environ)
+    control = MpsControl(MpsDirectories(folder / "pipe", folder / "log"), environ)
+    client = {**environ, **control.directories.environment()}
+    if section.surroundings is Surroundings.PLAIN or run.is_dry or not _is_served(control, client, section):
+        yield {**environ, ENV_PIPE_DIRECTORY: NOWHERE}
         return
-    control = MpsControl(MpsDirectories(folder / "pipe", folder / "log"), os.environ)
-    control.start()
     try:
-        yield {**os.environ, **control.directories.environment()}
+        yield client
     finally:
-        with contextlib.suppress(DeviceError):
-            control.stop()
+        _stop(control)
+
+
+def _found_by_children(environ: Mapping[str, str]) -> dict[str, str]:
+    """With the places of this tree and of the driver's programs."""
+    places = (("PYTHONPATH", str(ROOT), environ.get("PYTHONPATH")), ("PATH", environ.get("PATH"), DRIVER_PROGRAMS))
+    return {**environ, **{name: os.pathsep.join(filter(None, paths)) for name, *paths in places}}
+
+
+def _is_served(control: MpsControl, client: Mapping[str, str], section: Section) -> bool:
+    """Starts the daemon; a daemon alone is not enough. DeviceError: it does not serve a section that needs it."""
+    try:
+        control.start()
+        search = look_from_child(client)
+        if search.gpu is None or not search.gpu.has_mps:
+            _stop(control)
+            raise DeviceError(f"MPS: a daemon starts and serves nobody: {search.reason or 'attribute 133 is 0'}")
+    except DeviceError:
+        if section.surroundings is Surroundings.MPS:
+            raise
+        return False
+    return True
+
+
+def _stop(control: MpsControl) -> None:
+    with contextlib.suppress(DeviceError):
+        control.stop()
 
 
 def _keep(log: Path, section: Section, text: str) -> None:

@@ -66,6 +66,7 @@ def open_subject(bench: Bench, config: ModelConfig, num_tokens: int, stream: Ste
     shape = (config.num_layers, 2, num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
     kv_cache = torch.empty(shape, dtype=torch.bfloat16, device=bench.device).normal_()
     weights = random_weights(config, bench.device)
+    bench.wait()  # another stream may compute with them
     return Subject(config, weights, kv_cache, open_steps(config, weights, kv_cache, stream))
 
 

@@ -7,6 +7,8 @@ import torch
 import triton
 
 LOG2_E = math.log2(math.e)
+TABLES = ("block_tables", "query_start", "context_lens", "row_positions")
+"""Arguments that lie anywhere in a step's one copy: their alignment must not decide which kernel is compiled."""
 
 
 @dataclass(frozen=True, slots=True)

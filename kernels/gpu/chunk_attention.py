@@ -7,7 +7,7 @@ import triton
 from triton import language as tl
 
 from kernels.gpu.attend import NO_SCORE, attend
-from kernels.gpu.attention_plan import GpuPlan, Heads
+from kernels.gpu.attention_plan import TABLES, GpuPlan, Heads
 
 _TABLE_SPAN = tl.constexpr(128)  # of `query_start`, read at once
 
@@ -100,7 +100,7 @@ def _spans(first: tl.tensor, last: tl.tensor, sliding_window: tl.constexpr, key_
     return start, tl.minimum(all_from, all_until), all_until
 
 
-@triton.jit(do_not_specialize=["num_seqs", "table_stride"])
+@triton.jit(do_not_specialize=["num_seqs", "table_stride"], do_not_specialize_on_alignment=TABLES)
 def _attend_chunks(
     query: tl.tensor,
     key_cache: tl.tensor,

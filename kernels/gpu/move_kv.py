@@ -49,7 +49,7 @@ def _move_kv(
     inside = (head < num_kv_heads) & (dim[None, :] < head_dim)
     width: tl.constexpr = num_kv_heads * head_dim
     keys = kv_cache + layer * 2 * num_slots * width + head * head_dim
-    values = keys + num_slots * width
+    values = kv_cache + (layer * 2 + 1) * num_slots * width + head * head_dim  # a layer may have 2 ** 31 numbers
     straight = tl.load(keys + source * width + dim[None, :], mask=inside, other=0.0).to(tl.float32)
     swapped_dim = (dim + head_dim // 2) % head_dim
     swapped = tl.load(keys + source * width + swapped_dim[None, :], mask=inside, other=0.0).to(tl.float32)

@@ -9,7 +9,7 @@ import triton
 from triton import language as tl
 
 from kernels.gpu.attend import NO_SCORE, attend
-from kernels.gpu.attention_plan import GpuPlan, Heads
+from kernels.gpu.attention_plan import TABLES, GpuPlan, Heads
 
 KEY_TILE = 64
 MAX_PARTS = 64
@@ -99,7 +99,7 @@ def _first_key(context_len: tl.tensor, sliding_window: tl.constexpr) -> tl.tenso
     return first_key
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_parts"])
+@triton.jit(do_not_specialize=["table_stride", "num_parts"], do_not_specialize_on_alignment=TABLES)
 def _attend_rows(
     query: tl.tensor,
     key_cache: tl.tensor,
@@ -175,7 +175,7 @@ def _attend_rows(
     tl.store(places, attended.to(part_attended.dtype.element_ty), mask=is_element)
 
 
-@triton.jit(do_not_specialize=["num_parts"])
+@triton.jit(do_not_specialize=["num_parts"], do_not_specialize_on_alignment=TABLES)
 def _unite_parts(
     part_attended: tl.tensor,
     part_scores: tl.tensor,

@@ -15,7 +15,7 @@ from tandem.types import Phase, Split
 
 BACKEND = "mps-green"
 WARM_HOLD_NS = 1_000
-HOLD_NS = 2_000_000  # times 8 programs an SM: long enough that two processes meet
+HOLD_NS = 50_000_000  # an SM holds its 8 programs at once: in less two processes might miss each other
 
 
 class Quota:

@@ -71,7 +71,7 @@ def mps() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
 
 @pytest.fixture(params=[SegmentKind.CUDA_VMM, SegmentKind.CUDA_IPC])
@@ -99,15 +99,15 @@ def test_this_device_exports_descriptors(driver):
     assert chosen.exporter.kind is SegmentKind.CUDA_VMM, chosen.reason
 
 
-def test_phases_share_one_segment_and_take_no_memory_for_it(segment):
+def test_phases_share_one_segment_and_take_no_memory_for_it(segment, record_property):
     writer = phase(segment, "write")
     assert writer["error"] == ""
     readers = [phase(segment, "read") for _ in range(2)]
     for seen in (writer, *readers):
         assert seen["ends"] == [7, 7]
         assert seen["taken_bytes"] < VIEW_MAY_TAKE_BYTES
-    attach_ms = [round(1000 * seen["attach_s"], 1) for seen in (writer, *readers)]
-    sys.stdout.write(f"{segment.kind.value}: {segment.size_bytes >> 20} MiB attached in {attach_ms} ms\n")
+    record_property("mib", segment.size_bytes >> 20)
+    record_property("attach_ms", [round(1000 * seen["attach_s"], 1) for seen in (writer, *readers)])
 
 
 def test_clients_of_mps_map_what_a_process_outside_it_exported(segment, mps):
@@ -144,7 +144,7 @@ def test_the_exporter_has_no_context_and_its_memory_outlives_it(driver):
     os.close(fd)
 
 
-def test_one_allocation_can_be_most_of_the_device(driver):
+def test_one_allocation_can_be_most_of_the_device(driver, record_property):
     """A KV segment is one allocation, whatever its size."""
     context = PrimaryContext(driver, 0)
     free_before = context.free_bytes()
@@ -152,7 +152,8 @@ def test_one_allocation_can_be_most_of_the_device(driver):
     assert free_before - context.free_bytes() >= segment.size_bytes
     seen = phase(segment, "read")
     assert seen["error"] == ""
-    sys.stdout.write(f"{segment.size_bytes >> 20} MiB attached in {1000 * seen['attach_s']:.1f} ms\n")
+    record_property("mib", segment.size_bytes >> 20)
+    record_property("attach_ms", round(1000 * seen["attach_s"], 1))
     segment.close()
     assert context.free_bytes() >= free_before - VIEW_MAY_TAKE_BYTES
 

@@ -123,12 +123,12 @@ def test_the_whole_device_is_all_of_its_sms(environ):
 
 
 @needs_mps
-def test_a_switch_takes_less_than_a_millisecond(environ):
+def test_a_switch_takes_less_than_a_millisecond(environ, record_property):
     process = python(SWITCHES, environ)
     out, _ = process.communicate(timeout=120)
-    p99_us = float(out.split()[-1])
-    print(f"\nswitch of green contexts, p99 of 1,000: {p99_us} us")  # noqa: T201 - a figure for docs/gpu-status.md
     assert process.returncode == 0
+    p99_us = float(out.split()[-1])
+    record_property("switch_p99_us", p99_us)
     assert p99_us < 1000
 
 
@@ -143,7 +143,7 @@ def test_a_percentage_caps_the_sms(environ):
 
 @needs_mps
 def test_a_busy_client_is_ended_and_its_peer_lives(environ, mps):
-    with python(BUSY, environ) as busy, python(PEER, environ, "20") as peer:
+    with python(BUSY, environ) as busy, python(PEER, environ, "10") as peer:
         assert read_line(busy) == "busy"
         assert read_line(peer) == "ready"
         time.sleep(1.0)

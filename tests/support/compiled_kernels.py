@@ -21,6 +21,9 @@ from triton.runtime.jit import JITFunction
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MAX_SHARED_BYTES = 227 << 10  # that a program can have on it
+SHARED_ON_SM_BYTES = 228 << 10
+SHARED_KEPT_BYTES = 1 << 10  # by the driver, of each program
+REGISTERS_ON_SM, WARPS_ON_SM, PROGRAMS_ON_SM, THREADS_OF_WARP = 65_536, 64, 32, 32
 _TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 _POINTERS = {
     torch.float32: "*fp32",
@@ -56,7 +59,15 @@ class Compiled:
     ptx: str
     shared_bytes: int
     registers: int  # of a thread
+    num_warps: int  # of a program
     stack_bytes: int  # of a thread: registers that were spilled, and arrays indexed at run time
+
+    @property
+    def programs_on_sm(self) -> int:
+        """That fit on one at once, by warps, registers and shared memory; source: CUDA's table for 9.0."""
+        by_registers = REGISTERS_ON_SM // (-(-self.registers // 8) * 8 * THREADS_OF_WARP * self.num_warps)
+        by_shared = SHARED_ON_SM_BYTES // (self.shared_bytes + SHARED_KEPT_BYTES)
+        return min(WARPS_ON_SM // self.num_warps, PROGRAMS_ON_SM, by_registers, by_shared)
 
 
 @contextmanager
@@ -88,12 +99,18 @@ def compile_launch(launch: Launch) -> Compiled:
         elif type(value) is int and value == 1 and not parameter.do_not_specialize:
             signature[parameter.name] = "constexpr"
             constants[(index,)] = value
-        elif isinstance(value, torch.Tensor) or (_divides(value) and not parameter.do_not_specialize):
+        elif _is_specialised(parameter, value):
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
     kernel = triton.compile(source, target=HOPPER, options=launch.options)
     usage = _resource_usage(kernel.asm["cubin"])
-    return Compiled(kernel.asm["ptx"], kernel.metadata.shared, usage["REG"], usage["STACK"] + usage["LOCAL"])
+    return Compiled(
+        ptx=kernel.asm["ptx"],
+        shared_bytes=kernel.metadata.shared,
+        registers=usage["REG"],
+        num_warps=kernel.metadata.num_warps,
+        stack_bytes=usage["STACK"] + usage["LOCAL"],
+    )
 
 
 def _type_of(value: object) -> str:
@@ -105,8 +122,11 @@ def _type_of(value: object) -> str:
     return "i32" if abs(value) < 2**31 else "i64"
 
 
-def _divides(value: object) -> bool:
-    return isinstance(value, int) and value % 16 == 0
+def _is_specialised(parameter: Any, value: object) -> bool:
+    """To what 16 divides: an integer, or a tensor's address, as allocators give it."""
+    if isinstance(value, torch.Tensor):
+        return not parameter.do_not_specialize_on_alignment
+    return isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:

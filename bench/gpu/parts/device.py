@@ -1,13 +1,18 @@
 """The card, its driver, and what nothing can be faster than."""
 
+import platform
+import shutil
 import sys
+from importlib.metadata import version
 
 import torch
 
 from bench.gpu.bench import Bench
 from tandem.device.cuda.driver import check, open_driver
 from tandem.device.cuda.gpu import read_gpu
+from tandem.device.cuda.mps import CONTROL_PROGRAM
 from tandem.device.cuda.vmm_export import exportable_properties, granularity_bytes
+from tandem.device.memory_backends import why_no_vmm
 
 
 def floors(bench: Bench) -> None:
@@ -22,17 +27,19 @@ def floors(bench: Bench) -> None:
 def driver_facts(bench: Bench) -> None:
     """Versions, SMs, granularity, and into which groups the driver cuts the SMs."""
     bench.needs_gpu("the driver")
-    import triton
-
+    bench.record("kernel", platform.release())
+    bench.record("mps_control", shutil.which(CONTROL_PROGRAM) or "not found")
+    for package in ("triton", "cuda-bindings"):
+        bench.record(package, version(package))
     driver = open_driver()
     gpu = read_gpu(driver)
     bench.record("name", gpu.name)
     bench.record("cuda", list(gpu.cuda_version))
-    bench.record("triton", triton.__version__)
     bench.record("num_sms", gpu.num_sms)
     bench.record("memory_bytes", gpu.memory_bytes)
     prop = exportable_properties(driver, 0)
     bench.record("granularity_bytes", granularity_bytes(driver, prop))
+    bench.record("why_no_vmm", why_no_vmm(driver))
     device = check(driver, driver.cuDeviceGet(0), "cuDeviceGet")
     kind = driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
     everything = check(driver, driver.cuDeviceGetDevResource(device, kind), "cuDeviceGetDevResource")

@@ -53,7 +53,7 @@ def graph_keeps_its_sms(bench: Bench) -> None:
     from tandem.types import Phase
 
     stream = StepStream()
-    backend = share_backend(bench, Phase.DECODE, stream)
+    backend = share_backend(bench, Phase.DECODE, stream, is_alone=True)
     graphs = TorchGraphs(bench.device, stream)
     num_sms = torch.cuda.get_device_properties(bench.device).multi_processor_count
     runs = torch.zeros(PROGRAMS_PER_SM * num_sms, 3, dtype=torch.int64, device=bench.device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-ALIGNMENT_BYTES = 8
+ALIGNMENT_BYTES = 16  # what Triton compiles for: of other places it would compile every kernel once more
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """The GPU benchmark's pure parts, and its sections' processes, without a GPU."""
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +19,18 @@ from bench.gpu.budget import KEPT_BACK_S, LEAST_S, allowance_s
 from bench.gpu.display import result_lines, summary_lines, text_of
 from bench.gpu.floors import Rates, attention_bytes, decode_bytes, decode_floor_ms, prefill_flop
 from bench.gpu.load import DECODE_PERCENTS, split_of
+from bench.gpu.parts import device
 from bench.gpu.record import Report, SectionResult, SectionStatus
 from bench.gpu.runner import LOG, RESULTS, Run, command_of, run_section, run_sections, status_of
 from bench.gpu.sections import SECTIONS, Section, Surroundings
 from bench.gpu.subject import MODELS
 from tandem.clock import ManualClock, MonotonicClock
+from tandem.device.cuda.gpu import GpuFacts, GpuSearch
+from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
 from tandem.device.cuda.sm_split import SmGroups, plan_share, shares_of
 from tandem.types import Phase
+from tests.support import fake_mps_control
+from tests.support.fake_cuda.host import fake_driver
 
 TESTS = Section("tests", "?", "tests/gpu/none", 10.0)
 PROGRAM = Section("program", "?", "device:floors", 10.0)
@@ -99,8 +105,11 @@ def test_every_section_has_a_name_of_its_own_and_something_to_run() -> None:
 
 
 def test_what_needs_mps_has_a_daemon() -> None:
-    under_mps = {section.name for section in SECTIONS if section.surroundings is Surroundings.MPS}
-    assert {"repartition", "shares-alone", "shares-together", "faults-with-mps"} <= under_mps
+    by_surroundings = {kind: {each.name for each in SECTIONS if each.surroundings is kind} for kind in Surroundings}
+    assert by_surroundings[Surroundings.MPS] == {"shares-together", "faults-with-mps"}
+    assert by_surroundings[Surroundings.MPS_OR_ALONE] == {
+        "graphs-keep-sms", "repartition", "shares-alone", "deployment", "goodput",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -196,6 +205,71 @@ def test_a_section_that_needs_mps_is_skipped_where_no_daemon_starts(
     assert "MPS" in result.reason
 
 
+def test_a_section_that_can_do_without_mps_runs_alone_where_no_daemon_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: dict[str, tuple[float, int]]
+) -> None:
+    programs |= {"program": (0, 0)}
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run_section(replace(PROGRAM, surroundings=Surroundings.MPS_OR_ALONE), a_run(tmp_path), 30.0)
+    assert result.status is SectionStatus.PASSED
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "has_mps"),
+    [(Surroundings.MPS, True), (Surroundings.MPS, False), (Surroundings.MPS_OR_ALONE, False)],
+)
+def test_a_daemon_that_serves_nobody_is_none(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    programs: dict[str, tuple[float, int]],
+    surroundings: Surroundings,
+    has_mps: bool,
+) -> None:
+    programs |= {"program": (0, 0)}
+    seen: list[str] = []
+
+    def look(environ: Mapping[str, str]) -> GpuSearch:
+        seen.append(environ[ENV_PIPE_DIRECTORY])
+        return GpuSearch(GpuFacts("H200", (13, 0), (9, 0), 132, 1 << 37, has_mps))
+
+    monkeypatch.setattr(runner, "look_from_child", look)
+    monkeypatch.setenv("PATH", str(fake_mps_control.install(tmp_path)), prepend=os.pathsep)
+    result = run_section(replace(PROGRAM, surroundings=surroundings), a_run(tmp_path), 60.0)
+    assert len(seen) == 1
+    if surroundings is Surroundings.MPS and not has_mps:
+        assert (result.status, "serves nobody" in result.reason) == (SectionStatus.SKIPPED, True)
+    else:
+        assert result.status is SectionStatus.PASSED
+
+
+# --- what tests came to
+
+THREE_TESTS = """
+import pytest
+def test_good(record_property):
+    record_property("ms", 3.5)
+def test_bad():
+    raise ValueError("not so\\nand more")
+def test_other():
+    pytest.skip("needs a GPU")
+"""
+
+
+def test_each_test_s_outcome_is_in_the_results(tmp_path: Path) -> None:
+    path = tmp_path / "tests" / "test_three.py"
+    path.parent.mkdir()
+    path.write_text(THREE_TESTS)
+    result = run_section(replace(TESTS, run=str(path), limit_s=300.0), a_run(tmp_path), 300.0)
+    assert result.status is SectionStatus.FAILED
+    assert result.values == {
+        "passed": 1,
+        "failed": {"test_three.py::test_bad": "ValueError: not so"},
+        "skipped": {"test_three.py::test_other": "Skipped: needs a GPU"},
+        "figures": {"test_three.py::test_good": {"ms": 3.5}},
+        "summary": result.values["summary"],
+    }
+
+
 # --- a section's own surroundings
 
 
@@ -206,6 +280,14 @@ def test_findings_are_there_at_once_and_rounded(tmp_path: Path) -> None:
     assert bench.device == torch.device("cpu")
     with pytest.raises(SkippedError, match="needs a GPU: the driver"):
         bench.needs_gpu("the driver")
+
+
+def test_what_the_driver_is_asked_over_a_fake_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "open_driver", fake_driver)
+    device.driver_facts(Bench(tmp_path / "v.json", is_dry=False))
+    found = json.loads((tmp_path / "v.json").read_text())
+    assert (found["num_sms"], found["cuda"], found["why_no_vmm"]) == (132, [13, 0], "")
+    assert found["groups_of_at_least_8_sms"] == [16, [8], 4]  # as many, of this size, and SMs in none
 
 
 def test_results_for_people() -> None:

@@ -91,6 +91,13 @@ def test_without_mps_it_is_refused_with_what_to_do(mps_cuda):
     assert not cuda.partition.green
 
 
+def test_a_process_that_has_the_device_alone_needs_no_mps(mps_cuda):
+    cuda = mps_cuda(mps_enabled=0)
+    streams = Streams(cuda)
+    GreenBackend(cuda, [Phase.DECODE], streams.use, is_alone=True).apply(Phase.DECODE, Split(50, 50))
+    assert len(streams.sms()) == 64
+
+
 def test_a_device_too_small_for_a_group(mps_cuda):
     with pytest.raises(DeviceError, match="cuDevSmResourceSplitByCount"):
         cuda = mps_cuda(num_sms=6)

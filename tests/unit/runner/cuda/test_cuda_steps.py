@@ -19,6 +19,7 @@ from tandem.runner.cuda.graphs import StreamShare
 from tandem.runner.cuda.steps import CudaSteps, DeviceModel
 from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import Draw, SampledToken, sample
+from tandem.runner.selective import chosen_rows
 from tandem.runner.steps import LogitsThenDraws, StepRunner, TokenCopy
 from tandem.types import SamplingSpec
 from tests.support.paged_decoder import one_thread
@@ -248,3 +249,24 @@ def test_a_step_reads_what_was_copied_before_it() -> None:
     subject.steps.execute([SequenceRows(tokens, 0, [0])], [None])
     subject.steps.copy_tokens([TokenCopy(0, 5, BLOCK_SIZE - 1)])
     assert subject.steps.execute([SequenceRows(tokens[-1:], BLOCK_SIZE - 1, [5])], [draw]) == expected
+
+
+def test_decode_s_graph_is_replayed_as_ever_behind_rows_that_are_computed_anew() -> None:
+    """Several of them are launched; a lone one is a decode row like others."""
+    subject, reference_cache = Subject(), empty_cache()
+    reference, tokens = plain(reference_cache), [*range(3, 3 + 2 * BLOCK_SIZE - 2)]
+    for steps in (subject.steps, reference):
+        steps.execute([SequenceRows(tokens, 0, [4, 6]), SequenceRows(tokens, 0, [7, 8])], [None, None])
+    for number, positions in enumerate([(), (1, 2, 4), (3,)]):
+        for cache in (subject.cache, reference_cache):
+            cache[:, :, 4, 1:4] = 0.25 * number
+        start = len(tokens) + number
+        rows = [SequenceRows([9 + number], start, ids) for ids in ([4, 6, 9], [7, 8, 10])]
+        said = []
+        for steps in (subject.steps, reference):
+            if positions:
+                assert steps.execute([chosen_rows(tokens, positions, [4, 6, 9])], [None]) == [None]
+            said.append(steps.execute(rows, [Draw(GREEDY, start + 1, (), ())] * 2))
+        same(*said)
+    torch.testing.assert_close(subject.cache, reference_cache, equal_nan=True, atol=1e-4, rtol=1e-4)
+    assert (subject.graphs.num_captures, subject.graphs.num_replays) == (2, 2), "of one row and of two"

@@ -18,7 +18,8 @@ def test_fields_lie_one_after_another_and_do_not_touch() -> None:
         assert (views[field.name].dtype, tuple(views[field.name].shape)) == (field.dtype, field.shape)
         views[field.name].fill_(number)
     assert [view.unique().tolist() for view in views.values()] == [[1], [2], [], [4]]
-    assert packing.num_bytes == 16 + 32 + 0 + 8
+    assert packing.num_bytes == 16 + 32 + 0 + 16
+    assert all((view.data_ptr() - buffer.data_ptr()) % 16 == 0 for view in views.values())
 
 
 def test_one_copy_takes_all() -> None:
