@@ -1,8 +1,9 @@
 """`tandem bench validate`."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from bench.simulate.loads import LOADS, LoadSpec
 from bench.simulate.pace import CadenceSteps
 from bench.simulate.step_times import Contention
 from bench.simulate.systems import System, cpu_system
+from bench.validate.calibrate import ProbesSeen, between, calibrated, calibration, probe_workloads, seen_probes
 from bench.validate.measure import MeasuredSteps, measured_contention, measured_steps
-from bench.validate.predict import LoadAsked, Twin, calibrated, compared, duet_workload, lone_workload
-from bench.validate.results import ValidateResult, compared_table
+from bench.validate.predict import LoadAsked, Twin, compared
+from bench.validate.probes import LEAST_CONTEXT_TOKENS
+from bench.validate.results import LoadCompared, ValidateResult, compared_table, failed_lines
 from bench.workloads.arrivals import Arrival, ArrivalKind
 from bench.workloads.build import WorkloadSpec
 from bench.workloads.request import ModelLimits, Workload
@@ -46,15 +49,15 @@ BACKEND = "cpu-cadence"
 @click.command()
 @click.argument("deployment", default="static:50,50")
 @click.option(
-    "--load", "loads", multiple=True, default=("sharegpt:0.8", "longbench:0.8", "shift:1.5"), show_default=True,
+    "--load", "loads", multiple=True, default=("sharegpt:1", "longbench:1", "shift:1.5"), show_default=True,
     help="NAME:RATE, as of tandem bench simulate; once each.",
 )  # fmt: skip
 @click.option("--data", type=click.Path(path_type=Path), help="The trace's file, for azure.")
-@click.option("--seconds", default=30.0, show_default=True, type=click.FloatRange(1), help="Of arrivals, each load.")
+@click.option("--seconds", default=100.0, show_default=True, type=click.FloatRange(1), help="Of arrivals, each load.")
 @click.option("--length-scale", default=0.25, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option("--period", default=20.0, show_default=True, help="Seconds, of shift and square.")
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Of step times; one more first.")
-@click.option("--batches", default="1,8,16,32", show_default=True, help="Of decode steps.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Of step times; one more first.")
+@click.option("--batches", default="1,2,3,4,6,8,16,32", show_default=True, help="Of decode steps.")
 @click.option("--contexts", default="64,512", show_default=True, help="Keys of a sequence.")
 @click.option("--chunks", default="16,64,256,512", show_default=True, help="Tokens of a prefill step.")
 @click.option("--seed", default=0, show_default=True)
@@ -63,9 +66,9 @@ BACKEND = "cpu-cadence"
 def validate(*, deployment: str, loads: Sequence[str], out: Path, drain_s: float, **given: Any) -> None:
     """Predict TTFT and TPOT of a DEPLOYMENT (colocated, static:X,Y) by simulation, and measure them.
 
-    Step times, contention and what lies between steps are measured first, in this run, on this machine's processor: by
-    the model alone, by both phases over one memd, by other requests of the first load's kind from one user, and by
-    long answers beside long prompts. The loads themselves calibrate nothing.
+    Step times, contention and what lies around steps are measured in this run, on this machine's processor: by the
+    model alone, by both phases over one memd, and on the deployment before and after each load, by prompts from one
+    user and by prompts beside one answer and beside four. The loads themselves calibrate nothing.
     """
     console = new_console()
     configure_logging("bench", "error")
@@ -73,37 +76,70 @@ def validate(*, deployment: str, loads: Sequence[str], out: Path, drain_s: float
         raise ConfigError("deployment", f"{deployment!r} is none of {', '.join(KINDS)}")
     limits = model_limits(given["model"], given["max_context"])
     asked = [_load(text, given, limits) for text in loads]
+    if limits.max_context_tokens < LEAST_CONTEXT_TOKENS:
+        raise ConfigError("max-context", f"{limits.max_context_tokens}: {LEAST_CONTEXT_TOKENS} are needed")
     options = _options(given)
     plan = _plan(given, limits)
     measured = _steps(console, plan, options)
     contention = measured_contention(measured.table, given["model"], BACKEND, seconds=3.0)
-    twin = Twin(_system(measured, plan.model, contention), deployment, drain_s)
+    twin = Twin(_system(measured, plan.model, contention), deployment, given["seed"], drain_s)
     experiment = Experiment(_spec(asked[0], limits), NUM_WARM_UP, drain_s)
     with open_deployment(parse_deployment(deployment), options) as target:
-        calibrating = (lone_workload(asked[0]), duet_workload(measured.table, limits.max_context_tokens))
-        lone, duet = (_measured(console, workload, experiment, target) for workload in calibrating)
-        twin = calibrated(twin, asked[0], lone, duet)
-        found = [compared(twin, load, _measured(console, load.workload, experiment, target)) for load in asked]
+        measure = partial(_measured, console, experiment, target)
+        found = list(_measured_loads(measure, probe_workloads(twin), asked))
     result = ValidateResult(
         provenance=provenance(),
         deployment=deployment,
         model=measured.model,
         steps=measured.steps,
-        contention=contention,
-        alone=twin.system.limits.alone,
-        beside=twin.system.limits.beside,
-        loads=tuple(found),
+        loads=tuple(_compared(twin, load) for load in found),
     )
     write_result(out, result, ValidateResult)
     console.print(compared_table(result))
+    for line in failed_lines(result):
+        console.print(line)
     console.print(f"written to {out}")
 
 
+@dataclass(frozen=True, slots=True)
+class _MeasuredLoad:
+    """A load, what became of it, and what the probes before and after it showed."""
+
+    asked: LoadAsked
+    records: Sequence[RequestRecord]
+    seen: ProbesSeen
+
+
+Measure = Callable[[Workload, str], Sequence[RequestRecord]]
+"""A workload, with text that the salt decides."""
+
+
+def _measured_loads(
+    measure: Measure, probes: Sequence[Workload], asked: Sequence[LoadAsked]
+) -> Iterator[_MeasuredLoad]:
+    before = _probed(measure, probes, "first")
+    for load in asked:
+        records = measure(load.workload, load.workload.name)
+        after = _probed(measure, probes, f"after {load.workload.name}")
+        yield _MeasuredLoad(load, records, between(before, after))
+        before = after
+
+
+def _probed(measure: Measure, probes: Sequence[Workload], place: str) -> ProbesSeen:
+    """With text that no other time had: no prompt is cached."""
+    return seen_probes([measure(probe, f"{probe.name}, {place}") for probe in probes])
+
+
+def _compared(twin: Twin, load: _MeasuredLoad) -> LoadCompared:
+    own = calibrated(twin, load.seen)
+    return compared(own, load.asked, load.records, calibration(own, load.seen))
+
+
 def _measured(
-    console: Console, workload: Workload, experiment: Experiment, target: Target
+    console: Console, experiment: Experiment, target: Target, workload: Workload, salt: str
 ) -> tuple[RequestRecord, ...]:
     with request_bar(console, workload.name, len(workload.requests)) as advance:
-        return run_workload(experiment, target, workload, workload.name, advance).records
+        return run_workload(experiment, target, workload, salt, advance).records
 
 
 def _load(text: str, given: dict[str, Any], limits: ModelLimits) -> LoadAsked:

@@ -89,9 +89,8 @@ class SimDeployment:
 
     def _delays(self, process: SimProcess) -> Delays:
         """As they are now: services and phases share the cores."""
-        limits = self._system.limits
         is_beside = process.other is not None and process.other.activity is not Activity.ABSENT
-        return limits.beside if limits.beside is not None and is_beside else limits.alone
+        return self._system.limits.delays(is_beside, max(1, self._decode.num_sequences))
 
     def _controlled(self, options: ControlOptions) -> Control:
         for process in self._processes.values():
@@ -129,6 +128,8 @@ class SimDeployment:
 
     def _stepped(self, process: SimProcess, content: StepContent, duration_ms: float) -> None:
         self._num_steps += 1
+        if process.other is not None and content.num_decode_rows:
+            process.other.yield_cores(self._delays(process).taken_ms)
         if self._control is None:
             return
         phase = Phase.PREFILL if content.num_prompt_rows else Phase.DECODE

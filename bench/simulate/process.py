@@ -35,6 +35,7 @@ class SimProcess:
         self._begun_s = 0.0
         self._done = 0.0  # of the step
         self._percent = 0.0  # of the device, that it computes with now
+        self._owed_ms = 0.0  # to others' work, from the step; below 0: the step is so much shorter
         self._ended_s = -math.inf  # the step before
         self._events = events
         self._pace = pace
@@ -55,6 +56,11 @@ class SimProcess:
         """A new share, from the present step's end on."""
         self._new_share = (split, stall_ms)
         self.wake()
+
+    def yield_cores(self, duration_ms: float) -> None:
+        """To others' work, from a step that computes now. Below 0: its rest is so much shorter."""
+        if self.activity is Activity.COMPUTING:
+            self._owed_ms += duration_ms
 
     @property
     def activity(self) -> Activity:
@@ -83,13 +89,24 @@ class SimProcess:
         self._go_on(self._content)
 
     def _go_on(self, content: StepContent) -> None:
+        if self._owed_ms > 0:
+            owed_ms, self._owed_ms = self._owed_ms, 0.0
+            self._events.after(owed_ms * MS, lambda: self._go_on(content))
+            return
         if self._done >= NEARLY_ONE:
             self._end(content)
             return
         stretch = self._pace.stretch(content, self._surroundings())
         self._percent = stretch.percent
         self._done += stretch.part
-        self._events.after(stretch.duration_ms * MS, lambda: self._go_on(content))
+        duration_ms = self._less_credit(stretch.duration_ms) if stretch.part else stretch.duration_ms
+        self._events.after(duration_ms * MS, lambda: self._go_on(content))
+
+    def _less_credit(self, duration_ms: float) -> float:
+        """Nothing is owed but, perhaps, to the step."""
+        rest_ms = duration_ms + self._owed_ms
+        self._owed_ms = min(0.0, rest_ms)
+        return max(0.0, rest_ms)
 
     def _surroundings(self) -> Surroundings:
         if self.other is None:
@@ -108,7 +125,9 @@ class SimProcess:
         for work in self.works:
             work.finish(self._ended_s)
         self._report(self, content, (self._ended_s - self._begun_s) / MS)
-        self._events.after(self._between_ms(self) * MS, self._turn)
+        between_ms = self._between_ms(self)
+        self._owed_ms += min(0.0, between_ms)
+        self._events.after(max(0.0, between_ms) * MS, self._turn)
 
 
 def _joined(contents: Sequence[StepContent]) -> StepContent | None:

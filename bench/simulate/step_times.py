@@ -34,12 +34,14 @@ class Contention:
     """What a step takes longer while the other phase works on its own share, and how much steps vary by themselves.
 
     `meeting_factor`: a short step on all cores, on some of which the other phase computes, over one on half of them.
+    `lone_prefill_factor`: a prompt's step in its service, the other phase at rest, over one of the model by itself.
     """
 
     prefill_factor: float
     decode_factor: float
     noise: float  # standard deviation of a step's logarithm
     meeting_factor: float = 1.0
+    lone_prefill_factor: float = 1.0
 
 
 class Grid:
@@ -103,6 +105,8 @@ class Device:
         factor = self._random.lognormvariate(0.0, self._contention.noise)
         if other_percent:
             factor *= self._contention.prefill_factor if content.num_prompt_rows else self._contention.decode_factor
+        elif content.num_prompt_rows:
+            factor *= self._contention.lone_prefill_factor
         return self._table.ms(content, effective) * factor
 
     def meeting_ms(self, content: StepContent) -> float:

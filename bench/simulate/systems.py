@@ -1,6 +1,6 @@
 """The simulated machines: what was measured on a CPU, and what an H200 may plausibly do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.micro.table import StepShape, StepTime, read_micro
@@ -13,11 +13,21 @@ from tandem.types import Phase, Split
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """What lies between steps."""
+    """What lies between steps. Below 0, where it may be: steps are so much shorter than the table says."""
 
-    between_steps_ms: float
+    between_steps_ms: float  # may be below 0
     handover_ms: float  # from a prompt's last step to its first token
     join_ms: float  # from there until decode has the sequence
+    taken_ms: float = 0.0  # from prefill's step, by what the services do with a decode step's tokens; may be below 0
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Delays with so many sequences in decode's step; with other numbers on the line from one through these."""
+
+    num_sequences: int
+    between_steps_ms: float  # while prefill has nothing to do
+    beside: Delays
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +44,33 @@ class EngineLimits:
     handover_ms: float
     join_ms: float = 0.0
     beside: Delays | None = None  # None: nothing takes longer while the other phase is at work
+    several: Several | None = None  # None: nothing takes longer with more sequences
 
     @property
     def alone(self) -> Delays:
         """While the other phase has nothing to do."""
         return Delays(self.between_steps_ms, self.handover_ms, self.join_ms)
+
+    def delays(self, is_beside: bool, num_sequences: int) -> Delays:
+        """`is_beside`: the other phase is at work; `num_sequences` >= 1 of decode's step."""
+        one = self.beside if is_beside and self.beside is not None else self.alone
+        if self.several is None:
+            return one
+        many = replace(one, between_steps_ms=self.several.between_steps_ms)
+        part = (num_sequences - 1) / (self.several.num_sequences - 1)
+        return _on_line(one, self.several.beside if is_beside else many, part)
+
+
+def _on_line(start: Delays, end: Delays, part: float) -> Delays:
+    def at(start_ms: float, end_ms: float) -> float:
+        return start_ms + (end_ms - start_ms) * part
+
+    return Delays(
+        between_steps_ms=at(start.between_steps_ms, end.between_steps_ms),
+        handover_ms=max(0.0, at(start.handover_ms, end.handover_ms)),
+        join_ms=max(0.0, at(start.join_ms, end.join_ms)),
+        taken_ms=at(start.taken_ms, end.taken_ms),
+    )
 
 
 @dataclass(frozen=True, slots=True)
