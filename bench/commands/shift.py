@@ -16,6 +16,7 @@ from bench.deployment.open import (
     open_all,
     open_deployment,
     parse_deployment,
+    static_flags,
 )
 from bench.deployment.settings import parse_settings
 from bench.display import new_console, request_bar
@@ -57,8 +58,8 @@ NUM_WARM_UP = 4
 def shift(*, deployments: Sequence[str], out: Path, drain_s: float, slo: str | None, **given: Any) -> None:
     """Shift a load from prompts to answers and back, on each of the DEPLOYMENTS in turn; what did each switch cost?
 
-    Besides the deployments of `tandem bench run` there are predictive and semi-pd, by the planner's name. Controllers
-    are given the SLO that the requests are judged by.
+    Besides the deployments of `tandem bench run` there are predictive and semi-pd, by the planner; predictive:X,Y
+    starts from that split. Controllers are given the SLO that the requests are judged by.
     """
     console = new_console()
     names = deployments or EVERYBODY
@@ -83,10 +84,12 @@ def shift(*, deployments: Sequence[str], out: Path, drain_s: float, slo: str | N
 
 
 def deployment_of(text: str) -> DeploymentSpec:
-    """A planner's name, or what `parse_deployment` takes. ConfigError."""
-    if text in PLANNERS:
-        return DeploymentSpec(DeploymentKind.SEMI_PD, f"controller.planner={text}")
-    return parse_deployment(text)
+    """A planner's name, perhaps with the split that it starts from, or what `parse_deployment` takes. ConfigError."""
+    name, _, start = text.partition(":")
+    if name not in PLANNERS:
+        return parse_deployment(text)
+    flags = {**(static_flags(start) if start else {}), "planner": name}
+    return DeploymentSpec(DeploymentKind.SEMI_PD, ",".join(f"controller.{key}={flags[key]}" for key in flags))
 
 
 def _experiment(given: dict[str, Any], facts: ShiftFacts, drain_s: float) -> Experiment:

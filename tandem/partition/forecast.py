@@ -10,8 +10,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean
 
+from tandem.partition.decoding import MOST_SEQUENCES, Decoding, Prefill, Tpot
 from tandem.partition.load import Load
 from tandem.partition.slo import SloPolicy
 from tandem.partition.step_times import StepContent, StepModel
@@ -22,8 +24,6 @@ STEPS_A_MOMENT = 4
 HIGHEST_UTILISATION = 0.97  # beyond it the fluid says how the queue grows
 PERCENTILE = 0.9
 BISECTIONS = 12
-DEVIATION = 0.7
-MOST_SEQUENCES = 4096.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Forecast:
     moments: tuple[Moment, ...]
     busy: Busy
     service_s: tuple[float, ...]
+    tpots: tuple[Tpot, ...]  # of all moments
 
     @property
     def mean_service_s(self) -> float:
@@ -119,49 +120,18 @@ class Forecast:
         ]
 
     def _tpot_met(self, limit_ms: float) -> float:
-        return fmean(self._batch_within(moment.num_sequences, limit_ms) for moment in self.moments)
-
-    def _batch_within(self, num_sequences: float, limit_ms: float) -> float:
-        """Sequences in decode vary like arrivals do: the deviation is about the root of their number."""
-        deviation = math.sqrt(max(num_sequences, 1.0)) * DEVIATION
-        decode = Decoding(self.split, self.load, self.models.decode)
-        lower = decode.tpot_ms(max(num_sequences - deviation, 1.0), self.busy.prefill)
-        upper = decode.tpot_ms(num_sequences + deviation, self.busy.prefill)
-        middle, spread = (lower + upper) / 2, max((upper - lower) / 2, 0.03 * upper)
-        return 0.5 * (1.0 + math.erf((limit_ms - middle) / (spread * math.sqrt(2.0))))
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """Decode under a split."""
-
-    split: Split
-    load: Load
-    model: StepModel
-
-    def tpot_ms(self, num_sequences: float, prefill_busy: float) -> float:
-        """The mean time a token while so many are here: those beyond the batch's bound wait for a place in turn."""
-        batch = min(max(num_sequences, 1.0), self._batch_bound)
-        content = StepContent(batch, batch * max(self.load.decode.keys_per_sequence, 1.0), batch)
-        step_ms = self.model.ms(self.split.decode_percent, content, prefill_busy)
-        return step_ms * max(num_sequences, 1.0) / batch
-
-    def answer_s(self, num_sequences: float, prefill_busy: float) -> float:
-        """Of a whole answer."""
-        return self.tpot_ms(num_sequences, prefill_busy) / 1e3 * self.load.work_per_request
-
-    @property
-    def _batch_bound(self) -> float:
-        """How many run at once, known only while others wait for a place."""
-        return max(self.load.decode.num_running, 1.0) if self.load.decode.num_waiting >= 1 else MOST_SEQUENCES
+        return min(1.0, sum(tpot.met(limit_ms) for tpot in self.tpots) / len(self.moments))  # weights are rounded
 
 
 def forecast(split: Split, load: Load, models: Models, horizon_s: float) -> Forecast:
     """Follows the fluids from now to the horizon."""
     ticks = _ticks(split, load, models, horizon_s / (NUM_MOMENTS * STEPS_A_MOMENT))
     busy = Busy(fmean(tick.busy.prefill for tick in ticks), fmean(tick.busy.decode for tick in ticks))
-    services = (service_s(shape.num_prompt_tokens, split, load, models, busy.decode) for shape in load.shapes)
-    return Forecast(split, load, models, horizon_s, _moments(ticks), busy, tuple(services))
+    services = tuple(service_s(shape.num_prompt_tokens, split, load, models, busy.decode) for shape in load.shapes)
+    moments, prefill = _moments(ticks), Prefill(busy.prefill, fmean(services))
+    decode = Decoding(split, load, models.decode)
+    tpots = tuple(chain.from_iterable(decode.tpots(moment.num_sequences, prefill) for moment in moments))
+    return Forecast(split, load, models, horizon_s, moments, busy, services, tpots)
 
 
 def service_s(num_prompt_tokens: float, split: Split, load: Load, models: Models, decode_busy: float) -> float:

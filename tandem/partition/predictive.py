@@ -4,7 +4,8 @@ Of all splits on offer those count in which decode keeps its TPOT with a margin;
 planned when prefill keeps its TTFT under it. When no split keeps both, the objective is the share of requests that meet
 both SLOs, and between equals the phase with the larger backlog. A phase that is alone gets all there is to give, by a
 switch only where the backend does not lend it anyway. A switch has to pay, the more so after others or when it takes a
-new process; to a split that keeps both SLOs it may also come for nothing, when there was none for long.
+new process; to a split that gives prefill more and keeps both SLOs it may also come for nothing, when there was none
+for long.
 """
 
 from collections.abc import Sequence
@@ -123,7 +124,8 @@ class PredictivePlanner:
             return self._planned(best, f"no longer on offer -> {best.words}", offered)
         restlessness, respawns = _restlessness(observations), traits_of(observations.backend).respawns
         needed = (GAIN_OF_A_RESPAWN if respawns else GAIN_OF_A_SWITCH) + GAIN_AFTER_A_SWITCH * restlessness
-        is_free = best.keeps_both and not restlessness and not respawns
+        gives_more = best.split.decode_percent < now.split.decode_percent
+        is_free = gives_more and best.keeps_both and not restlessness and not respawns
         if is_free or best.worth - now.worth > needed:
             return self._planned(best, f"{now.words} -> {best.words}", offered)
         return self._planned(now, f"stays: {now.words}", offered)

@@ -1,8 +1,8 @@
 """How long a step takes under a share: a law from benchmarks as the prior, corrected by what is observed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median, pvariance
 
 from tandem.partition.observations import PhaseSamples
 from tandem.partition.samples import StepSample, size_of
@@ -10,6 +10,8 @@ from tandem.partition.samples import StepSample, size_of
 WHOLE_PERCENT = 100
 MIN_SAMPLES = 4  # of a size or a share, before it has a correction of its own
 MOSTLY_ALONE = 0.5
+OUTLIER = 20.0  # times the median: no step under any share, rests included
+LAW_ERROR = 0.3  # of a law, in what it says a share does to a step: a standard deviation
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,10 @@ class _Ratio:
 
 
 def calibrated(law: StepLaw, samples: PhaseSamples, *, lends: bool = False) -> StepModel:
-    """Medians of observed over expected: an outlier moves none of them. The law alone where nothing was observed.
+    """Means of observed over expected, outliers left out. The law alone where nothing was observed.
 
+    Means, because a share of the time is kept by resting in some steps, of which the median step knows nothing. Such
+    steps vary: what a few of them say of a share counts as far as it is no chance.
     What differs is put down to steps' sizes first, and to the share only as far as steps of one size differ with it:
     different shares have seen different steps, and slow down large ones more than small ones. Where shares are lent, a
     step that was mostly alone says how fast the whole device is.
@@ -98,12 +102,15 @@ def calibrated(law: StepLaw, samples: PhaseSamples, *, lends: bool = False) -> S
         for steps in samples.by_percent.values()
         for step in steps
     ]
-    by_size = _medians((ratio.size, ratio.value) for ratio in ratios)
+    by_size = _by_size(((ratio.size, ratio.value) for ratio in ratios), fmean)
     by_percent = {
-        percent: _medians(
-            (ratio.size, ratio.value / by_size[ratio.size])
-            for ratio in ratios
-            if ratio.percent == percent and ratio.size in by_size
+        percent: _by_size(
+            (
+                (ratio.size, ratio.value / by_size[ratio.size])
+                for ratio in ratios
+                if ratio.percent == percent and ratio.size in by_size
+            ),
+            _likely,
         )
         for percent in {ratio.percent for ratio in ratios}
     }
@@ -128,9 +135,21 @@ def _nearest(factors: Mapping[int, float], size: int) -> float:
     return factors[min(factors, key=lambda seen: abs(seen - size))] if factors else 1.0
 
 
-def _medians(pairs: Iterable[tuple[int, float]]) -> dict[int, float]:
-    """By the first of each pair, where there are enough of them."""
+def _by_size(pairs: Iterable[tuple[int, float]], estimate: Callable[[Sequence[float]], float]) -> dict[int, float]:
+    """Where there are enough of a size; outliers are left out."""
     groups: dict[int, list[float]] = {}
-    for key, value in pairs:
-        groups.setdefault(key, []).append(value)
-    return {key: median(values) for key, values in groups.items() if len(values) >= MIN_SAMPLES}
+    for size, value in pairs:
+        groups.setdefault(size, []).append(value)
+    return {size: estimate(_usual(values)) for size, values in groups.items() if len(values) >= MIN_SAMPLES}
+
+
+def _usual(values: Sequence[float]) -> list[float]:
+    highest = OUTLIER * median(values)
+    return [value for value in values if value <= highest]
+
+
+def _likely(values: Sequence[float]) -> float:
+    """A factor that was expected to be 1 but for the law's error, after these have been seen: both taken as normal."""
+    mean = fmean(values)
+    chance = pvariance(values) / len(values) / mean**2
+    return 1.0 + (mean - 1.0) * LAW_ERROR**2 / (LAW_ERROR**2 + chance)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.commands.shift import deployment_of
-from bench.deployment.open import DeploymentKind, Target
+from bench.deployment.open import DeploymentKind, Target, own_settings
 from bench.load.endpoint import EndpointSpec, Protocols
 from bench.load.metrics import Slo, summarise
 from bench.load.records import RequestRecord
@@ -88,6 +88,10 @@ def test_every_round_has_everybody_and_another_one_first():
 def test_planners_are_deployments():
     assert deployment_of("predictive").parameter == "controller.planner=predictive"
     assert deployment_of("static:80,20").kind is DeploymentKind.STATIC
+    started = own_settings(deployment_of("semi-pd:20,80").parameter)["controller"]
+    assert started == {"planner": "semi-pd", "prefill-percent": "20", "decode-percent": "80"}
+    with pytest.raises(ConfigError):
+        deployment_of("predictive:20")
 
 
 def test_attainment_is_over_all_requests_of_all_rounds_and_the_best_static_is_its_measure(tmp_path):

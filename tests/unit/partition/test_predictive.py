@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.device.partition_backends import PARTITION_BACKENDS
-from tandem.partition.forecast import Decoding, Models, forecast
+from tandem.partition.decoding import Decoding
+from tandem.partition.forecast import Models, forecast
 from tandem.partition.load import RequestShape, load_of
 from tandem.partition.monitor import Monitor, WindowLimits
 from tandem.partition.observations import Observations, PhaseSamples
@@ -40,6 +41,8 @@ def test_under_a_light_load_decode_has_the_least_that_keeps_its_slo_once_things_
     assert made.admission is None
     seen = observed(Traffic(), MIDDLE)
     assert PLANNER.plan(replace(seen, switch_ages_s=(99.0,)), MIDDLE).split == MIDDLE
+    close = replace(PLANNER, slos=SloPolicy(replace(SLOS.deployment, tpot_ms=30.0)), margin=0.4)
+    assert plan(Traffic(), SPLITS[3], close).split == SPLITS[3], "a margin alone is worth no switch to what gives less"
     strict = replace(PLANNER, slos=SloPolicy(replace(SLOS.deployment, tpot_ms=26.0)))
     assert plan(Traffic(), MIDDLE, strict).split == MIDDLE, "decode is at 20 ms, and would be at 50"
 
@@ -153,6 +156,29 @@ def test_where_idle_shares_are_lent_a_step_alone_says_how_fast_the_whole_device_
     expected = 1.0 / (beside / shared_ms + (1.0 - beside) / alone_ms)
     assert model.ms(50, StepContent(40, 40), beside) == pytest.approx(expected)
     assert calibrated(law, samples).ms(50, StepContent(40, 40), beside) == pytest.approx((alone_ms + shared_ms) / 2)
+
+
+def test_a_share_that_is_kept_by_resting_is_as_slow_as_its_steps_are_together():
+    """Three of four steps run undisturbed, the fourth waits for the other phase's time."""
+    law = StepLaw(base_ms=10.0, row_ms=0.0, key_ms=0.0, pair_ms=0.0, parallel=0.0)
+    durations_ms = (10.0, 10.0, 10.0, 70.0) * 4
+    steps = tuple(StepSample(1.0, 20, ms, 1, 1, 8, 0, 0) for ms in durations_ms)
+    model = calibrated(law, PhaseSamples(by_percent={20: steps}), lends=True)
+    assert model.ms(20, StepContent(1, 8)) == pytest.approx(25.0)
+
+
+def test_what_few_steps_say_of_a_share_counts_as_far_as_it_is_no_chance():
+    law = StepLaw(base_ms=10.0, row_ms=0.0, key_ms=0.0, pair_ms=0.0, parallel=0.0)
+    at_half = [StepSample(1.0, 50, 10.0, 1, 1, 8, 0, 0)] * 96
+
+    def factor(durations_ms: Sequence[float]) -> float:
+        resting = [StepSample(1.0, 20, ms, 1, 1, 8, 0, 0) for ms in durations_ms]
+        model = calibrated(law, PhaseSamples(by_percent={50: tuple(at_half), 20: tuple(resting)}))
+        return model.ms(20, StepContent(1, 8)) / model.ms(50, StepContent(1, 8))
+
+    assert 1.0 < factor((4.0, 4.0, 4.0, 44.0)) < 1.2, "1.4 in the mean"
+    assert factor((4.0, 4.0, 4.0, 44.0) * 32) == pytest.approx(1.4, rel=0.1)
+    assert factor((14.0,) * 4) == pytest.approx(1.4), "they agree"
 
 
 def test_forecasts_order_splits_as_shares_do():
