@@ -31,7 +31,7 @@ def find_compiler(environ: Mapping[str, str]) -> list[str]:
     for name in COMPILERS:
         if shutil.which(name, path=environ.get("PATH")):
             return [name]
-    raise BuildError("no C++ compiler")
+    raise BuildError("no C++ compiler, so plain torch computes, more slowly; with one: python -m kernels.native.build")
 
 
 def find_openmp() -> Path:

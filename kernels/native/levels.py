@@ -57,4 +57,4 @@ def choose_level(levels: Sequence[Level] = LEVELS) -> Level:
     for level in runnable:
         if library_path(level).exists():
             return level
-    raise NativeUnavailableError("not built")
+    raise NativeUnavailableError("not built: python -m kernels.native.build")

@@ -1,9 +1,7 @@
 """What `tandem doctor` finds out; each finding is a line. Looks only, and starts nothing that stays."""
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,6 +9,7 @@ import psutil
 
 from tandem.cli.deployment import Deployment
 from tandem.cli.events import last_lines, parse_line
+from tandem.cli.ports import bind_error
 from tandem.cli.programs import Program, replica_dirs
 from tandem.cli.sm_check import SmReport
 from tandem.cli.supervision import log_path
@@ -126,13 +125,8 @@ def _kernels(gpu: GpuFacts | None) -> str:
 
 
 def _port(host: str, port: int) -> str:
-    with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return f"{host}:{port}: {error.strerror}"
-    return f"{host}:{port} is free"
+    error = bind_error(host, port)
+    return f"{host}:{port}: {error.strerror}" if error else f"{host}:{port} is free"
 
 
 def _applied(deployment: Deployment) -> Iterator[Finding]:

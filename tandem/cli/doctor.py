@@ -20,7 +20,10 @@ from tandem.types import Phase
 @click.command()
 @deployment_options
 def doctor(config_file: Path | None, run_dir: Path | None) -> None:
-    """Show the device, what would be chosen on it and why, and the shares of a running deployment."""
+    """Show the device and what is chosen on it.
+
+    With the reasons, and with the shares of a running deployment.
+    """
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
     console = new_console()
     around = _look_around(deployment)

@@ -26,6 +26,7 @@ from tandem.cli.deployment import (
 from tandem.cli.first_answer import show_first_answer
 from tandem.cli.mps import end_client, environments, find_mps, start_mps, stop_clients, stop_mps, stop_service
 from tandem.cli.output import new_console
+from tandem.cli.ports import check_free
 from tandem.cli.programs import Program, replica_dirs
 from tandem.cli.readiness import last_words, look, shown_on, wait_until_serving
 from tandem.cli.spares import forget_shares
@@ -36,6 +37,7 @@ from tandem.config.settings import MODES, SERVICES
 from tandem.device.cuda.mps import MpsControl
 from tandem.errors import ConfigError, NotReadyError
 from tandem.model.default_model import fetch_default_model
+from tandem.model.metadata import read_metadata
 
 READY_TIMEOUT_S = 600.0
 POLL_S = 0.25
@@ -67,7 +69,10 @@ def up(
     no_gateway: bool,
     foreground: bool,
 ) -> None:
-    """Start all services, wait until they serve, and show one answer."""
+    """Start all services and show one answer.
+
+    The default model is downloaded first (98 MB) where it is not there yet. Run again it starts nothing anew.
+    """
     console = new_console()
     overrides = Overrides(config_file, run_dir, model, port, mode, num_replicas, has_gateway=not no_gateway)
     deployment = resolve(overrides, os.environ)
@@ -116,6 +121,7 @@ def _bring_up(deployment: Deployment, supervisor: Supervisor, console: Console) 
     if deployment.model == "default":
         with console.status("getting the default model"):
             fetch_default_model(deployment.cache_dir)
+    read_metadata(deployment.model, deployment.cache_dir)  # what is wrong with the model is said before anything starts
     make_run_dir(deployment.run_dir, deployment.num_replicas)
     with _exclusive(deployment.run_dir):
         started_here = _ensure_started(deployment, supervisor, console)
@@ -141,6 +147,8 @@ def _ensure_started(deployment: Deployment, supervisor: Supervisor, console: Con
         with console.status("waiting for the last one to end"):
             supervisor.wait_ended(_end_timeout_s(deployment))
     _end_leftovers(deployment, console)
+    if deployment.has_gateway:
+        check_free(deployment.gateway.host, deployment.gateway.port)
     for replica in range(deployment.num_replicas):
         forget_shares(replica_dir(deployment.run_dir, replica))
     console.print(f"starting {len(deployment.programs)} services in {deployment.run_dir}")

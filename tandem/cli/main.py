@@ -18,7 +18,7 @@ from tandem.cli.status import status
 from tandem.cli.top import top
 
 
-@click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="tandem")
 def main() -> None:
     """Serve a large language model: five services over one memory."""

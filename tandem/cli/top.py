@@ -27,7 +27,10 @@ from tandem.errors import NotReadyError
 @replica_option
 @deployment_options
 def top(*, once: bool, interval_s: float, replica: int, config_file: Path | None, run_dir: Path | None) -> None:
-    """Watch split, latencies, queue, KV cache and decisions until Ctrl-C."""
+    """Watch the deployment on one screen until Ctrl-C.
+
+    Split, latencies, queue, KV cache and decisions.
+    """
     deployment = resolve(Overrides(config_file, run_dir), os.environ)
     board = Board(str(replica_dir(deployment.run_dir, replica)))
     watch = Watch(board, lambda: ask_all(deployment, replica), MonotonicClock(), new_console())

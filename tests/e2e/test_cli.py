@@ -154,14 +154,15 @@ def test_chat_through_a_pipe_keeps_the_conversation_until_reset(shell):
     assert last_answer("My name is Ada.\n/reset\nWhat is my name?\n/quit\nnot asked any more\n") == fresh
 
 
-@pytest.mark.parametrize("service", ["decode", "memd"])
-def test_restart_says_how_long_it_took_and_loads_nothing(shell, service):
-    before = shell.pids()
+@pytest.mark.parametrize("service", ["decode", "memd", "prefill", "controller"])
+def test_restart_drains_says_how_long_it_took_and_loads_nothing(shell, service):
+    before, num_ended = shell.pids(), shell.events(service).count("service.stopped")
     output = shell.ok("restart", service)
     assert re.search(rf"{service} stopped in [\d.]+ s; all serving [\d.]+ s later", output)
     after = shell.pids()
     assert after.pop(service) != before.pop(service)
     assert after == before
+    assert shell.events(service).count("service.stopped") == num_ended + 1
     assert shell.events("memd").count("model.loaded") == 1
 
 
@@ -218,13 +219,12 @@ def test_down_ends_everything_and_twice_is_no_failure(shell):
     assert shell.run("status").returncode == 1
 
 
-def test_a_port_in_use_is_said_and_nothing_is_left_running(home):
+def test_what_keeps_a_service_from_starting_is_said_and_nothing_is_left_running(home, tmp_path):
     home.run("down")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        result = home.run("up", "--port", str(taken.getsockname()[1]))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = tmp_path / "tandem.toml"
+        config.write_text(f"[gateway]\nmetrics_port = {taken.getsockname()[1]}\n")
+        result = home.run("up", "--config", str(config))
     assert result.returncode == 1
-    assert "gateway does not stay up" in result.stderr
-    assert "is it in use" in result.stderr
+    assert "gateway does not stay up: metrics_port: cannot listen" in result.stderr
     assert home.run("status").returncode == 1

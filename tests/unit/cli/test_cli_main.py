@@ -1,5 +1,6 @@
 """The command as a person types it, as far as no service is needed."""
 
+import socket
 import tempfile
 from pathlib import Path
 
@@ -91,6 +92,34 @@ def test_a_bad_configuration_is_named(run_dir):
     result = invoke("up", "--config", run_dir / "t.toml", "--run-dir", run_dir)
     assert result.exit_code == 1
     assert "memd.blok_size" in result.stderr
+    assert not (run_dir / "supervisord.conf").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "wrong"),
+    [
+        ("none.gguf", "none.gguf: no such file or folder"),
+        ("random:none.json", "none.json: no such file"),
+        ("empty", "config.json"),
+        ("text.gguf", "text.gguf: not a GGUF file"),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_said_before_anything_starts(run_dir, monkeypatch, model, wrong):
+    monkeypatch.chdir(run_dir)
+    (run_dir / "empty").mkdir()
+    (run_dir / "text.gguf").write_text("a model")
+    result = invoke("up", "--model", model, "--run-dir", run_dir / "run")
+    assert result.exit_code == 1
+    assert wrong in result.stderr
+    assert not (run_dir / "run").exists()
+
+
+def test_a_port_in_use_is_said_before_anything_starts(run_dir, tiny_model_dir):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = invoke("up", "--model", tiny_model_dir("llama"), "--run-dir", run_dir, "--port", port)
+    assert result.exit_code == 1
+    assert f"gateway.port: 127.0.0.1:{port} is in use" in result.stderr
     assert not (run_dir / "supervisord.conf").exists()
 
 

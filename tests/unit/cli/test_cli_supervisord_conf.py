@@ -4,14 +4,18 @@ import io
 import signal
 import sys
 from contextlib import redirect_stderr
+from unittest.mock import Mock
 
 import pytest
 from supervisor.options import ProcessConfig, ServerOptions
+from supervisor.process import Subprocess
+from supervisor.states import ProcessStates, SupervisorStates
 
 from tandem.cli.deployment import Deployment, Overrides, make_run_dir, resolve
 from tandem.cli.supervision import render_conf
 from tandem.config.settings import KEEPER_SOCKET, MODES
 from tandem.errors import ConfigError
+from tandem.rpc.server import LATE_S
 
 
 def read_by_supervisor(deployment: Deployment) -> tuple[ServerOptions, dict[str, ProcessConfig]]:
@@ -87,8 +91,42 @@ def test_what_dies_is_started_again_and_asked_to_drain(tmp_path):
         assert program.autorestart is not False
         assert program.startretries >= 100
         assert program.stopsignal == signal.SIGTERM
-        assert program.stopwaitsecs > 42.5 or name in ("keeper", "watchdog")
+        assert program.stopwaitsecs > 42.5 + LATE_S or name in ("keeper", "watchdog")
         assert program.environment["OMP_WAIT_POLICY"] == "passive"
+
+
+class Life(Subprocess):
+    """Of a program under supervisord, by its own rules, and with no process behind it."""
+
+    now_s = 1000.0
+
+    def spawn(self) -> None:
+        self.laststart = self.now_s
+        self.pid = 1
+        self.change_state(ProcessStates.STARTING)
+
+    def ends_after(self, life_s: float) -> float:
+        """How long it is gone then, to a tenth of a second."""
+        self.transition()
+        self.now_s += life_s
+        self.transition()
+        ended_s = self.now_s
+        self.finish(1, 1 << 8)
+        while self.state is not ProcessStates.STARTING:
+            self.now_s += 0.1
+            self.transition()
+        return round(self.now_s - ended_s, 1)
+
+
+def test_what_dies_soon_after_each_start_is_started_later_each_time_and_else_at_once(deployment, monkeypatch):
+    options, programs = read_by_supervisor(deployment)
+    options.logger, options.mood = Mock(), SupervisorStates.RUNNING
+    life = Life(programs["decode"])
+    monkeypatch.setattr("supervisor.process.time", Mock(time=lambda: life.now_s))
+    life.spawn()
+    assert [life.ends_after(1.0) for _ in range(4)] == pytest.approx([1, 2, 3, 4], abs=0.15)
+    assert life.ends_after(6.0) < 0.2
+    assert life.ends_after(1.0) == pytest.approx(1, abs=0.15)
 
 
 def test_only_memd_is_stopped_with_its_children(deployment):

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tandem.cli.lifecycle import READY_TIMEOUT_S
 from tandem.config.environment import SERVICE_ENVIRONMENT
 from tandem.config.load import load_config
 from tandem.config.settings import KEEPER_SOCKET, MODES, SERVICES, CommonConfig
 from tandem.rpc.health_probe import DEADLINE_S
 from tandem.rpc.names import SERVICE_NAMES
+from tandem.rpc.server import LATE_S
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -72,6 +74,11 @@ def test_each_health_check_ends_what_hangs_after_the_usual_time(service):
 
 
 @each_service
+def test_each_may_take_as_long_to_start_as_tandem_up_waits(service):
+    assert seconds(COMPOSE["services"][service]["healthcheck"]["start_period"]) == READY_TIMEOUT_S
+
+
+@each_service
 def test_the_sockets_lie_in_the_shared_volume(service):
     assert f"run:{in_container(service).run_dir}" in COMPOSE["services"][service]["volumes"]
 
@@ -89,7 +96,7 @@ def test_the_environment_names_only_known_keys(service):
 @each_service
 def test_the_drain_ends_before_the_engine_kills(service):
     grace_s = seconds(COMPOSE["services"][service]["stop_grace_period"])
-    assert grace_s > in_container(service).drain_timeout_s
+    assert grace_s > in_container(service).drain_timeout_s + LATE_S
 
 
 @pytest.mark.parametrize("service", [*MODES["semi-pd"], "keeper"])

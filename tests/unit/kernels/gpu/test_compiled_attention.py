@@ -61,6 +61,8 @@ def test_attention_uses_the_tensor_cores_and_spills_nothing(
     for name, kernel in kernels.items():
         assert kernel.stack_bytes == 0, name
         assert kernel.shared_bytes <= MAX_SHARED_BYTES, name
+    assert kernels["_attend_chunks"].programs_on_sm >= 1
+    assert kernels["_attend_rows"].programs_on_sm >= 3, "one alone would wait for memory"
     assert "wgmma.mma_async" in kernels["_attend_chunks"].ptx
     assert re.search(r"mma\.sync\.aligned\.m16n8k16", kernels["_attend_rows"].ptx)
     for name in ("_attend_chunks", "_attend_rows"):

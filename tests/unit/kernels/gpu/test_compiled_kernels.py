@@ -20,6 +20,7 @@ from tests.support.gpu import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET is set: kernels are not compiled")
 
+WARPS_THAT_HIDE_MEMORY = 16  # on an SM, a quarter of what it can have
 ROWS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 64, 4096, 32, 8, 128, 128_256
 KERNELS = gpu_kernels(num_sms=132)
 
@@ -90,6 +91,25 @@ def test_compiles_without_spills(call: Callable[[], object]) -> None:
     for name, kernel in kernels.items():
         assert kernel.stack_bytes == 0, name
         assert kernel.shared_bytes <= MAX_SHARED_BYTES, name
+        assert kernel.programs_on_sm * kernel.num_warps >= WARPS_THAT_HIDE_MEMORY, name
+
+
+def test_where_a_step_s_tables_lie_does_not_decide_which_kernel_is_compiled() -> None:
+    """They are parts of one copy, at any multiple of 8 bytes: else prompts would wait for the compiler now and then."""
+    rows = [tensor(9, dtype=torch.int64) for _ in range(3)]
+    with recorded_launches() as launches:
+        rotate_and_store(torch.bfloat16, None)
+        store(torch.bfloat16)
+        keys, query = cache(torch.bfloat16), tensor(4096, HEADS, HEAD_DIM)
+        tables = tensor(8, 128, dtype=torch.int64)
+        plan = KERNELS.plan_attention(tables, rows[0], rows[1], block_size=16, num_kv_heads=KV_HEADS, positions=rows[2])
+        KERNELS.paged_attention(query, keys, keys, plan, scale=1.0)
+    assert len(launches) == 5
+    for launch in launches:
+        for parameter in launch.kernel.params:
+            value = launch.arguments[parameter.name]
+            if isinstance(value, torch.Tensor) and not value.is_floating_point():
+                assert parameter.do_not_specialize_on_alignment, (launch.name, parameter.name)
 
 
 def test_the_probe_reads_the_sm_and_the_clock() -> None:
