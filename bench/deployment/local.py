@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 40.0
 PROBE_DEADLINE_S = 2.0
 POLL_S = 0.05
+LAST_LOG_CHARS = 20_000
 
 Settings = Mapping[str, Mapping[str, object]]
 
@@ -76,15 +78,17 @@ class LocalServices:
                     time.sleep(POLL_S)
 
     def close(self) -> None:
-        """Ends whatever is still running."""
-        processes = [*self.processes.values(), *([self.keeper] if self.keeper else [])]
-        for process in processes:
+        """Ends whatever is still running. A warning, with the end of its log: one had to be killed."""
+        processes = {**self.processes, **({"keeper": self.keeper} if self.keeper else {})}
+        for process in processes.values():
             if process.poll() is None:
                 process.terminate()
-        for process in processes:
+        for name, process in processes.items():
             try:
                 process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
+                last = self.log(name)[-LAST_LOG_CHARS:]
+                warnings.warn(f"{name} has not ended {END_TIMEOUT_S:g} s after SIGTERM:\n{last}", stacklevel=2)
                 process.kill()
                 process.wait()
 

@@ -1,7 +1,6 @@
 """The controller's process."""
 
 import asyncio
-import sys
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -18,6 +17,7 @@ from tandem.partition.slo import Slo, SloPolicy
 from tandem.partition.steering import Steering
 from tandem.partition.step_times import StepLaws
 from tandem.partition.traits import CPU_LAWS
+from tandem.rpc.ending import end_process
 from tandem.rpc.listening import replica_ports
 from tandem.rpc.server import ServiceHost, service_main
 from tandem.telemetry.metrics import ControllerMetrics, start_metrics_server
@@ -74,4 +74,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -14,6 +14,7 @@ from tandem.kv.ledger import Ledger
 from tandem.kv.outcomes import Withdrawal
 
 MAX_EVENTS = 512  # in one message
+GATHER_S = 0.02  # from an event to its message: a step's blocks, and the next one's, cost a watcher one
 
 _log = structlog.get_logger()
 
@@ -70,6 +71,7 @@ class LocalCache:
                     yield self._news(events, number)
                 else:
                     await woken.wait()
+                    await asyncio.sleep(GATHER_S)
                     woken.clear()
         finally:
             self._watchers.discard(woken)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from services.memd.loader_protocol import LoadPlan
-from tandem import __version__
 from tandem.config.settings import MemdConfig
 from tandem.device.cpu.memory import MemfdExporter
 from tandem.device.memory import ExportedSegment, SegmentHandle
@@ -36,7 +35,6 @@ def identity_of(config: MemdConfig) -> Identity:
     A model that is not there has no files: whoever loads it says so.
     """
     return {
-        "version": __version__,
         "layout": LAYOUT,
         "model": config.model,
         "files": _stamps(config),

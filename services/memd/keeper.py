@@ -26,6 +26,7 @@ import structlog
 from services.memd.handles import RefusedError, refuse_others
 from tandem.clock import Clock, MonotonicClock
 from tandem.errors import ConfigError, DeviceError
+from tandem.rpc.ending import end_process
 from tandem.rpc.segments import MAX_FDS, ReceivedSegment, close_segments, describe_segments, read_segments, receive
 from tandem.rpc.sockets import claim_socket
 from tandem.telemetry.logs import configure_logging
@@ -131,6 +132,7 @@ def run(path: Path, ended: socket.socket) -> None:
             listener.bind(os.fspath(path))
             path.chmod(0o600)
             listener.listen()
+            listener.setblocking(False)  # `accept` must not wait: no signal would end that
             _log.info("keeper.listening", path=str(path))
             serve_until(ended, listener, Keeper(MonotonicClock()))
     finally:
@@ -194,4 +196,4 @@ def _sigterm() -> Iterator[socket.socket]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_process(main(sys.argv[1:]))

@@ -6,7 +6,6 @@ Where the segments are a GPU's, this process alone of memd's has a context there
 """
 
 import argparse
-import gc
 import signal
 import socket
 import sys
@@ -28,6 +27,7 @@ from tandem.model.manifest import build_manifest
 from tandem.model.registry import get_family
 from tandem.model.source import ModelSource, fill, open_model
 from tandem.model.views import weight_views
+from tandem.rpc.ending import end_process
 from tandem.rpc.segments import ReceivedSegment, read_segments, receive
 from tandem.telemetry.logs import configure_logging
 
@@ -178,6 +178,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    exit_status = main(sys.argv[1:])
-    gc.freeze()  # memd waits for this process's end, which would look for cycles in all of torch
-    sys.exit(exit_status)
+    end_process(main(sys.argv[1:]))

@@ -17,7 +17,7 @@ from tandem.errors import ModelError
 from tandem.rpc.segments import describe_segments
 
 RECEIVE_BYTES = 1 << 16
-END_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 60.0  # of a loader that has done its work; the machine may be busy
 
 _log = structlog.get_logger()
 
@@ -61,8 +61,11 @@ class Loader:
         answer = await self._read()
         if answer != FILLED:
             raise ModelError(f"the loader answered {answer}")
-        async with asyncio.timeout(END_TIMEOUT_S):
-            status = await asyncio.shield(self._status)
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                status = await asyncio.shield(self._status)
+        except TimeoutError:
+            raise ModelError(f"the loader has filled the weights and not ended {END_TIMEOUT_S:g} s later") from None
         if status != 0:
             raise ModelError(f"the loader ended with status {status} after it had filled the weights")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tandem.config.settings import KEEPER_SOCKET, MemdConfig
 from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
 from tandem.device.memory import MemoryExporter
 from tandem.device.memory_backends import choose_exporter
+from tandem.rpc.ending import end_process
 from tandem.rpc.listening import replica_ports
 from tandem.rpc.server import ServiceHost, service_main
 from tandem.telemetry.metrics import MemdMetrics, start_metrics_server
@@ -123,4 +123,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

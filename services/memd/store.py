@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import structlog
 
@@ -69,7 +69,7 @@ class LocalStore:
 
     def attach(self, service: str, pid: int, claim: Fingerprint) -> LocalAttachment:
         """A new holder. FingerprintMismatchError; LeaseError when too many are attached; NotReadyError."""
-        refuse_mismatch(service, claim, self.facts.fingerprint)
+        refuse_mismatch(service, replace(claim, version=""), self.facts.fingerprint)
         return self._holders.attach(service, pid)
 
     def attach_again(self, holder_id: int) -> LocalAttachment:

@@ -1,13 +1,13 @@
 """The prefill phase's process."""
 
 import asyncio
-import sys
 
 from services.prefill.engine import PrefillEngine
 from services.prefill.service import SERVICE_NAME, register
 from tandem.config.settings import PrefillConfig
 from tandem.phase.joint import JointWork
 from tandem.phase.process import PhaseService, run_phases
+from tandem.rpc.ending import end_process
 from tandem.rpc.server import service_main
 from tandem.types import Phase, PrefillResult
 
@@ -26,4 +26,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

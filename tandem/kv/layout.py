@@ -4,7 +4,10 @@ import json
 from dataclasses import asdict, dataclass
 
 LAYOUT = "kv1.weights2.ledger6"
-"""Version of the segments' and the ledger's layout; part of the fingerprint."""
+"""Version of the segments' and the ledger's layout; part of the fingerprint.
+
+It changes with whatever another release would read otherwise: that, and not the release, keeps two services apart.
+"""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -11,7 +11,6 @@ import torch
 
 from kernels.choice import KernelChoice, choose_kernels
 from kernels.table import Kernels
-from tandem import __version__
 from tandem.config.settings import PhaseConfig
 from tandem.device.memory import MappedSegment, SegmentHandle, SegmentMapper
 from tandem.errors import NotReadyError
@@ -106,7 +105,7 @@ class MappedModel:
 
 def claim(config: PhaseConfig) -> Fingerprint:
     """What this phase insists on; memd refuses the attachment when it differs."""
-    return Fingerprint(dtype=config.dtype, layout=LAYOUT, version=__version__)
+    return Fingerprint(dtype=config.dtype, layout=LAYOUT)
 
 
 class Attacher(Protocol):

@@ -7,10 +7,8 @@ stood still. Waiting for the other phase's turn is no work, and does not count.
 
 import asyncio
 import os
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import structlog
 from tandem.clock import Clock
 from tandem.device.cuda.mps import client_control
 from tandem.errors import DeviceError
+from tandem.telemetry.stacks import thread_stacks
 
 LOOKS_A_LIMIT = 60
 LONGEST_LOOK_S = 1.0
@@ -111,11 +110,7 @@ class Watchdog:
 
 def end_stuck_process(exit_status: int, environ: Mapping[str, str]) -> None:
     """Says where every thread stands and ends this process; under MPS its work on the GPU first."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    stacks = {
-        names.get(ident, str(ident)): traceback.format_stack(frame) for ident, frame in sys._current_frames().items()
-    }
-    _log.error("step.stuck", exit_status=exit_status, stacks=stacks)
+    _log.error("step.stuck", exit_status=exit_status, stacks=thread_stacks())
     mps = client_control(environ)
     if mps is not None:
         try:

@@ -23,7 +23,7 @@ from tandem.rpc.memd_codecs import (
     update_to_proto,
 )
 from tandem.rpc.peer_channel import peer_channel
-from tandem.rpc.reconnect import KEEPALIVE_OPTIONS
+from tandem.rpc.reconnect import CONNECT_TIMEOUT_OPTION, KEEPALIVE_OPTIONS
 from tandem.rpc.segments import ReceivedSegment, close_segments
 from tandem.rpc.status import error_from_rpc
 from tandem.rpc.stubs.memd.v1 import memd_pb2 as pb
@@ -38,7 +38,7 @@ CHANNEL_OPTIONS = (
     *KEEPALIVE_OPTIONS,
     # memd is on this machine and soon back, and sequences may wait for it: gRPC would wait longer each time.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    CONNECT_TIMEOUT_OPTION,
     ("grpc.max_reconnect_backoff_ms", 200),
 )
 
@@ -108,7 +108,7 @@ class Attachment:
         if not self.ended.is_set():
             await _say_farewell(self._stub, self.holder_id)
         self._call.cancel()
-        await self._watch
+        await asyncio.wait([self._watch])  # awaited itself, it would take a cancellation of this one for its own
         close_segments(self.segments.values())
         self.segments = {}
 

@@ -19,10 +19,15 @@ KEEPALIVE_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),  # no bound: a stream may have nothing to say for hours
 )
+CONNECT_TIMEOUT_OPTION = ("grpc.min_reconnect_backoff_ms", 5_000)
+"""How long one attempt to connect may take, despite the name; who refuses, or ends, does so at once.
+
+A machine that is busy takes more than a moment to accept, and a network to answer.
+"""
 CHANNEL_OPTIONS = (
     # grpc's own waiting between connection attempts would otherwise grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    CONNECT_TIMEOUT_OPTION,
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 

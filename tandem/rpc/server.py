@@ -1,7 +1,6 @@
 """What every service's process and gRPC server have in common."""
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -19,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from tandem.config.load import load_config
 from tandem.config.settings import CommonConfig
 from tandem.errors import ConfigError, TandemError
+from tandem.rpc.ending import EndWatch
 from tandem.rpc.listening import TcpPorts
 from tandem.rpc.sockets import Entry, SocketPlace
 from tandem.rpc.status import StatusInterceptor
@@ -29,6 +29,7 @@ KEEPALIVE_TIME_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 MIN_CLIENT_PING_INTERVAL_MS = 5_000
 CLAIM_POLL_S = 0.05
+LATE_S = 8.0  # beyond the time to drain, handing back and saying farewell take less
 
 EXIT_USAGE = 2
 NO_PORTS = TcpPorts()
@@ -153,21 +154,25 @@ def run_service(service: str, config: CommonConfig, amain: Callable[[asyncio.Eve
     _log.info("service.starting", config=config.model_dump(mode="json"))
     status = 1
     try:
-        status = uvloop.run(_with_signals(amain))
+        status = uvloop.run(_with_signals(amain, config.drain_timeout_s + LATE_S))
     except TandemError as error:
         _log.error("service.failed", error=type(error).__name__, message=str(error))
     except Exception:
         _log.exception("service.crashed")
     _log.info("service.stopped", status=status)
-    gc.freeze()  # the interpreter's end would look for cycles in all of torch: 0.6 s of a core, while somebody waits
     return status
 
 
-async def _with_signals(amain: Callable[[asyncio.Event], Awaitable[int]]) -> int:
-    stop = asyncio.Event()
+async def _with_signals(amain: Callable[[asyncio.Event], Awaitable[int]], late_s: float) -> int:
+    stop, watch = asyncio.Event(), EndWatch(late_s)
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        watch.begin()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end)
     return await amain(stop)
 
 

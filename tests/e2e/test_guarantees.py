@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.deployment.local import run_dir, running
-from tandem.client import AsyncClient, Piece
+from tandem.client import AsyncClient, Client, Piece
 from tandem.config.settings import MODES
 from tandem.errors import SequenceFailedError
 from tests.e2e.test_load import idle_statistics
@@ -57,12 +58,17 @@ class Stream:
         return [(piece.finish_reason, piece.usage.num_output_tokens) for piece in last]
 
     async def read(self, client: AsyncClient, number: int) -> None:
-        prompt = [number + 1, *PROMPT]
-        innocent = {POISON: -100.0}
-        async for piece in client.generate(
-            prompt, max_tokens=MAX_TOKENS, ignore_eos=True, logit_bias=innocent, **CASES[number]
-        ):
+        async for piece in client.generate([number + 1, *PROMPT], **sampling(number)):
             self.pieces.setdefault(piece.index, []).append(piece)
+
+    def read_blocking(self, client: Client, number: int) -> None:
+        for piece in client.generate([number + 1, *PROMPT], **sampling(number)):
+            self.pieces.setdefault(piece.index, []).append(piece)
+
+
+def sampling(number: int) -> dict[str, Any]:
+    innocent = {POISON: -100.0}
+    return {"max_tokens": MAX_TOKENS, "ignore_eos": True, "logit_bias": innocent, **CASES[number]}
 
 
 class Poisoned(Deployment):
@@ -156,13 +162,18 @@ async def check_every_block_came_back(system: Deployment) -> None:
 
 async def test_answers_go_on_through_a_new_gateway_as_if_nothing_had_happened(system, address, expected):
     async with AsyncClient(address) as client:
-        streams = [Stream() for _ in CASES]
-        under_way = await reading(client, streams)
-        system.kill("gateway")
-        assert not under_way.done()
-        system.start("gateway")
-        await under_way
+        blocking = [Stream() for _ in CASES]
+        with Client(address) as another:
+            reads = [asyncio.to_thread(each.read_blocking, another, number) for number, each in enumerate(blocking)]
+            read = asyncio.gather(*reads)
+            streams = [Stream() for _ in CASES]
+            under_way = await reading(client, streams)
+            system.kill("gateway")
+            assert not under_way.done() and not read.done()
+            system.start("gateway")
+            await asyncio.gather(under_way, read)
     check_equal(streams, expected)
+    check_equal(blocking, expected)
     await check_every_block_came_back(system)
 
 

@@ -41,6 +41,8 @@ def fill(how: str, channel: socket.socket) -> int:
     with mmap.mmap(fd, json.loads(answer)["segments"][0]["size_bytes"]) as weights:
         weights[:4] = b"full"
     channel.sendall(encode(FILLED))
+    if how == "does not end":
+        signal.pause()
     return 5 if how == "exits badly at the end" else 0
 
 

@@ -1,5 +1,6 @@
 """The public client against a real server: every method, every error, and what its names are."""
 
+import asyncio
 import inspect
 import queue
 import threading
@@ -120,14 +121,19 @@ def test_generate_once_with_token_ids(recorder, client):
 def test_reuse_is_asked_for_and_told_of(recorder, client):
     segments = [pb.SegmentUsage(start=1, end=9, num_exact=1, num_approximate=4, num_computed=3)]
     usage = pb.Usage(
-        num_prompt_tokens=9, num_cached_tokens=1, num_approximate_tokens=4, segments=segments, queue_ms=2.5
+        num_prompt_tokens=9,
+        num_cached_tokens=1,
+        num_approximate_tokens=4,
+        segments=segments,
+        queue_ms=2.5,
+        num_refreshed_tokens=3,
     )
     recorder.pieces = [pb.GenerateResponse(request_id="r", finish_reason=1, usage=usage)]
     (piece,) = client.chat([{"role": "user", "content": "hi"}], reuse=Reuse(0.5, ["hi"]))
     asked = recorder.asked.get().reuse
     assert (asked.ratio, [segment.text for segment in asked.segments]) == (0.5, ["hi"])
     assert (piece.usage.num_approximate_tokens, piece.usage.segments) == (4, (SegmentUsage(1, 9, 1, 4, 3),))
-    assert piece.usage.queue_ms == 2.5
+    assert (piece.usage.queue_ms, piece.usage.num_refreshed_tokens) == (2.5, 3)
     client.generate_once([1, 2, 3], reuse=Reuse(segments=[Span(1, 3)]))
     asked = recorder.asked.get().request.reuse
     assert (asked.HasField("ratio"), asked.segments[0].tokens.start, asked.segments[0].tokens.end) == (False, 1, 3)
@@ -238,6 +244,12 @@ class Unsteady(pb_grpc.GatewayServiceServicer):
         self.asked = []
 
     def Generate(self, request, context):  # noqa: N802
+        return self._pieces(request, context)
+
+    def Chat(self, request, context):  # noqa: N802
+        return (pb.ChatResponse(piece=piece) for piece in self._pieces(request, context))
+
+    def _pieces(self, request, context):
         self.asked.append(request)
         first = len(request.resume.answers[0].token_ids) if request.resume.answers else 0
         for token in range(first, 6):
@@ -292,6 +304,18 @@ async def test_a_stream_on_asyncio_goes_on(unsteady):
     async with AsyncClient(unsteady.address, FAST) as client:
         check_taken_up(unsteady, [piece async for piece in client.generate("x", temperature=1.0)])
         assert (await client.status()).num_waiting == 0
+
+
+@pytest.mark.parametrize("on_asyncio", [False, True])
+async def test_a_conversation_that_is_cut_off_goes_on(unsteady, on_asyncio):
+    messages = [{"role": "user", "content": "x"}]
+    if on_asyncio:
+        async with AsyncClient(unsteady.address, FAST) as client:
+            pieces = [piece async for piece in client.chat(messages, temperature=1.0)]
+    else:
+        with Client(unsteady.address, FAST) as blocking:
+            pieces = await asyncio.to_thread(lambda: list(blocking.chat(messages, temperature=1.0)))
+    check_taken_up(unsteady, pieces)
 
 
 async def test_whole_answers_begin_anew(unsteady):

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("bench", "deploy", "docs", "kernels", "protos", "services", "tandem", "tests")
 README = DOCUMENTS[0].read_text()
+GUARANTEES = (ROOT / "docs" / "guarantees.md").read_text()
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 
 
@@ -32,6 +33,13 @@ def test_files_that_are_named_are_there(document):
     own = {"docker-compose.override.yml"}  # the reader's
     known = files | own | {path.name for path in ROOT.iterdir()}
     assert [name for name in named if not ((ROOT / name).exists() if "/" in name else name in known)] == []
+
+
+def test_each_guarantee_names_the_test_that_holds_it():
+    rows = [line for line in GUARANTEES.splitlines() if line.startswith("| ") and not line.endswith("| test |")]
+    assert len(rows) > 50
+    named = re.compile(r".*\| [^|]*`(tests/[\w/]+\.py|python -m tests\.chaos)`[^|]*\|$")
+    assert [row for row in rows if not named.match(row)] == []
 
 
 @each_document

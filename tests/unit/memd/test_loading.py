@@ -67,6 +67,12 @@ async def test_however_the_loader_ends_it_is_a_model_error(how, message):
         await load(config(how))
 
 
+async def test_a_loader_that_does_not_end_is_ended(monkeypatch):
+    monkeypatch.setattr("services.memd.loading.END_TIMEOUT_S", 0.1)
+    with pytest.raises(ModelError, match=r"not ended 0\.1 s later"):
+        await load(config("does not end"))
+
+
 async def test_a_failure_keeps_its_type_and_text():
     with pytest.raises(UnsupportedModelError, match="family 'bert' is not built"):
         await load(config("fails"))

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from services.memd import depositing
 from services.memd.daemon import Segments, Storage, load_storage
 from services.memd.depositing import Custody, Depositor
-from services.memd.description import differences, identity_of
+from services.memd.description import Identity, differences, identity_of
 from services.memd.keeping import Deposit, deposit, held_epoch, withdraw
 from services.memd.loader_protocol import LoadPlan
 from services.memd.resuming import open_ledger, resume_storage
@@ -110,6 +110,20 @@ async def test_a_memd_goes_on_where_the_one_before_ended(config):
     other = again.store.attach("prefill", 8, Fingerprint()).holder_id
     await again.store.acquire_sequence(other, 200, "r", create=True)
     assert len((await again.store.claim_prefix(other, 200, [key(0)])).blocks) == 1, "published contents are found"
+
+
+async def test_another_release_goes_on_if_the_layout_is_the_same(config, monkeypatch):
+    def identity_there(config: MemdConfig) -> Identity:
+        return {**identity_of(config), "version": "of another release"}
+
+    with monkeypatch.context() as there:
+        there.setattr("services.memd.daemon.identity_of", identity_there)
+        storage = await loaded_and_left(config, ManualClock(100.0))
+    again = await resume_storage(config, ManualClock(100.0))
+    assert again is not None
+    assert epoch_of(again) == epoch_of(storage)
+    monkeypatch.setattr("services.memd.description.LAYOUT", "another")
+    assert await resume_storage(config, ManualClock(100.0)) is None
 
 
 async def test_the_time_that_memd_was_away_ends_no_lease(config):
