@@ -37,7 +37,9 @@ MAX_WAIT_S = 30.0
 @click.option("--seeds", default="0,8,16", show_default=True, help="Parts of the trace, 500 requests apart.")
 @click.option("--num-requests", default=4000, show_default=True, type=click.IntRange(2))
 @click.option("--length-scale", default=0.25, show_default=True, type=_POSITIVE, help="Of prompts and answers.")
-@click.option("--news-delay", default=0.05, show_default=True, type=click.FloatRange(0), help="To the router, seconds.")
+@click.option(
+    "--news-delay", default=0.05, show_default=True, type=click.FloatRange(0), help="To the gateway, seconds."
+)
 @click.option("--backlog", default=4096, show_default=True, type=click.IntRange(1), help="Of prefill, tokens.")
 @click.option("--change/--no-change", default=False, help="Also with a replica that leaves, and one that joins.")
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
@@ -50,7 +52,8 @@ def routing(out: Path, jobs: int, **given: Any) -> None:
     """
     console = new_console()
     system = cpu_system(None) if given["device"] == "cpu" else h200_system()
-    replica = Setting(system, parse_split(given["split"]), GatewayOptions("kvshare", MAX_WAIT_S, given["backlog"]))
+    gateway = GatewayOptions("kvshare", MAX_WAIT_S, given["backlog"])
+    replica = Setting(system, parse_split(given["split"]), gateway, given["news_delay"])
     todo = list(_jobs(replica, given))
     with Progress(console=console) as progress, ProcessPoolExecutor(jobs) as pool:
         trials = tuple(progress.track(pool.map(run_trial, todo), total=len(todo), description="simulations"))
@@ -76,5 +79,5 @@ def _jobs(replica: Setting, given: dict[str, Any]) -> Iterator[Job]:
             load = TraceLoad(given["data"], given["num_requests"], rate_per_s, int(seed), given["length_scale"])
             for change_s in changes:
                 for router in ROUTERS:
-                    setting = FleetSetting(replica, given["replicas"], router, given["news_delay"], change_s)
+                    setting = FleetSetting(replica, given["replicas"], router, change_s)
                     yield Job(setting, load)

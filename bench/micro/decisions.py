@@ -17,14 +17,16 @@ from bench.micro.table import DecisionCost
 from services.decode.engine import DecodeEngine
 from services.prefill.engine import PrefillEngine
 from tandem.config.settings import QueuePolicy
+from tandem.kv.cache_store import CacheNews
+from tandem.kv.journal import BlockStored
 from tandem.kv.store import SequenceLease
 from tandem.phase.engine import PhaseEngine
 from tandem.phase.limits import PhaseLimits
 from tandem.phase.outfit import Outfit
+from tandem.routing.published import PublishedBlocks, PublishedPrefixes
 from tandem.runner.sampler import SampledToken
 from tandem.scheduler.dispatch import Claim, Dispatcher
 from tandem.scheduler.policies import POLICIES, PolicyOptions, make_policy
-from tandem.scheduler.prefix_view import SentPrefixes
 from tandem.types import Block, Phase, SamplingSpec, SequenceSpec, StopSpec, Submit
 
 DEPTHS = (1, 10, 100, 1_000, 10_000)
@@ -55,21 +57,32 @@ def measure_decisions(num_rounds: int) -> tuple[DecisionCost, ...]:
 
 
 async def _next_request(policy: QueuePolicy, depth: int, num_steps: int) -> TimesUs:
-    """The gateway's queue: one goes and is done with, another comes."""
+    """The gateway's queue: one goes and is done with, another comes, and memd tells of what was computed."""
     options = PolicyOptions(max_wait_s=1e-9 * depth * GAP_NS / 2)
-    view = SentPrefixes(lambda: LIMITS.num_pool_blocks)
+    view = PublishedPrefixes(_num_blocks, PublishedBlocks(_num_blocks))
     queue: Dispatcher[int] = Dispatcher(make_policy(policy, options), view, CHUNK_TOKENS)
     for number in range(depth):
         queue.push(number, _claim(number))
+    news = [_news(number) for number in range(depth + num_steps)]
     times_us: TimesUs = []
     for number in range(depth, depth + num_steps):
         started_s = time.perf_counter()
         taken = queue.take(number * GAP_NS)
         queue.push(number, _claim(number))
-        times_us.append((time.perf_counter() - started_s) * US)
         if taken is not None:
-            queue.finish(taken)
+            queue.finish(taken, CHUNK_TOKENS)
+            queue.hear(news[taken])
+        times_us.append((time.perf_counter() - started_s) * US)
     return times_us
+
+
+def _num_blocks() -> int:
+    return LIMITS.num_pool_blocks
+
+
+def _news(number: int) -> CacheNews:
+    """Of a prompt's blocks; most of them are known."""
+    return CacheNews(tuple(BlockStored(b"", b"", key) for key in _claim(number).keys), None, BLOCK_SIZE)
 
 
 def _claim(number: int) -> Claim:

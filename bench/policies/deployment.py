@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from bench.policies.feed import CacheFeed
 from bench.policies.gateway import GatewayOptions, PolicyGateway
 from bench.policies.prefill import SharingPrefill
 from bench.policies.sequences import CachingPool, SharingSequence
@@ -13,10 +14,12 @@ from bench.simulate.sequences import SimSequence
 from bench.simulate.step_times import Device, StepContent
 from bench.simulate.systems import System
 from bench.simulate.works import DecodeWork
+from tandem.routing.published import PublishedBlocks
 from tandem.types import Phase, Split
 
 MS = 1e-3
 FOREVER_S = float("inf")
+NEWS_DELAY_S = 0.05
 
 
 class PhaseWork(Protocol):
@@ -63,6 +66,7 @@ class Setting:
     system: System
     split: Split
     gateway: GatewayOptions
+    news_delay_s: float = NEWS_DELAY_S  # of the cache's events, to the gateway
 
 
 class Onlooker(Protocol):
@@ -97,7 +101,9 @@ class PolicyDeployment:
         self._split = setting.split
         self._device = Device(setting.system.table, setting.system.contention, seed)
         self.pool = CachingPool(limits.num_blocks, limits.block_size)
-        self._gateway = PolicyGateway(setting.gateway, limits, events, self._start)
+        self.published = PublishedBlocks(lambda: limits.num_blocks)  # as the gateway hears
+        self._gateway = PolicyGateway(setting.gateway, limits, self.published, events, self._start)
+        CacheFeed(self.pool, events, setting.news_delay_s, lambda: self.published.position, self._gateway.hear)
         self._prefill = SharingPrefill(limits, self.pool, self._prefilled)
         self._decode = DecodeWork(limits, self.pool, self._completed, self._preempted)
         works: dict[Phase, PhaseWork] = {Phase.PREFILL: self._prefill, Phase.DECODE: self._decode}

@@ -7,10 +7,11 @@ from bench.policies.sequences import SharingSequence
 from bench.simulate.events import EventQueue
 from bench.simulate.systems import EngineLimits
 from tandem.config.settings import QueuePolicy
+from tandem.kv.cache_store import CacheNews
+from tandem.routing.published import PublishedBlocks, PublishedPrefixes
 from tandem.scheduler.dispatch import Claim, Dispatcher
 from tandem.scheduler.fair_share import ANSWER_TOKEN_WORK
 from tandem.scheduler.policies import PolicyOptions, make_policy
-from tandem.scheduler.prefix_view import SentPrefixes
 
 NS_PER_S = 1e9
 
@@ -31,14 +32,16 @@ class PolicyGateway:
         self,
         options: GatewayOptions,
         limits: EngineLimits,
+        published: PublishedBlocks,
         events: EventQueue,
         submit: Callable[[SharingSequence], None],
     ) -> None:
+        """`published` is heard of here alone."""
         self._limits = limits
         self._events = events
         self._submit = submit
         self._num_running = 0
-        view = SentPrefixes(lambda: limits.num_blocks - limits.num_reserve_blocks)
+        view = PublishedPrefixes(lambda: limits.num_blocks - limits.num_reserve_blocks, published)
         policy = make_policy(options.policy, PolicyOptions(options.max_wait_s))
         self._dispatcher: Dispatcher[SharingSequence] = Dispatcher(policy, view, options.backlog_tokens)
 
@@ -70,9 +73,12 @@ class PolicyGateway:
     def complete(self, sequence: SharingSequence) -> None:
         """It has its whole answer."""
         self._num_running -= 1
-        self._dispatcher.publish(sequence.keys)
         self._dispatcher.charge(sequence.tenant, ANSWER_TOKEN_WORK * sequence.num_output_tokens)
         self._dispatch()
+
+    def hear(self, news: CacheNews) -> None:
+        """Of what is published."""
+        self._dispatcher.hear(news)
 
     def _dispatch(self) -> None:
         while self._num_running < self._limits.max_running:

@@ -6,7 +6,6 @@ from functools import partial
 
 from bench.policies.deployment import FOREVER_S, PolicyDeployment, Setting
 from bench.policies.sequences import SharingSequence
-from bench.routing.feed import CacheFeed
 from bench.simulate.events import EventQueue
 from tandem.config.settings import RouterName
 from tandem.routing.fleet import Fleet
@@ -23,7 +22,6 @@ class FleetSetting:
     replica: Setting
     num_replicas: int
     router: RouterName
-    news_delay_s: float  # of the caches' events, to the router
     change_s: float | None = None  # None: the same ones serve all the time
 
 
@@ -97,7 +95,6 @@ class FleetSimulation:
         replica_id = f"replica-{len(self._replicas)}"
         seed = self._seed * self._setting.num_replicas + len(self._replicas)
         replica = PolicyDeployment(self._setting.replica, seed, self.events, self)
-        self.fleet.join(replica_id, lambda: replica.pool.num_blocks)
-        CacheFeed(replica_id, replica.pool, self.fleet, self.events, self._setting.news_delay_s)
+        self.fleet.join(replica_id, lambda: replica.pool.num_blocks, replica.published)
         self._replicas[replica_id] = replica
         self.stays[replica_id] = Stay(self.events.now_s)

@@ -41,11 +41,6 @@ class ReplicaList:
     fixed: tuple[ReplicaAddress, ...]
     by_name: tuple[DnsEntry, ...] = ()
 
-    @property
-    def may_be_several(self) -> bool:
-        """Whether there is, or may come to be, a choice."""
-        return len(self.fixed) > 1 or bool(self.by_name)
-
 
 def in_directory(run_dir: str) -> ReplicaAddress:
     """By the sockets of a run directory of this machine."""

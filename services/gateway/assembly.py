@@ -18,6 +18,7 @@ from services.gateway.replica import Links, Replica, Shared, make_replica
 from services.gateway.replicas import ReplicaSet, Surroundings
 from services.gateway.reporting import DoorReporter, Throughput
 from services.gateway.requests import Request
+from services.gateway.routing_report import RoutingReporter
 from services.gateway.status import StatusView
 from services.gateway.tenants import OpenDirectory, TenantDirectory
 from tandem.clock import Clock
@@ -66,6 +67,7 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
     deadlines = Deadlines(clock, world.timers, lambda request, error: reception.end(request, error))  # noqa: PLW0108
     bounds = _bounds(config, directory)
     door = DoorReporter(world.metrics)
+    routing = RoutingReporter(world.metrics.replicas, clock, world.unix_ns)
 
     def shared() -> Shared:
         return Shared(
@@ -77,6 +79,7 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
             watch=reception,
             throughput=throughput,
             metrics=world.metrics,
+            routing=routing,
             clock=clock,
             unix_ns=world.unix_ns,
             draw_lease_id=world.draw_lease_id,
@@ -90,7 +93,7 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
         closed=world.closed,
         on_ready=on_ready,
     )
-    replicas = ReplicaSet(_fleet(config, world), around, clock, config.replica_lost_s)
+    replicas = ReplicaSet(_fleet(config, world), around, routing, clock, config.replica_lost_s)
     outlook = Outlook(lambda: [replica.prospects for replica in replicas.serving])
     reception = Reception(replicas, WaitingPlaces(bounds, throughput.requests, outlook), deadlines, door)
     frontend = Frontend(

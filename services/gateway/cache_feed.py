@@ -7,8 +7,7 @@ from contextlib import aclosing
 import structlog
 
 from tandem.errors import TandemError
-from tandem.kv.cache_store import CacheStore
-from tandem.routing.published import PublishedBlocks
+from tandem.kv.cache_store import CacheNews, CachePosition, CacheStore
 
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 2.0
@@ -23,12 +22,15 @@ class CacheFeed:
         self,
         replica: str,
         cache: CacheStore,
-        blocks: PublishedBlocks,
+        position: Callable[[], CachePosition | None],
+        hear: Callable[[CacheNews], object],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """`hear` moves the position on."""
         self._replica = replica
         self._cache = cache
-        self._blocks = blocks
+        self._position = position
+        self._hear = hear
         self._pause = pause
         self._delay_s = FIRST_DELAY_S
 
@@ -41,9 +43,9 @@ class CacheFeed:
 
     async def _watch(self) -> None:
         try:
-            async with aclosing(self._cache.watch(self._blocks.position)) as watch:
+            async with aclosing(self._cache.watch(self._position())) as watch:
                 async for news in watch:
-                    self._blocks.hear(news)
+                    self._hear(news)
                     self._delay_s = FIRST_DELAY_S
         except TandemError as error:
             _log.debug("cache.unwatched", replica=self._replica, reason=str(error))

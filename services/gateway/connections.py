@@ -34,16 +34,16 @@ class Connections:
         self.observations = ObservationSender(address.controller, credentials)
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, replica: Replica, *, feeds: bool) -> None:
-        """Connects, and works for the replica until `close`. `feeds`: somebody asks what its cache has."""
+    async def start(self, replica: Replica) -> None:
+        """Connects, and works for the replica until `close`."""
         await self.observations.start()
         for client in self.phases.values():
             client.start(replica.orchestrator)
         self._spawn(replica.pool.run())
         self._spawn(replica.leases.run_releases())
         self._spawn(replica.leases.run_renewals(replica.pool.lease_ttl_s))
-        if feeds:
-            self._spawn(CacheFeed(replica.name, self.cache, replica.published).run())
+        feed = CacheFeed(replica.name, self.cache, lambda: replica.published.position, replica.hear)
+        self._spawn(feed.run())
 
     async def close(self) -> None:
         """Ends every link; also before a start."""
@@ -63,10 +63,8 @@ class Connections:
 class RunningReplicas:
     """Every replica that has been opened and not been closed, with its connections."""
 
-    def __init__(self, credentials: grpc.ChannelCredentials | None, *, feeds: bool) -> None:
-        """`feeds`: whether there may be several, so that it matters what each has cached."""
+    def __init__(self, credentials: grpc.ChannelCredentials | None) -> None:
         self._credentials = credentials
-        self._feeds = feeds
         self._started = False
         self._open: dict[Replica, Connections] = {}
         self._changes: set[asyncio.Task[None]] = set()  # starts and ends under way
@@ -80,7 +78,7 @@ class RunningReplicas:
         assert isinstance(replica.links, Connections)
         self._open[replica] = replica.links
         if self._started:
-            self._spawn(replica.links.start(replica, feeds=self._feeds))
+            self._spawn(replica.links.start(replica))
 
     def closed(self, replica: Replica) -> None:
         """Nothing more is asked of it."""
@@ -90,7 +88,7 @@ class RunningReplicas:
         """Connects those that have been opened, and from now on each at once."""
         self._started = True
         for replica, connections in self._open.items():
-            await connections.start(replica, feeds=self._feeds)
+            await connections.start(replica)
 
     async def flush(self) -> None:
         """Tells every memd that listens of the leases that have ended."""

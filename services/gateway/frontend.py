@@ -25,7 +25,7 @@ from services.gateway.validation import (
 from tandem.clock import Clock
 from tandem.config.settings import GatewayConfig
 from tandem.errors import ConfigError, InvalidRequestError
-from tandem.kv.contents import block_keys, segment_namespace, shared_namespace
+from tandem.kv.contents import block_keys, segment_namespace, shared_namespace, sharing_domain
 from tandem.model.metadata import ModelMetadata
 from tandem.reuse.segments import SegmentRules
 
@@ -232,6 +232,7 @@ class Frontend:
             model_digest=self._model_digest,
             resumed=call.resume is not None,
             reuse=prompt.reuse,
+            domain=self._domain(call),
         )
         self._quotas.running.check(arrival)
         request = new_request(
@@ -257,6 +258,11 @@ class Frontend:
         if salt is None or not self._config.prefix_cache:
             return b""
         return shared_namespace(self._replicas.pool.contents, call.cache_salt, salt)
+
+    def _domain(self, call: Call) -> bytes:
+        """Empty of a tenant that leaves nothing."""
+        salt = self._tenants.salt(call.tenant)
+        return b"" if salt is None else sharing_domain(salt)
 
     def _limits(self) -> Limits:
         config = self._model.config

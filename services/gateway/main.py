@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import sys
 import time
 import uuid
 
@@ -18,6 +17,7 @@ from services.gateway.service import SERVICE_NAME, add_to_server
 from tandem.clock import MonotonicClock
 from tandem.config.settings import GatewayConfig
 from tandem.model.metadata import read_metadata
+from tandem.rpc.ending import end_process
 from tandem.rpc.server import ServiceHost, service_main
 from tandem.telemetry.metrics import GatewayMetrics, start_metrics_server
 
@@ -34,7 +34,7 @@ class Process:
         self._draining = False
         self._discovering: asyncio.Task[None] | None = None
         self._listed = read_replicas(config.replicas, str(config.run_dir))
-        self._running = RunningReplicas(replica_credentials(config), feeds=self._listed.may_be_several)
+        self._running = RunningReplicas(replica_credentials(config))
         registry = CollectorRegistry()
         self._metrics_server = start_metrics_server(registry, config.metrics_port, config.metrics_host)
         self._host = ServiceHost(
@@ -110,4 +110,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -26,6 +26,7 @@ class Usage:
     queue_ms: float = 0.0  # from its arrival until it was sent to prefill
     num_approximate_tokens: int = 0
     segments: tuple[SegmentUsage, ...] = ()
+    num_refreshed_tokens: int = 0  # approximate ones that decode computed anew
 
 
 @dataclass(slots=True)

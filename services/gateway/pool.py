@@ -26,6 +26,7 @@ class Pool:
     lease_ttl_s: float
     block_size: int = 1
     num_blocks: int = 0  # that sequences can have
+    num_all_blocks: int = 0  # the reserve and pinned ones too: at most so many are published
 
     def is_like(self, other: "Pool") -> bool:
         """Whether the same tokens have the same KV there, in the same blocks."""
@@ -104,4 +105,12 @@ def pool_of(statistics: StorageStatistics) -> Pool:
     block_size = fingerprint.block_size
     contents = (fingerprint.model_digest, fingerprint.kv_dtype)
     max_tokens = num_blocks * block_size
-    return Pool(fingerprint.dtype, contents, max_tokens, statistics.lease_ttl_s, block_size, num_blocks)
+    return Pool(
+        dtype=fingerprint.dtype,
+        contents=contents,
+        max_tokens=max_tokens,
+        lease_ttl_s=statistics.lease_ttl_s,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        num_all_blocks=statistics.num_blocks,
+    )

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from services.gateway.quotas import TenantQuotas
-from services.gateway.requests import Sequence
+from services.gateway.requests import Arrival, Sequence
 from services.gateway.reuse import PromptReuse, sightings
 from services.gateway.speed import PrefillSpeed
+from tandem.kv.cache_store import CacheNews
 from tandem.phase.keys import SequenceKeys
 from tandem.reuse.plan import ReusePolicy
 from tandem.scheduler.dispatch import Claim, Dispatcher
@@ -70,11 +71,9 @@ class SequenceQueue:
             self._note_segments(sequence, prefilled)
 
     def retire(self, sequence: Sequence) -> None:
-        """It gets no further. What it leaves in the cache may be the beginning of a next turn."""
+        """It gets no further."""
         self._dispatcher.discard(sequence)
-        keys = self._keys.pop(sequence, None)
-        if keys is not None and sequence.num_new_tokens:
-            self._dispatcher.publish(keys.of(sequence.token_ids[:-1][: sequence.prompt_kv.num_publishable_tokens]))
+        if self._keys.pop(sequence, None) is not None and sequence.num_new_tokens:
             self._dispatcher.charge(sequence.arrival.tenant, ANSWER_TOKEN_WORK * sequence.num_new_tokens)
         if sequence.arrival.is_build:
             return
@@ -91,9 +90,12 @@ class SequenceQueue:
             self._parked.remove(sequence)
             self._quotas.running.leave(sequence)
 
-    def forget_cache(self) -> None:
-        """memd has gone, or begun anew."""
-        self._dispatcher.forget_cache()
+    def hear(self, news: CacheNews) -> None:
+        """memd tells what is in its cache."""
+        self._dispatcher.hear(news)
+
+    def forget_entries(self) -> None:
+        """memd has gone, or begun anew: what was found in segments is to be found again."""
         self._entries.clear()
 
     def note_entry(self, key: bytes) -> None:
@@ -127,7 +129,7 @@ class SequenceQueue:
             block_size=block_size,
             num_held_tokens=(len(token_ids) - 1) // block_size * block_size if is_forked else 0,
             reused=() if reuse is None else self._expected(reuse),
-            num_certain_tokens=None if reuse is None else reuse.spec.spans[0].start,
+            num_certain_tokens=_num_certain_tokens(arrival, reuse),
         )
 
     def _expected(self, reuse: PromptReuse) -> tuple[ReusedSpan, ...]:
@@ -138,13 +140,19 @@ class SequenceQueue:
         )
 
     def _note_segments(self, sequence: Sequence, prefilled: Prefilled) -> None:
-        """What was found is known, and what of the prompt has been published."""
-        reuse, keys = sequence.arrival.reuse, self._keys.get(sequence)
-        if reuse is None or keys is None:
+        """What was found is known."""
+        reuse = sequence.arrival.reuse
+        if reuse is None:
             return
         for segment, found in sightings(reuse, prefilled.segments):
             self._entries.note(segment.key, found=found)
-        self._dispatcher.publish(keys.of(sequence.token_ids[: prefilled.num_publishable_tokens]))
+
+
+def _num_certain_tokens(arrival: Arrival, reuse: PromptReuse | None) -> int | None:
+    """Nobody waits for an entry's blocks, and in a full quota they are not kept."""
+    if arrival.is_build:
+        return 0
+    return None if reuse is None else reuse.spec.spans[0].start
 
 
 def num_computed_tokens(sequence: Sequence, prefilled: Prefilled) -> int:

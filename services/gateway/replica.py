@@ -19,15 +19,16 @@ from services.gateway.queue import SequenceQueue
 from services.gateway.quotas import TenantQuotas
 from services.gateway.reporting import Reporter, Throughput
 from services.gateway.requests import Sequence
+from services.gateway.routing_report import RoutingReporter
 from tandem.clock import Clock
 from tandem.config.settings import GatewayConfig
-from tandem.kv.cache_store import CacheStore
+from tandem.kv.cache_store import CacheNews, CacheStore
 from tandem.kv.store import MemoryStore
 from tandem.model.tokenizer import Tokenizer
-from tandem.routing.published import PublishedBlocks
+from tandem.routing.published import PublishedBlocks, PublishedPrefixes
 from tandem.scheduler.dispatch import Dispatcher
 from tandem.scheduler.policies import PolicyOptions, make_policy
-from tandem.scheduler.prefix_view import SentPrefixes
+from tandem.scheduler.prefix_view import PrefixView
 from tandem.telemetry.metrics import GatewayMetrics
 from tandem.types import Phase
 
@@ -68,6 +69,7 @@ class Shared:
     watch: RequestWatch
     throughput: Throughput
     metrics: GatewayMetrics
+    routing: RoutingReporter
     clock: Clock
     unix_ns: Callable[[], int]
     draw_lease_id: Callable[[], int]
@@ -95,6 +97,7 @@ class Replica:
     peers: Peers
     prospects: Prospects
     published: PublishedBlocks
+    hear: Callable[[CacheNews], None]  # of what is published
 
     @property
     def name(self) -> str:
@@ -116,12 +119,17 @@ def make_replica(address: ReplicaAddress, links: Links, shared: Shared, notices:
 
     def note_memd(connected: bool) -> None:
         if not connected:
-            queue.forget_cache()
+            queue.forget_entries()
         peers.set(MEMD, connected)
 
+    def hear(news: CacheNews) -> None:
+        queue.hear(news)
+        shared.routing.heard(address.name, news, len(published.keys))
+
     pool = PoolWatch(links.store, note_memd, notices.accepts)
+    published = PublishedBlocks(lambda: pool.pool.num_all_blocks)
     queue = SequenceQueue(
-        _dispatcher(config, lambda: pool.pool.num_blocks),
+        _dispatcher(config, PublishedPrefixes(lambda: pool.pool.num_blocks, published)),
         shared.quotas,
         lambda: pool.pool.block_size,
         unix_ns,
@@ -149,10 +157,9 @@ def make_replica(address: ReplicaAddress, links: Links, shared: Shared, notices:
         note_segments=builder.note,
         one_process=config.mode == "colocated",
     )
-    published = PublishedBlocks(lambda: pool.pool.num_blocks)
-    return Replica(address, links, orchestrator, leases, pool, peers, prospects, published)
+    return Replica(address, links, orchestrator, leases, pool, peers, prospects, published, hear)
 
 
-def _dispatcher(config: GatewayConfig, num_blocks: Callable[[], int]) -> Dispatcher[Sequence]:
+def _dispatcher(config: GatewayConfig, view: PrefixView) -> Dispatcher[Sequence]:
     policy = make_policy(config.queue_policy, PolicyOptions(config.max_wait_s))
-    return Dispatcher(policy, SentPrefixes(num_blocks), config.prefill_backlog_tokens)
+    return Dispatcher(policy, view, config.prefill_backlog_tokens)

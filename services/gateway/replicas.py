@@ -16,6 +16,7 @@ from services.gateway.pool import Pool
 from services.gateway.prompts import prompt_of, unkeyed
 from services.gateway.replica import Notices, Replica
 from services.gateway.requests import Request
+from services.gateway.routing_report import RoutingReporter
 from tandem.clock import Clock
 from tandem.errors import NotReadyError
 from tandem.routing.fleet import Fleet
@@ -39,9 +40,12 @@ class Surroundings:
 class ReplicaSet:
     """Owns the replicas from `follow` on."""
 
-    def __init__(self, fleet: Fleet[Request], around: Surroundings, clock: Clock, lost_s: float) -> None:
+    def __init__(
+        self, fleet: Fleet[Request], around: Surroundings, reporter: RoutingReporter, clock: Clock, lost_s: float
+    ) -> None:
         self._fleet = fleet
         self._around = around
+        self._reporter = reporter
         self._clock = clock
         self._lost_s = lost_s
         self._listed: dict[str, ReplicaAddress] = {}
@@ -113,6 +117,7 @@ class ReplicaSet:
         prompt = prompt_of(request, block_size) if has_choice else unkeyed(request, block_size)
         prospect = self._fleet.route(request, prompt)
         home = self._homes[request] = self._replicas[prospect.replica_id]
+        self._reporter.routed(request, prospect, is_choice=has_choice)
         if has_choice:
             _log.info(
                 "request.routed",
@@ -129,11 +134,13 @@ class ReplicaSet:
         """It has its first token; nothing happens when it was not routed."""
         if request in self._homes:
             self._fleet.prefilled(request, num_computed_tokens)
+            self._reporter.prefilled(request, num_computed_tokens)
 
     def ended(self, request: Request) -> None:
         """It has; nothing happens when it was not routed."""
         if self._homes.pop(request, None) is not None:
             self._fleet.end(request)
+            self._reporter.ended(request)
 
     # Replicas
 
@@ -141,6 +148,7 @@ class ReplicaSet:
         notices = Notices(partial(self._accepts, address.name), partial(self._notice, address.name))
         replica = self._replicas[address.name] = self._around.make(address, notices)
         self._away_since[address.name] = self._clock.now()
+        self._reporter.opened(address.name)
         _log.info("replica.opened", replica=address.name)
         self._around.opened(replica)
 
@@ -165,6 +173,7 @@ class ReplicaSet:
             self._away_since.setdefault(name, self._clock.now())
         self._join(replica)
         (self._fleet.note_back if replica.is_ready else self._fleet.note_away)(name)
+        self._reporter.ready(name, replica.is_ready)
         self._publish_readiness()
 
     def _join(self, replica: Replica) -> None:
@@ -208,6 +217,7 @@ class ReplicaSet:
             names.discard(replica.name)
         self._fleet.note_back(replica.name)
         self._away_since.pop(replica.name, None)
+        self._reporter.closed(replica.name)
         _log.info("replica.closed", replica=replica.name)
         self._around.closed(replica)
 

@@ -56,6 +56,7 @@ class Arrival:
     resumed: bool = False  # taken up again after its stream broke
     reuse: PromptReuse | None = None  # None: only what is there exactly
     content_kind: ContentKind = ContentKind.PROMPT
+    domain: bytes = b""  # whose KV it is, also where nothing is reused; empty: nobody's
 
     @property
     def is_build(self) -> bool:
@@ -91,6 +92,7 @@ class Sequence:
         self.num_resumed_tokens = 0  # of them, those that its client had before it was taken up here
         self.num_cached_tokens = 0
         self.prompt_kv = EXACT  # of its last prefill, or of answer 0's
+        self._num_refreshed_tokens = 0
         self._is_forked = False  # its lease has the prompt that answer 0 computed
         self._outcomes: tuple[SegmentOutcome, ...] = ()  # what its client is told: of its first prefill
         self.first_token_s = 0.0
@@ -177,7 +179,10 @@ class Sequence:
         return (*self.arrival.prompt_token_ids, *self.output_token_ids)
 
     def spec(self, lease_id: int) -> SequenceSpec:
-        """What a phase is told, the tokens emitted so far included. Prefill keeps to the order of sending."""
+        """What a phase is told, the tokens emitted so far included. Prefill keeps to the order of sending.
+
+        Several answers share their prompt's blocks, so that nobody may write what is approximate in them.
+        """
         arrival = self.arrival
         begins = self.state is State.PREFILLING and not self._is_forked
         return SequenceSpec(
@@ -193,11 +198,14 @@ class Sequence:
             reuse=arrival.reuse.spec if begins and arrival.reuse is not None else None,
             num_publishable_tokens=None if begins else self.prompt_kv.num_publishable_tokens,
             content_kind=arrival.content_kind,
+            approximate=() if begins or arrival.resolved.n > 1 else self.prompt_kv.approximate,
+            domain=arrival.domain,
         )
 
     def push(self, output: SequenceOutput, now_s: float) -> Piece:
         """Takes a token in; returns what the client hears of it. Its finish reason may be a stop string's."""
         self._note_token(output.token_id, now_s)
+        self._num_refreshed_tokens += output.num_refreshed
         by_token = output.finish_reason is FinishReason.STOP
         step = TextStep("") if by_token else self._detokenizer.push(output.token_id)
         if step.matched_stop is None and output.finish_reason is not FinishReason.NONE:
@@ -226,6 +234,7 @@ class Sequence:
             self._queue_ms,
             self.num_approximate_tokens,
             tuple(map(SegmentUsage, self.arrival.reuse.spec.spans, self._outcomes)),
+            self._num_refreshed_tokens,
         )
 
     def _note_usage(self, entry: Prefilled) -> None:

@@ -59,17 +59,18 @@ class PromptReuse:
 
 @dataclass(frozen=True, slots=True)
 class PromptKv:
-    """What a prompt's blocks hold: by segment, and how many tokens stand before any that is approximate."""
+    """What a prompt's blocks hold: by segment, how many tokens stand before any that is approximate, and which are."""
 
     outcomes: tuple[SegmentOutcome, ...] = ()
     num_publishable_tokens: int | None = None  # None: all
+    approximate: tuple[Span, ...] = ()
 
     @classmethod
     def of(cls, entry: Prefilled) -> "PromptKv":
         """As prefill says."""
         if not entry.segments and entry.num_publishable_tokens is None:
             return EXACT
-        return cls(entry.segments, entry.num_publishable_tokens)
+        return cls(entry.segments, entry.num_publishable_tokens, entry.approximate)
 
 
 EXACT = PromptKv()

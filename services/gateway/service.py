@@ -250,6 +250,7 @@ def _usage(usage: Usage) -> pb.Usage:
         num_approximate_tokens=usage.num_approximate_tokens,
         segments=[_segment_usage(segment) for segment in usage.segments],
         queue_ms=usage.queue_ms,
+        num_refreshed_tokens=usage.num_refreshed_tokens,
     )
 
 

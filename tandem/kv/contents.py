@@ -42,6 +42,11 @@ def shared_namespace(contents: Sequence[str], client_salt: str, salt: bytes = b"
     return _in_domain(namespace(*parts, salt), namespace(b"domain", salt))
 
 
+def sharing_domain(salt: bytes) -> bytes:
+    """What `domain_of` says of all namespaces with that salt."""
+    return domain_of(namespace(b"domain", salt))
+
+
 def segment_namespace(prompts: bytes) -> bytes:
     """Of the segments' entries beside a namespace of prompts, in its domain; no prompt has it."""
     return _in_domain(namespace(b"segments", prompts), prompts)

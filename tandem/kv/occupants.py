@@ -24,9 +24,9 @@ NOBODYS = b""
 ANYBODYS = b"\xff" * DOMAIN_BYTES
 
 
-def domain_in(namespace: bytes) -> bytes:
-    """Of a sequence's namespace. One that shares with nobody has none, and is of nobody's domain: not even its own."""
-    return domain_of(namespace) if namespace else ANYBODYS
+def domain_in(namespace: bytes, named: bytes = b"") -> bytes:
+    """Of a sequence: by its namespace, or, where it has none, by name. Without either it is not even of its own."""
+    return domain_of(namespace) if namespace else named or ANYBODYS
 
 
 def must_wipe(occupant: bytes, domain: bytes) -> bool:

@@ -193,7 +193,7 @@ class PublishedBlocks:
     def _most_alike(self, siblings: Sequence[int], token_ids: Sequence[int], now_s: float) -> CopySource | None:
         same = self._records.tokens[siblings, : len(token_ids)] == np.asarray(token_ids, dtype=np.uint32)
         num_tokens = np.logical_and.accumulate(same, axis=1).sum(axis=1)
-        best = int(num_tokens.argmax())
+        best = int(np.argmax(num_tokens))
         if num_tokens[best] == 0:
             return None
         self.note_use([siblings[best]], now_s)

@@ -1,7 +1,8 @@
 """The replicas as the gateway knows them: who there is, what is cached where, what was sent where. Pure.
 
-Whoever owns the connections says what happened (`join`, `leave`, `lose`, `hear`, `prefilled`, `end`), and asks `route`
-where a sequence goes. It sends the sequence, and asks again with those that `lose` returns.
+Whoever owns the connections says what happened (`join`, `leave`, `lose`, `prefilled`, `end`), and asks `route`
+where a sequence goes. It sends the sequence, and asks again with those that `lose` returns. What memds tell of their
+caches, it hears.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,6 @@ from typing import Generic
 
 from tandem.clock import Clock
 from tandem.errors import NotReadyError
-from tandem.kv.cache_store import CacheNews, CachePosition
 from tandem.routing.load import Item, ReplicaLoad, Sent
 from tandem.routing.membership import Membership, ReplicaState
 from tandem.routing.prompt import Prompt, Reuse, expected_reuse
@@ -43,11 +43,10 @@ class Fleet(Generic[Item]):
         self._places: dict[Item, str] = {}
         self._away: set[str] = set()
 
-    def join(self, replica_id: str, num_blocks: Callable[[], int], blocks: PublishedBlocks | None = None) -> None:
+    def join(self, replica_id: str, num_blocks: Callable[[], int], blocks: PublishedBlocks) -> None:
         """It gets sequences from now on. ValueError when it is there already.
 
-        `num_blocks`: of its pool. `blocks`: what somebody else hears of its cache; None: nothing is known yet, and
-        `hear` is told.
+        `num_blocks`: of its pool. `blocks`: what is published there, of which somebody else hears.
         """
         self.membership = self.membership.moved(replica_id, ReplicaState.JOINED)
         self._caches[replica_id] = _Cache(num_blocks, PublishedPrefixes(num_blocks, blocks))
@@ -75,15 +74,6 @@ class Fleet(Generic[Item]):
     def note_back(self, replica_id: str) -> None:
         """It answers again."""
         self._away.discard(replica_id)
-
-    def hear(self, replica_id: str, news: CacheNews) -> None:
-        """From its memd; nothing happens when it gets no more sequences."""
-        if replica_id in self._caches:
-            self._caches[replica_id].view.hear(news)
-
-    def position(self, replica_id: str) -> CachePosition | None:
-        """From which its memd's news are to go on. KeyError when it gets no sequences."""
-        return self._caches[replica_id].view.blocks.position
 
     def route(self, item: Item, prompt: Prompt) -> Prospect:
         """Where it goes; it counts as sent. NotReadyError: nobody serves. ValueError: it is under way already."""

@@ -5,13 +5,14 @@ the prompt that it has had longest a bounded number of tokens to compute. All th
 a block that has just been computed, can still change the order.
 
 Once a prompt has been sent, its blocks count as cached: those that share them go right behind it, as hits. (Prefill
-lets them wait until the blocks are there.)
+lets them wait until the blocks are there.) Everything else that is cached is what the replica's memd tells.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic
 
+from tandem.kv.cache_store import CacheNews
 from tandem.scheduler.forecast import Forecast
 from tandem.scheduler.prefix_view import PrefixView
 from tandem.scheduler.reused_spans import ReusedSpan, num_saved_tokens
@@ -48,6 +49,14 @@ class Claim:
         return WaitingEntry(self.priority, self.arrival_unix_ns, self.index, self.tenant, self.num_tokens, num_cached)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What prefill has: the entry by which it was taken, and the keys of the blocks that it will publish."""
+
+    entry: WaitingEntry
+    keys: Sequence[bytes]
+
+
 class Dispatcher(Generic[Item]):
     """The waiting items and the work in prefill."""
 
@@ -57,7 +66,7 @@ class Dispatcher(Generic[Item]):
         self._forecast: Forecast[Item] = Forecast(view)
         self._max_backlog_tokens = max_backlog_tokens
         self._waiting: dict[Item, Claim] = {}
-        self._sent: dict[Item, WaitingEntry] = {}  # in prefill, longest there first
+        self._sent: dict[Item, _Sent] = {}  # in prefill, longest there first
         self._num_sent_tokens = 0  # work of all of them
 
     def __len__(self) -> int:
@@ -67,7 +76,7 @@ class Dispatcher(Generic[Item]):
     def num_backlog_tokens(self) -> int:
         """What prefill has to compute, as far as predicted, but for the prompt that it has had longest."""
         first = next(iter(self._sent.values()), None)
-        return 0 if first is None else self._num_sent_tokens - first.work_tokens
+        return 0 if first is None else self._num_sent_tokens - first.entry.work_tokens
 
     def push(self, item: Item, claim: Claim) -> None:
         """It waits from now on. ValueError when it does already."""
@@ -90,33 +99,34 @@ class Dispatcher(Generic[Item]):
             self._policy.update(stale, self._waiting[stale].entry(num_present))
         item = self._policy.pop(now_unix_ns)
         claim = self._waiting.pop(item)
-        entry = self._sent[item] = claim.entry(self._forecast.leave(item))
+        entry = claim.entry(self._forecast.leave(item))
+        sent = self._sent[item] = _Sent(entry, claim.certain_keys)
         self._num_sent_tokens += entry.work_tokens
         self._policy.charge(claim.tenant, entry.work_tokens)
-        self.publish(claim.certain_keys)
+        self._forecast.note(self._view.sent(sent.keys))
         return item
 
     def finish(self, item: Item, num_computed_tokens: int | None = None) -> None:
-        """Prefill has it no more; nothing happens when it had not. None: how much it computed is not known."""
-        entry = self._sent.pop(item, None)
-        if entry is None:
+        """Prefill has it no more; nothing happens when it had not.
+
+        None: it was not computed to its end, how far is not known; 0: prefill never had it.
+        """
+        sent = self._sent.pop(item, None)
+        if sent is None:
             return
-        self._num_sent_tokens -= entry.work_tokens
+        self._num_sent_tokens -= sent.entry.work_tokens
+        self._forecast.note((self._view.computed if num_computed_tokens else self._view.ended)(sent.keys))
         if num_computed_tokens is not None:
-            self._policy.charge(entry.tenant, num_computed_tokens - entry.work_tokens)
+            self._policy.charge(sent.entry.tenant, num_computed_tokens - sent.entry.work_tokens)
 
     def sent_work_tokens(self, item: Item) -> int:
         """What of an item that is in prefill was expected to be computed. KeyError."""
-        return self._sent[item].work_tokens
+        return self._sent[item].entry.work_tokens
 
     def charge(self, tenant: str, num_tokens: float) -> None:
         """Other work that was done for a tenant."""
         self._policy.charge(tenant, num_tokens)
 
-    def publish(self, keys: Sequence[bytes]) -> None:
-        """Blocks with these contents are there, or about to be."""
-        self._forecast.note(self._view.sent(keys))
-
-    def forget_cache(self) -> None:
-        """Nothing is cached any more."""
-        self._forecast.note(self._view.clear())
+    def hear(self, news: CacheNews) -> None:
+        """What the replica's memd tells of its cache."""
+        self._forecast.note(self._view.hear(news))

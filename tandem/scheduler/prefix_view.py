@@ -3,9 +3,10 @@
 It is a belief: what it says wrong costs a good place in the queue, never a wrong answer. Prefill asks memd itself.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
+
+from tandem.kv.cache_store import CacheNews
 
 
 class PrefixView(Protocol):
@@ -19,38 +20,14 @@ class PrefixView(Protocol):
         """Blocks with these contents are there, or about to be computed for one sequence, in this order."""
         ...
 
-    def clear(self) -> Sequence[bytes]:
-        """The cache is gone."""
+    def computed(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """A sequence that was sent with these keys has all of them: its memd knows, and will soon tell."""
         ...
 
+    def ended(self, keys: Sequence[bytes]) -> Sequence[bytes]:
+        """A sequence that was sent with these keys computes no more: what its memd has told of is there."""
+        ...
 
-class SentPrefixes:
-    """Takes what was sent to be kept as memd keeps it: the longest unused goes first, ends before beginnings."""
-
-    def __init__(self, num_blocks: Callable[[], int]) -> None:
-        """`num_blocks`: of the pool."""
-        self._num_blocks = num_blocks
-        self._keys: OrderedDict[bytes, None] = OrderedDict()  # longest unused first
-
-    def num_present(self, keys: Sequence[bytes]) -> int:
-        """See `PrefixView`."""
-        for number, key in enumerate(keys):
-            if key not in self._keys:
-                return number
-        return len(keys)
-
-    def sent(self, keys: Sequence[bytes]) -> Sequence[bytes]:
-        """See `PrefixView`."""
-        changed = [key for key in keys if key not in self._keys]
-        for key in reversed(keys):
-            self._keys[key] = None
-            self._keys.move_to_end(key)
-        for _ in range(len(self._keys) - self._num_blocks()):
-            changed.append(self._keys.popitem(last=False)[0])
-        return changed
-
-    def clear(self) -> Sequence[bytes]:
-        """See `PrefixView`."""
-        gone = tuple(self._keys)
-        self._keys.clear()
-        return gone
+    def hear(self, news: CacheNews) -> Sequence[bytes]:
+        """Its memd has told something."""
+        ...

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -214,13 +214,18 @@ async def test_statistics_tell_everything(subject):
     [
         (Fingerprint(dtype="float32"), "dtype: decode has 'float32', memd has 'bfloat16'"),
         (Fingerprint(num_blocks=17), "num_blocks: decode has 17, memd has 16"),
-        (Fingerprint(model_digest="x", version="2"), "model_digest: .*'x'.*'digest'; version: .*'2'.*'1.0'"),
+        (Fingerprint(model_digest="x", layout="y"), "model_digest: .*'x'.*'digest'; layout: .*'y'"),
     ],
 )
 async def test_a_claim_that_does_not_fit_is_refused_with_both_values(subject, claim, message):
     with pytest.raises(FingerprintMismatchError, match=message):
         await subject.attach("decode", claim)
     assert (await subject.store.statistics()).holders == ()
+
+
+async def test_a_phase_of_another_release_fits_the_same_layout(subject):
+    await subject.attach("decode", replace(FINGERPRINT, version="of another release"))
+    assert len((await subject.store.statistics()).holders) == 1
 
 
 async def test_no_claim_fits_everything(subject):

@@ -70,7 +70,8 @@ class System:
         await self._discovery.look_up()
         for replica in self._opened:
             site = self.sites[replica.name]
-            await site.start(replica, CacheFeed(replica.name, site.cache, replica.published).run())
+            feed = CacheFeed(replica.name, site.cache, lambda replica=replica: replica.published.position, replica.hear)
+            await site.start(replica, feed.run())
         self._opened.clear()
 
     async def ask(self, token_ids: Sequence[int], max_tokens: int = 48, **sampling: float) -> Request:

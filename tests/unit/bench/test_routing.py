@@ -8,10 +8,10 @@ from click.testing import CliRunner
 
 from bench.commands.routing import routing
 from bench.policies.deployment import Setting
+from bench.policies.feed import CacheFeed
 from bench.policies.gateway import GatewayOptions
 from bench.policies.loads import TraceLoad, arrivals
 from bench.policies.sequences import CachingPool, SharingSequence, content_keys
-from bench.routing.feed import CacheFeed
 from bench.routing.results import spread
 from bench.routing.simulation import FleetSetting, FleetSimulation, Routed, Stay, simulate_fleet
 from bench.routing.trials import Job, balance, newcomer_share, run_trial
@@ -22,12 +22,13 @@ from tandem.kv.journal import CacheJournal
 from tandem.routing.fleet import Fleet
 from tandem.routing.membership import ReplicaState
 from tandem.routing.prompt import Prompt
+from tandem.routing.published import PublishedBlocks
 from tandem.routing.router import Prospect
 from tandem.routing.routers import ROUTERS, make_router
 from tandem.types import Split
 
 REPLICA = Setting(h200_system(), Split(73, 27), GatewayOptions("kvshare", 30.0, 4096))
-SETTING = FleetSetting(REPLICA, 3, "cache-aware", 0.05)
+SETTING = FleetSetting(REPLICA, 3, "cache-aware")
 BLOCK = REPLICA.system.limits.block_size
 NUM_REQUESTS = 240
 RATE_PER_S = 60.0
@@ -125,8 +126,9 @@ def test_news_come_after_their_delay_and_are_the_pools(capacity):
     events, router, pool = EventQueue(), Peeking(), CachingPool(40, 4)
     pool.journal = CacheJournal(capacity)
     fleet: Fleet[int] = Fleet(router, events)
-    fleet.join("a", lambda: 40)
-    CacheFeed("a", pool, fleet, events, 0.05)
+    published = PublishedBlocks(lambda: 40)
+    fleet.join("a", lambda: 40, published)
+    CacheFeed(pool, events, 0.05, lambda: published.position, published.hear)
 
     def known(content, num_tokens):
         fleet.route(0, Prompt(num_tokens, 4, content_keys([Span(content, num_tokens)], 4, "")))

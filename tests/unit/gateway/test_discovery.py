@@ -31,13 +31,12 @@ def test_the_list_is_directories_and_addresses():
     )
     (entry,) = listed.by_name
     assert (entry.at("10.0.0.7").memd, entry.at("fd00::7").decode) == ("10.0.0.7:7100", "[fd00::7]:7102")
-    assert listed.may_be_several
 
 
 def test_nothing_listed_is_the_one_of_the_run_directory():
     listed = read_replicas("", "/own")
     assert listed.fixed == (in_directory("/own"),)
-    assert not listed.may_be_several
+    assert listed.by_name == ()
 
 
 @pytest.mark.parametrize("text", ["relative/path", "host", "host:0", "host:65533", "dns:host", ":7000", "/a,b:1,/a"])
@@ -123,7 +122,7 @@ async def fed(cache: Cache, num_pauses: int) -> tuple[PublishedBlocks, list[floa
             raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await CacheFeed("/a", cast("Any", cache), blocks, pause).run()
+        await CacheFeed("/a", cast("Any", cache), lambda: blocks.position, blocks.hear, pause).run()
     return blocks, pauses
 
 
@@ -142,7 +141,7 @@ async def test_the_feed_goes_on_where_it_was():
     )
     blocks, _ = await fed(cache, 4)
     assert cache.asked == [None, CachePosition(7, 2), CachePosition(7, 2), CachePosition(7, 3)]
-    assert [key in blocks for key in (b"1", b"2", b"3", b"4")] == [False, False, False, True]
+    assert [key in blocks.keys for key in (b"1", b"2", b"3", b"4")] == [False, False, False, True]
 
 
 async def test_a_stream_that_broke_while_it_told_everything_is_asked_for_everything_again():

@@ -1,5 +1,7 @@
 """What the queue expects of prompts that reuse segments: their work, and what of them others will find."""
 
+from dataclasses import replace
+
 import pytest
 
 from services.gateway.queue import SequenceQueue
@@ -9,11 +11,15 @@ from services.gateway.reuse import PromptReuse
 from services.gateway.validation import ResolvedRequest
 from tandem.clock import ManualClock
 from tandem.config.tenants import Quotas
+from tandem.kv.cache_store import CacheNews
+from tandem.kv.contents import block_keys
+from tandem.kv.journal import BlockRemoved, BlockStored
 from tandem.reuse.segments import Segment, SegmentOrigin, segment_key
+from tandem.routing.published import PublishedBlocks, PublishedPrefixes
 from tandem.scheduler.dispatch import Dispatcher
 from tandem.scheduler.fcfs import first_come_first_served
-from tandem.scheduler.prefix_view import SentPrefixes
 from tandem.types import (
+    ContentKind,
     FinishReason,
     Prefilled,
     SamplingSpec,
@@ -37,7 +43,7 @@ class Line:
 
     def __init__(self) -> None:
         quotas = TenantQuotas.create(lambda _tenant: Quotas(), lambda: BLOCK_SIZE, ManualClock(0.0))
-        view = SentPrefixes(lambda: 1000)
+        view = PublishedPrefixes(lambda: 1000, PublishedBlocks(lambda: 1000))
         dispatcher: Dispatcher[Sequence] = Dispatcher(first_come_first_served(), view, 100_000)
         self.dispatcher = dispatcher
         self.queue = SequenceQueue(dispatcher, quotas, lambda: BLOCK_SIZE, lambda: 0)
@@ -47,6 +53,10 @@ class Line:
         self.queue.push(sequence)
         assert self.queue.take() is sequence
         return sequence
+
+    def hear_stored(self, token_ids: tuple[int, ...]) -> None:
+        events = (BlockStored(b"prompts", b"prompts", key) for key in keys_of(token_ids))
+        self.queue.hear(CacheNews(tuple(events), None, BLOCK_SIZE))
 
     def work_of(self, prompt: tuple[int, ...] = PROMPT, *, reuses: bool = False) -> int:
         sequence = self.send(prompt, reuses=reuses)
@@ -59,6 +69,10 @@ class Line:
         self.queue.leave_prefill(sequence, entry)
         sequence.note_prefilled(entry)
         sequence.push(output(1), 0.0)
+
+
+def keys_of(token_ids: tuple[int, ...]) -> tuple[bytes, ...]:
+    return block_keys(b"prompts", token_ids, BLOCK_SIZE)
 
 
 def output(token_id: int) -> SequenceOutput:
@@ -90,7 +104,7 @@ def test_what_is_known_to_be_found_is_less_work(line):
 def test_an_entry_that_was_built_is_known_until_the_cache_is_gone(line):
     line.queue.note_entry(segment_key(b"segments", PROMPT[SPAN.start : SPAN.end]))
     assert line.work_of(reuses=True) == len(PROMPT) - NUM_SAVED
-    line.queue.forget_cache()
+    line.queue.forget_entries()
     assert line.work_of(reuses=True) == len(PROMPT)
 
 
@@ -99,17 +113,31 @@ def test_what_may_turn_out_approximate_is_promised_to_nobody(line):
     assert line.work_of() == len(PROMPT) - SPAN.start
 
 
-@pytest.mark.parametrize(("outcome", "num_publishable", "num_there"), [(FOUND, 80, 80), (MISSED, None, 288)])
-def test_others_are_promised_what_was_published(line, outcome, num_publishable, num_there):
+@pytest.mark.parametrize(("outcome", "num_publishable"), [(FOUND, 80), (MISSED, None)])
+def test_others_are_promised_what_is_exact_for_certain_and_what_memd_tells_beyond(line, outcome, num_publishable):
     line.prefilled(line.send(reuses=True), outcome, num_publishable)
-    assert line.work_of() == len(PROMPT) - num_there
+    assert line.work_of() == len(PROMPT) - SPAN.start
+    line.hear_stored(PROMPT[:288])
+    assert line.work_of() == len(PROMPT) - 288
 
 
-@pytest.mark.parametrize(("outcome", "num_publishable", "num_there"), [(FOUND, 80, 80), (MISSED, None, 320)])
-def test_an_answer_behind_approximate_kv_is_nobody_elses(line, outcome, num_publishable, num_there):
-    sequence = line.send(reuses=True)
-    line.prefilled(sequence, outcome, num_publishable)
+def test_a_next_turn_is_promised_the_answer_that_memd_tells_of(line):
+    sequence = line.send(reuses=False)
     for token_id in range(30):
         sequence.push(output(token_id), 0.0)
+    turn = (*sequence.token_ids, 5)
+    line.hear_stored(sequence.token_ids[:320])
     line.queue.retire(sequence)
-    assert line.work_of((*sequence.token_ids, 5)) == len(sequence.token_ids) + 1 - num_there
+    assert line.work_of(turn) == len(turn) - 320
+    line.queue.hear(CacheNews((BlockRemoved(keys_of(turn)[10]),), None, BLOCK_SIZE))
+    line.queue.leave_prefill(sequence, None)
+    assert line.work_of(turn) == len(turn) - 160, "it was given away, and nobody computes it"
+
+
+def test_a_build_promises_nothing(line):
+    sequence = new_request(
+        replace(arrival(PROMPT, reuses=False), content_kind=ContentKind.SEGMENT), ByteTokenizer(), 100
+    ).sequences[0]
+    line.queue.push(sequence)
+    assert line.queue.take() is sequence
+    assert line.work_of() == len(PROMPT)

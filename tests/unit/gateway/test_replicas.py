@@ -38,7 +38,7 @@ async def test_who_begins_alike_goes_where_that_is_computed(sites):
 
 async def test_what_memd_has_published_leads_there(sites):
     keys = sites.gateway.frontend.cache_keys(list(LONG.encode()), Call()).keys
-    sites["/b"].open.published.hear(CacheNews(tuple(BlockStored(b"", b"", key) for key in keys), None, 16))
+    sites["/b"].open.hear(CacheNews(tuple(BlockStored(b"", b"", key) for key in keys), None, 16))
     for number in range(3):
         assert sites.where(await sites.request(LONG + str(number))).name == "/b"
 

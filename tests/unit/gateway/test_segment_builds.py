@@ -13,7 +13,17 @@ from services.gateway.reuse import ReuseFields
 from services.gateway.tenants import KeyedDirectory
 from tandem.config.settings import GatewayConfig
 from tandem.config.tenants import key_line
-from tandem.types import ContentKind, DropReason, FinishReason, Phase, SegmentOutcome, SequenceSpec, Span
+from tandem.types import (
+    ContentKind,
+    DecodeResult,
+    DropReason,
+    FinishReason,
+    Phase,
+    SegmentOutcome,
+    SequenceOutput,
+    SequenceSpec,
+    Span,
+)
 from tests.support.gateway_fakes import Rig, read_all, settle, tokens_of
 from tests.support.gateway_world import FakeStore, byte_model
 
@@ -288,6 +298,33 @@ async def test_what_decode_may_publish_goes_with_the_sequence(rig):
     rig.prefilled(B, segments=MISSED)
     (spec,) = rig.decode.held.values()
     assert spec.num_publishable_tokens is None, "it was computed whole this time"
+
+
+async def test_what_decode_may_compute_anew_goes_with_the_sequence_wherever_it_is_sent(rig):
+    """After each prefill what that one has left."""
+    request = await ask(rig)
+    first, second = (Span(70, 90), Span(95, 96)), (Span(80, 99),)
+    rig.prefilled(A, segments=FOUND, num_publishable_tokens=64, approximate=first)
+    assert [spec.approximate for spec in rig.decode.held.values()] == [first]
+    rig.lose(DECODE)
+    assert rig.prefill.submitted[-1].approximate == ()
+    rig.prefilled(B, segments=FOUND, num_publishable_tokens=64, approximate=second)
+    rig.connect(DECODE)
+    ((lease_id, spec),) = rig.decode.held.items()
+    assert spec.approximate == second
+    outputs = (SequenceOutput(lease_id, A, num_refreshed=16), SequenceOutput(lease_id, B, None, LENGTH, 3))
+    rig.decode.held.clear()
+    rig.orchestrator.phase_result(DecodeResult(outputs))
+    usage = (await read_all(request))[-1].usage
+    assert (usage.num_refreshed_tokens, usage.num_approximate_tokens) == (19, NUM_APPROXIMATE)
+
+
+async def test_several_answers_share_their_prompts_blocks_so_that_nobody_computes_them_anew(rig):
+    await ask(rig, n=2)
+    rig.prefilled(A, segments=FOUND, num_publishable_tokens=64, approximate=(Span(70, 90),))
+    await settle()
+    rig.prefilled(B, cached=96, num_publishable_tokens=64)
+    assert [spec.approximate for spec in rig.decode.held.values()] == [(), ()]
 
 
 async def test_a_request_that_is_resumed_goes_on_as_it_asked(rig):

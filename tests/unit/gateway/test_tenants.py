@@ -206,6 +206,23 @@ async def test_who_shares_kv_with_whom(rig):
     assert await namespace_of(rig, "shy") == b""
 
 
+async def domain_told(rig: Rig, tenant: str) -> bytes:
+    """To the phase, with the sequence."""
+    request = await rig.request("the same prompt", tenant=tenant)
+    return request.sequences[0].spec(1).domain
+
+
+async def test_whose_kv_it_is_is_told_where_nothing_is_reused(rig, keyed):
+    of = {name: domain_of(await namespace_of(rig, name)) for name in ("private", "worker", "reader")}
+    assert {name: await domain_told(rig, name) for name in of} == of
+    assert await domain_told(rig, "shy") == b""
+    off = await Rig(GatewayConfig(prefix_cache=False), tenants=lambda _clock: keyed).up()
+    assert await namespace_of(off, "private") == b""
+    assert {name: await domain_told(off, name) for name in of} == of
+    assert await domain_told(off, "colleague") == of["worker"]
+    assert await domain_told(off, "shy") == b""
+
+
 async def test_a_tenant_is_known_by_what_its_namespaces_have_in_common(rig):
     own = {domain_of(await namespace_of(rig, "private", salt)) for salt in ("", "x")}
     assert len(own) == 1

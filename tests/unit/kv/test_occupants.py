@@ -197,3 +197,8 @@ def test_a_sequence_that_shares_with_nobody_is_of_nobodys_domain() -> None:
     assert domain_in(prompts_of("private:a")) == A
     assert domain_in(prompts_of("private:a", "salt")) == A
     assert domain_in(b"") == ANYBODYS
+
+
+def test_a_sequence_that_reuses_nothing_may_name_its_domain() -> None:
+    assert domain_in(b"", A) == A
+    assert domain_in(prompts_of("private:a"), B) == A, "what it shares is its namespace's"

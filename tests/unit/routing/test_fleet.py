@@ -13,6 +13,7 @@ from tandem.kv.journal import BlockRemoved, BlockStored
 from tandem.routing.fleet import DECODE_LOAD_S, UNKNOWN_SECONDS_A_TOKEN, Fleet
 from tandem.routing.load import RECENT_S
 from tandem.routing.prompt import Prompt
+from tandem.routing.published import PublishedBlocks
 from tandem.routing.router import LeastLoaded, Prospect
 from tandem.routing.routers import make_router
 
@@ -49,16 +50,26 @@ def router():
     return Watched(make_router("cache-aware", 1))
 
 
+def nothing_published():
+    return PublishedBlocks(lambda: NUM_BLOCKS)
+
+
 @pytest.fixture
-def fleet(router, clock):
+def published():
+    """By replica."""
+    return {replica_id: nothing_published() for replica_id in ("a", "b", "c")}
+
+
+@pytest.fixture
+def fleet(router, clock, published):
     fleet = Fleet(router, clock)
-    for replica_id in ("a", "b", "c"):
-        fleet.join(replica_id, lambda: NUM_BLOCKS)
+    for replica_id, blocks in published.items():
+        fleet.join(replica_id, lambda: NUM_BLOCKS, blocks)
     return fleet
 
 
-def news(*events, number=1):
-    return CacheNews(events, CachePosition(1, number), BLOCK)
+def news(*events):
+    return CacheNews(events, CachePosition(1, 1), BLOCK)
 
 
 def stored(keys):
@@ -74,13 +85,12 @@ def test_a_prefix_that_was_just_sent_leads_its_followers(fleet, clock):
     assert fleet.route(4, prompt("y")).replica_id != leader.replica_id
 
 
-def test_what_its_memd_published_is_found_and_what_it_removed_is_not(fleet, router):
+def test_what_its_memd_published_is_found_and_what_it_removed_is_not(fleet, router, published):
     keys = prompt("x").keys
-    fleet.hear("b", news(*stored(keys), number=50))
-    assert fleet.position("b") == CachePosition(1, 50)
+    published["b"].hear(news(*stored(keys)))
     assert fleet.route(0, prompt("x")).replica_id == "b"
     fleet.end(0)
-    fleet.hear("b", news(*map(BlockRemoved, keys[10:])))
+    published["b"].hear(news(*map(BlockRemoved, keys[10:])))
     fleet.route(1, prompt("x"))
     assert {name: each.num_exact_tokens for name, each in router.shown.items()} == {"a": 0, "b": 160, "c": 0}
 
@@ -133,14 +143,13 @@ def test_who_leaves_is_never_chosen_and_ends_what_it_has(fleet):
     fleet.leave(leader)
     others = {fleet.route(number, prompt("x")).replica_id for number in range(1, 400)}
     assert leader not in others
-    fleet.hear(leader, news(*stored(prompt("x").keys)))
     assert fleet.items(leader) == (0,)
     fleet.prefilled(0, 801)
     fleet.end(0)
     assert fleet.items(leader) == ()
     assert fleet.lose(leader) == ()
-    fleet.join(leader, lambda: NUM_BLOCKS)
-    assert fleet.position(leader) is None, "it begins anew"
+    fleet.join(leader, lambda: NUM_BLOCKS, nothing_published())
+    assert fleet.membership.serving[-1] == leader
 
 
 def test_what_the_lost_one_had_can_be_sent_again(fleet):
@@ -154,17 +163,17 @@ def test_what_the_lost_one_had_can_be_sent_again(fleet):
         fleet.lose("a")
 
 
-def test_who_joins_cold_is_chosen_where_the_warm_ones_are_busy(fleet):
+def test_who_joins_cold_is_chosen_where_the_warm_ones_are_busy(fleet, published):
     system = prompt("system", 161).keys
 
     def conversation(text):
         return Prompt(961, BLOCK, (*system, *prompt(text).keys))
 
-    for replica_id in ("a", "b", "c"):
-        fleet.hear(replica_id, news(*stored(system)))
+    for blocks in published.values():
+        blocks.hear(news(*stored(system)))
     for number in range(6):
         fleet.route(number, conversation(f"text {number}"))
-    fleet.join("cold", lambda: NUM_BLOCKS)
+    fleet.join("cold", lambda: NUM_BLOCKS, nothing_published())
     chosen = fleet.route(6, conversation("text 6"))
     assert (chosen.replica_id, chosen.num_exact_tokens) == ("cold", 0)
     assert fleet.route(7, conversation("text 6")).replica_id == "cold"
@@ -178,7 +187,7 @@ def test_what_cannot_be(fleet):
     with pytest.raises(KeyError):
         fleet.end(1)
     with pytest.raises(ValueError, match="joined"):
-        fleet.join("a", lambda: 1)
+        fleet.join("a", lambda: 1, nothing_published())
     nobody: Fleet[int] = Fleet(LeastLoaded(), ManualClock())
     with pytest.raises(NotReadyError):
         nobody.route(0, prompt("x"))

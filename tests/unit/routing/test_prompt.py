@@ -2,7 +2,7 @@
 
 from tandem.kv.contents import block_keys
 from tandem.routing.prompt import Prompt, PromptSegment, expected_reuse
-from tandem.routing.published import PublishedPrefixes
+from tandem.routing.published import PublishedBlocks, PublishedPrefixes
 from tandem.scheduler.reused_spans import ReusedSpan
 
 BLOCK = 16
@@ -14,7 +14,7 @@ PROMPT = Prompt(len(TOKENS), BLOCK, KEYS, (SEGMENT,))
 
 
 def reuse(*present):
-    view = PublishedPrefixes(lambda: 1000)
+    view = PublishedPrefixes(lambda: 1000, PublishedBlocks(lambda: 1000))
     for keys in present:
         view.sent(keys)
     found = expected_reuse(PROMPT, view)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tandem.kv.cache_store import CacheNews, CachePosition
 from tandem.kv.contents import block_keys
 from tandem.kv.journal import BlockRemoved, BlockStored, CacheCleared, CacheJournal
-from tandem.routing.published import PublishedPrefixes
+from tandem.routing.published import PublishedBlocks, PublishedPrefixes
 
 SPACE = b"ns"
 PLENTY = 1000
@@ -34,7 +34,7 @@ def news(*events, number=1):
 
 
 def view_of(num_blocks=PLENTY):
-    return PublishedPrefixes(lambda: num_blocks)
+    return PublishedPrefixes(lambda: num_blocks, PublishedBlocks(lambda: num_blocks))
 
 
 class Naive:
@@ -42,11 +42,23 @@ class Naive:
 
     def __init__(self):
         self.published: set[bytes] = set()
+        self.awaited: set[bytes] = set()  # computed, and not told of
         self.under_way: list[tuple[bytes, ...]] = []
 
     @property
+    def sent(self):
+        return {key for keys in self.under_way for key in keys}
+
+    @property
     def present(self):
-        return self.published | {key for keys in self.under_way for key in keys}
+        return self.published | self.awaited | self.sent
+
+    def end(self, number, *, is_computed):
+        keys = self.under_way.pop(number)
+        self.awaited -= set(keys) - self.sent
+        if is_computed:
+            self.awaited |= set(keys) - self.sent - self.published
+        return keys
 
     def num_present(self, keys):
         return max(number for number in range(len(keys) + 1) if set(keys[:number]) <= self.present)
@@ -55,10 +67,12 @@ class Naive:
         match event:
             case BlockStored(key=key):
                 self.published.add(key)
+                self.awaited.discard(key)
             case BlockRemoved(key=key):
                 self.published.discard(key)
             case CacheCleared():
                 self.published.clear()
+                self.awaited.clear()
 
 
 KEYS = PROMPTS.filter(len).map(lambda prompt: keys_of(prompt)[-1])
@@ -69,6 +83,7 @@ STEPS = st.one_of(
     st.tuples(st.just("hear"), st.lists(EVENTS, max_size=6)),
     st.tuples(st.just("sent"), PROMPTS),
     st.tuples(st.just("ended"), st.integers(0, 10)),
+    st.tuples(st.just("computed"), st.integers(0, 10)),
 )
 
 
@@ -85,7 +100,8 @@ def test_the_longest_prefix_is_the_naive_one_and_changes_are_told(steps, asked):
             changed = view.sent(keys_of(what))
             naive.under_way.append(keys_of(what))
         elif naive.under_way:
-            changed = view.ended(naive.under_way.pop(what % len(naive.under_way)))
+            keys = naive.end(what % len(naive.under_way), is_computed=step == "computed")
+            changed = getattr(view, step)(keys)
         assert set(changed) >= before ^ naive.present
         assert set(changed) == before ^ naive.present or step == "hear", "within news a key may come and go"
         assert [view.num_present(keys_of(each)) for each in asked] == [
@@ -111,13 +127,14 @@ def test_memory_is_bounded_by_the_pool(prompts, most):
     reads=st.lists(st.integers(0, 3), min_size=30, max_size=30),
 )
 def test_one_that_reads_the_journal_too_late_begins_anew_and_is_right(prompts, capacity, reads):
-    journal, pool, view = CacheJournal(capacity), Counter(), view_of()
+    journal, pool, blocks = CacheJournal(capacity), Counter(), PublishedBlocks(lambda: PLENTY)
+    view = PublishedPrefixes(lambda: PLENTY, blocks)
 
     def read():
-        events = None if view.blocks.position is None else journal.after(view.blocks.position.number, PLENTY)
+        events = None if blocks.position is None else journal.after(blocks.position.number, PLENTY)
         if events is None:
             view.hear(CacheNews((CacheCleared(),), None, 1))
-            assert view.blocks.position is None, "one that breaks off now must begin anew"
+            assert blocks.position is None, "one that breaks off now must begin anew"
             events = stored(*pool)
         view.hear(CacheNews(tuple(events), CachePosition(7, journal.last_number), 1))
 

@@ -1,18 +1,33 @@
 """From the queue into prefill: forecasts that follow the cache, and how much prefill has at once."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tandem.kv.cache_store import CacheNews
 from tandem.kv.contents import block_keys
+from tandem.kv.journal import BlockRemoved, BlockStored, CacheCleared
+from tandem.routing.published import PublishedBlocks, PublishedPrefixes
 from tandem.scheduler.dispatch import REFRESH_A_TURN, Claim, Dispatcher
 from tandem.scheduler.fcfs import first_come_first_served
 from tandem.scheduler.forecast import Forecast
 from tandem.scheduler.longest_prefix import longest_prefix_first
-from tandem.scheduler.prefix_view import SentPrefixes
 from tandem.scheduler.waiting import WaitingEntry
 
 BLOCK = 16
 PROMPTS = st.lists(st.integers(0, 2), max_size=5)  # a block is a token
+
+
+def view_of(num_blocks) -> PublishedPrefixes:
+    return PublishedPrefixes(lambda: num_blocks, PublishedBlocks(lambda: num_blocks))
+
+
+def news(*events) -> CacheNews:
+    return CacheNews(events, None, BLOCK)
+
+
+def stored(keys) -> CacheNews:
+    return news(*(BlockStored(b"ns", b"ns", key) for key in keys))
 
 
 def keys_of(token_ids):
@@ -21,7 +36,7 @@ def keys_of(token_ids):
 
 @given(st.lists(PROMPTS, max_size=12), st.lists(PROMPTS, max_size=12))
 def test_forecasts_follow_the_cache(waiting, sent):
-    view = SentPrefixes(lambda: 6)
+    view = view_of(6)
     forecast: Forecast[int] = Forecast(view)
     known = {number: forecast.enter(number, keys_of(prompt)) for number, prompt in enumerate(waiting)}
     for prompt in sent:
@@ -30,12 +45,12 @@ def test_forecasts_follow_the_cache(waiting, sent):
         assert known == {number: view.num_present(keys_of(each)) for number, each in enumerate(waiting)}
     for number in known:
         forecast.leave(number)
-    forecast.note(view.clear())
+    forecast.note(view.hear(news(CacheCleared())))
     assert list(forecast.refresh(1000)) == []
 
 
 def test_a_turn_looks_at_few_of_those_whom_a_prefix_concerns():
-    view = SentPrefixes(lambda: 100)
+    view = view_of(100)
     forecast: Forecast[int] = Forecast(view)
     for number in range(50):
         forecast.enter(number, keys_of([1, 2, number]))
@@ -49,7 +64,7 @@ def claim(number=0, num_tokens=100, *, keys=(), tenant="", held=0) -> Claim:
 
 def dispatcher(policy=None, max_backlog_tokens=250) -> Dispatcher:
     policy = first_come_first_served() if policy is None else policy
-    return Dispatcher(policy, SentPrefixes(lambda: 1000), max_backlog_tokens)
+    return Dispatcher(policy, view_of(1000), max_backlog_tokens)
 
 
 def taken(queue: Dispatcher) -> list:
@@ -109,10 +124,10 @@ def test_followers_go_right_behind_their_leader():
 def test_a_cache_that_is_gone_is_no_help():
     queue = dispatcher(longest_prefix_first(), max_backlog_tokens=10**6)
     shared = keys_of([1, 2, 3])
-    queue.publish(shared)
+    queue.hear(stored(shared))
     queue.push("first", claim(0, 64))
     queue.push("second", claim(1, 64, keys=shared))
-    queue.forget_cache()
+    queue.hear(news(CacheCleared()))
     assert taken(queue) == ["first", "second"]
 
 
@@ -122,7 +137,7 @@ def test_who_leaves_the_queue_is_forgotten():
     queue.discard("a")
     queue.discard("a")
     assert (len(queue), queue.take(0)) == (0, None)
-    queue.publish(keys_of([1]))
+    queue.hear(stored(keys_of([1])))
     queue.push("a", claim(0, keys=keys_of([1])))
     assert queue.take(0) == "a"
 
@@ -133,6 +148,32 @@ def test_a_lease_that_holds_the_prompt_is_no_work():
     queue.push("fork", claim(1, 100, held=96))
     taken(queue)
     assert queue.num_backlog_tokens == 4
+
+
+def test_the_order_follows_what_memd_tells_while_prompts_wait():
+    queue = dispatcher(longest_prefix_first(), max_backlog_tokens=1)
+    one, other = keys_of([1, 2, 3]), keys_of([4, 5, 6])
+    for number, keys in enumerate((one, other, one)):
+        queue.push(number, claim(number, 64, keys=keys))
+    queue.hear(stored(other))
+    assert queue.take(0) == 1
+    queue.finish(1, 16)
+    queue.hear(news(*map(BlockRemoved, other)))
+    queue.push("late", claim(3, 64, keys=other))
+    queue.hear(stored(one[:1]))
+    assert [queue.take(0), queue.take(0)] == [0, 2], "what was given away is no help"
+
+
+@pytest.mark.parametrize(("num_computed", "next_one"), [(64, "follower"), (None, "stranger"), (0, "stranger")])
+def test_what_prefill_has_computed_is_there_and_what_it_has_not_is_not(num_computed, next_one):
+    queue = dispatcher(longest_prefix_first(), max_backlog_tokens=1)
+    shared = keys_of([1, 2, 3])
+    queue.push("leader", claim(0, 64, keys=shared))
+    assert queue.take(0) == "leader"
+    queue.finish("leader", num_computed)
+    queue.push("stranger", claim(1, 64))
+    queue.push("follower", claim(2, 64, keys=shared))
+    assert queue.take(0) == next_one
 
 
 class Charges:

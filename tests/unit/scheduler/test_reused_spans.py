@@ -3,9 +3,9 @@
 import pytest
 
 from tandem.kv.contents import block_keys
+from tandem.routing.published import PublishedBlocks, PublishedPrefixes
 from tandem.scheduler.dispatch import Claim, Dispatcher
 from tandem.scheduler.fcfs import first_come_first_served
-from tandem.scheduler.prefix_view import SentPrefixes
 from tandem.scheduler.reused_spans import KnownEntries, ReusedSpan
 
 BLOCK = 16
@@ -34,7 +34,8 @@ def test_the_queue_goes_by_the_work_that_reuse_leaves():
 
 
 def test_what_may_turn_out_approximate_is_not_taken_for_published():
-    queue: Dispatcher[str] = Dispatcher(first_come_first_served(), SentPrefixes(lambda: 100), 1000)
+    view = PublishedPrefixes(lambda: 100, PublishedBlocks(lambda: 100))
+    queue: Dispatcher[str] = Dispatcher(first_come_first_served(), view, 1000)
     keys = block_keys(b"ns", range(96), BLOCK)
     queue.push("reusing", Claim(0, 0, 0, "", 96, keys, BLOCK, num_certain_tokens=40))
     queue.push("same", Claim(0, 1, 0, "", 96, keys, BLOCK))

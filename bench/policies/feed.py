@@ -1,27 +1,33 @@
-"""A simulated replica's cache events on their way to the router."""
+"""A simulated replica's cache events on their way to the gateway."""
 
+from collections.abc import Callable
 from functools import partial
 
-from bench.policies.sequences import NAMESPACE, CachingPool, SharingSequence
+from bench.policies.sequences import NAMESPACE, CachingPool
 from bench.simulate.events import EventQueue
 from tandem.kv.cache_store import CacheNews, CachePosition
 from tandem.kv.journal import BlockStored, CacheCleared
-from tandem.routing.fleet import Fleet
 
 STREAM_ID = 1  # a simulated memd never starts again
 
 
 class CacheFeed:
-    """What the pool's journal notes at one instant is heard together, `delay_s` later, while the replica serves."""
+    """What the pool's journal notes at one instant is heard together, `delay_s` later."""
 
     def __init__(
-        self, replica_id: str, pool: CachingPool, fleet: Fleet[SharingSequence], events: EventQueue, delay_s: float
+        self,
+        pool: CachingPool,
+        events: EventQueue,
+        delay_s: float,
+        position: Callable[[], CachePosition | None],
+        hear: Callable[[CacheNews], object],
     ) -> None:
-        self._replica_id = replica_id
+        """`hear` moves the position on."""
         self._pool = pool
-        self._fleet = fleet
         self._events = events
         self._delay_s = delay_s
+        self._position = position
+        self._hear = hear
         self._is_posting = False
         pool.journal.listen(self._note)
 
@@ -36,9 +42,7 @@ class CacheFeed:
 
     def _deliver(self, number: int) -> None:
         """All up to event `number` that was not heard yet."""
-        if self._replica_id in self._fleet.membership.serving:
-            news = self._news(self._fleet.position(self._replica_id), number)
-            self._fleet.hear(self._replica_id, news)
+        self._hear(self._news(self._position(), number))
 
     def _news(self, position: CachePosition | None, number: int) -> CacheNews:
         events = None
