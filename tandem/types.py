@@ -107,6 +107,8 @@ class SequenceSpec:
     reuse: SegmentReuse | None = None  # None: only exact KV is reused
     num_publishable_tokens: int | None = None  # behind them stands approximate KV, which has no key; None: nowhere
     content_kind: ContentKind = ContentKind.PROMPT
+    approximate: tuple[Span, ...] = ()  # of the prompt, in nobody else's blocks: KV that decode may compute anew
+    domain: bytes = b""  # whose KV it is where the namespace does not say; empty: nobody's
 
     @property
     def num_output_tokens(self) -> int:
@@ -140,6 +142,7 @@ class SequenceOutput(NamedTuple):
     token_id: int
     logprobs: TokenLogprobs | None = None
     finish_reason: FinishReason = FinishReason.NONE
+    num_refreshed: int = 0  # prompt tokens whose approximate KV was computed anew right before this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,7 @@ class Prefilled:
     """A prompt's first token; its KV is sealed and decode may take the lease over.
 
     `segments` has one entry for each span of the sequence's `reuse`; decode is to publish no block beyond
-    `num_publishable_tokens`.
+    `num_publishable_tokens`, and may compute anew what is `approximate`.
     """
 
     output: SequenceOutput
@@ -175,6 +178,7 @@ class Prefilled:
     num_cached_tokens: int
     segments: tuple[SegmentOutcome, ...] = ()
     num_publishable_tokens: int | None = None
+    approximate: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +228,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What must be equal for a phase and the storage to fit. An empty field makes no claim."""
+    """What must be equal for a phase and the storage to fit. An empty field makes no claim, and `version` never does.
+
+    Releases whose layout is the same fit each other, so that services can be replaced one by one.
+    """
 
     model_digest: str = ""
     dtype: str = ""

@@ -1,6 +1,5 @@
 """The decode stage: refreshing reused tokens while the answer grows, against spending as many in prefill."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
@@ -15,8 +14,8 @@ from bench.approx.prepared import Prepared
 from bench.approx.record import Stage, StageOutcome
 from bench.approx.settings import Settings
 from bench.approx.timing import Stopwatch
-from tandem.model.batch import SequenceRows
-from tandem.reuse.refresh import RefreshPolicy, RefreshState, refresh
+from tandem.reuse.refresh import RefreshState, refresh
+from tandem.runner.selective import last_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +66,8 @@ class StageTrial:
         """The last piece asks; what it looks at most is computed."""
         policy = self._settings.refresh
         tokens = [*self._prepared.item.token_ids, *self._prepared.continuation.value]
-        asking = self._last_rows(tokens, prompt, num_output_tokens, policy)
-        scores = self._model.probe.attention(asking, policy.every_tokens).numpy()
+        asking = last_rows(tokens[: prompt.num_tokens + num_output_tokens], policy.every_tokens, prompt.blocks)
+        scores = self._model.probe.look(asking).numpy()
         wanted = refresh(state, scores, num_output_tokens, policy)
         self._model.compute(tokens, wanted.positions, prompt.blocks)
         return wanted.state
-
-    @staticmethod
-    def _last_rows(
-        tokens: Sequence[int], prompt: Prefilled, num_output_tokens: int, policy: RefreshPolicy
-    ) -> SequenceRows:
-        end = prompt.num_tokens + num_output_tokens
-        start = end - policy.every_tokens
-        return SequenceRows(tokens[start:end], start, prompt.blocks)

@@ -4,15 +4,16 @@ It answers on both phases' sockets, so nobody else knows the difference.
 """
 
 import asyncio
-import sys
 
 from services.decode import service as decode_service
 from services.decode.engine import DecodeEngine
+from services.decode.refreshes import Refreshes, policy_of
 from services.prefill import service as prefill_service
 from services.prefill.engine import PrefillEngine
 from tandem.config.settings import ColocatedConfig
 from tandem.phase.joint import JointWork
 from tandem.phase.process import PhaseService, run_phases
+from tandem.rpc.ending import end_process
 from tandem.rpc.server import service_main
 from tandem.types import DecodeResult, Phase, PrefillResult
 
@@ -25,7 +26,10 @@ async def serve(config: ColocatedConfig, stop: asyncio.Event) -> int:
         return max(0, config.step_tokens - steps.num_rows)
 
     decode: PhaseService[DecodeResult] = PhaseService(
-        Phase.DECODE, decode_service.SERVICE_NAME, decode_service.register, DecodeEngine
+        Phase.DECODE,
+        decode_service.SERVICE_NAME,
+        decode_service.register,
+        lambda outfit: DecodeEngine(outfit, Refreshes(policy_of(config), config.step_tokens)),
     )
     prefill: PhaseService[PrefillResult] = PhaseService(
         Phase.PREFILL,
@@ -42,4 +46,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import structlog
 
+from services.decode.refreshes import Refreshes
 from tandem.phase.engine import PhaseEngine
 from tandem.phase.outfit import Outfit
+from tandem.phase.refreshing import Refreshing
 from tandem.phase.sequence import SequenceState, WorkingSequence
 from tandem.phase.stepper import StepPart, StepResult
 from tandem.phase.stopping import banned_tokens, finish_reason
@@ -36,25 +38,30 @@ DecodeSequence = WorkingSequence[DecodeResult]
 class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
     """Carries out the plans; everything but the steps themselves happens on the loop."""
 
-    def __init__(self, outfit: Outfit) -> None:
+    def __init__(self, outfit: Outfit, refreshes: Refreshes | None = None) -> None:
+        """Without `refreshes` approximate KV stays as it is."""
+        self._refreshes = refreshes or Refreshes(None)
         self._waiting = WaitingCandidates()
         super().__init__(Phase.DECODE, outfit, DecodeResult, lambda: WaitingRoom(self._waiting, self._candidate))
         self._batch: list[DecodeSequence] = []
         self._progress_s = outfit.clock.now()
 
     def prepare(self) -> Sequence[StepPart]:
-        """The running and the joining that have the blocks for their next row."""
+        """The running and the joining that have the blocks for their next row, and what is beside their step."""
         self._roster.settle()
         plan = self._plan()
         self._let_go(plan)
         self._note_progress(plan)
         self._batch = [self._enter(grant) for grant in plan.grants]
         self._leases.supply.demand(plan.demand)
-        return [_part(sequence) for sequence in self._batch]
+        parts = [_part(sequence) for sequence in self._batch]
+        return parts + self._refreshes.prepare(self._batch, sum(len(part.rows.token_ids) for part in parts))
 
     def finish(self, results: Sequence[StepResult]) -> None:
         """Each running sequence's token, and the end of those it ends."""
-        for sequence, token in zip(self._batch, results, strict=True):
+        num_running = len(self._batch)
+        self._refreshes.finish(results[num_running:])
+        for sequence, token in zip(self._batch, results[:num_running], strict=True):
             sequence.num_computed = len(sequence.token_ids)
             if sequence.state is SequenceState.RUNNING and isinstance(token, SampledToken):
                 self._take(sequence, token)
@@ -105,6 +112,7 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
         sequence = self._roster.get(grant.lease_id)
         if sequence.state is SequenceState.WAITING:
             self._roster.enter(sequence, SequenceState.RUNNING)
+            self._refreshes.join(sequence)
         if grant.num_blocks:
             blocks = self._leases.grow(grant.lease_id, grant.num_blocks, sequence.num_computed, sequence.publish())
             sequence.add_blocks(blocks)
@@ -114,7 +122,8 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
         sequence.append(token.token_id)
         room = self._outfit.limits.max_context_tokens - len(sequence.token_ids)
         reason = finish_reason(sequence.spec.stop, token.token_id, len(sequence.output_token_ids), room)
-        output = SequenceOutput(sequence.lease_id, token.token_id, token.logprobs, reason)
+        num_refreshed = 0 if sequence.refreshing is None else self._count_refreshed(sequence.refreshing)
+        output = SequenceOutput(sequence.lease_id, token.token_id, token.logprobs, reason, num_refreshed)
         self._outbox.say(sequence.session, output)
         if reason is not FinishReason.NONE:
             _log.info(
@@ -125,6 +134,11 @@ class DecodeEngine(PhaseEngine[SequenceOutput, DecodeResult]):
                 num_output_tokens=len(sequence.output_token_ids),
             )
             self._roster.end(sequence)
+
+    def _count_refreshed(self, refreshing: Refreshing) -> int:
+        num_refreshed = refreshing.take_num_refreshed()
+        self._outfit.metrics.refreshed_tokens.inc(num_refreshed)
+        return num_refreshed
 
 
 def _part(sequence: DecodeSequence) -> StepPart:

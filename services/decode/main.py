@@ -1,20 +1,23 @@
 """The decode phase's process."""
 
 import asyncio
-import sys
 
 from services.decode.engine import DecodeEngine
+from services.decode.refreshes import Refreshes, policy_of
 from services.decode.service import SERVICE_NAME, register
 from tandem.config.settings import DecodeConfig
 from tandem.phase.joint import JointWork
 from tandem.phase.process import PhaseService, run_phases
+from tandem.rpc.ending import end_process
 from tandem.rpc.server import service_main
 from tandem.types import DecodeResult, Phase
 
 
 async def serve(config: DecodeConfig, stop: asyncio.Event) -> int:
     """Serves until `stop`, or until memd is gone; the exit status."""
-    service: PhaseService[DecodeResult] = PhaseService(Phase.DECODE, SERVICE_NAME, register, DecodeEngine)
+    service: PhaseService[DecodeResult] = PhaseService(
+        Phase.DECODE, SERVICE_NAME, register, lambda outfit: DecodeEngine(outfit, Refreshes(policy_of(config)))
+    )
     return await run_phases([service], JointWork(), config, stop)
 
 
@@ -24,4 +27,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -159,6 +159,7 @@ class PrefillEngine(PhaseEngine[Prefilled, PrefillResult]):
             num_cached_tokens=min(sequence.num_cached, spec.num_prompt_tokens),
             segments=sequence.segment_outcomes(),
             num_publishable_tokens=sequence.num_publishable_tokens,
+            approximate=sequence.approximate(),
         )
 
     async def _say_when_sealed(self, sealing: Sequence[_Sealing]) -> None:

@@ -153,11 +153,20 @@ class PrefillConfig(PhaseConfig):
     chunk_tokens: Positive = Field(512, description="token budget of a step, over all its sequences")
 
 
-class DecodeConfig(PhaseConfig):
+class DecodingConfig(PhaseConfig):
+    """What decode has of its own, alone or in one process with prefill."""
+
+    refresh_every: Annotated[int, Field(ge=0, le=128)] = Field(
+        0, description="tokens of an answer after which approximate KV that they look at is computed anew; 0: never"
+    )
+    refresh_tokens: Positive = Field(16, description="prompt tokens that are computed anew at a time")
+
+
+class DecodeConfig(DecodingConfig):
     """The decode phase."""
 
 
-class ColocatedConfig(PhaseConfig):
+class ColocatedConfig(DecodingConfig):
     """Both phases in one process: chunked prefill mixed into decode batches, on the whole device."""
 
     step_tokens: Positive = Field(512, description="token budget of a step; decode's rows come first")

@@ -41,7 +41,7 @@ class Leases:
 
     async def acquire(self, spec: SequenceSpec, *, create: bool) -> SequenceLease | SequenceDropped:
         """The lease as the ledger has it, or why the sequence cannot be worked on. Waits for a memd that is away."""
-        domain = domain_in(spec.cache_namespace)
+        domain = domain_in(spec.cache_namespace, spec.domain)
         call = partial(self._store.acquire_sequence, self._holder_id, spec.lease_id, spec.request_id, create, domain)
         try:
             lease = await _until_answered(call)

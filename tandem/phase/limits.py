@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tandem.kv.contents import DOMAIN_BYTES
 from tandem.kv.layout import num_blocks_for
 from tandem.types import SegmentReuse, SequenceSpec
 
@@ -26,12 +27,19 @@ def problem_of(spec: SequenceSpec, limits: PhaseLimits) -> str:
         return f"token_ids: {num_tokens} leave no room in a context of {limits.max_context_tokens}"
     if max(spec.token_ids) >= limits.vocab_size:
         return f"token_ids: {max(spec.token_ids)} is outside the vocabulary of {limits.vocab_size}"
-    if spec.reuse is not None and (problem := _problem_of_reuse(spec.reuse, spec.num_prompt_tokens, limits)):
+    if problem := _problem_of_contents(spec, limits):
         return problem
     num_blocks = num_blocks_for(num_tokens, limits.block_size)
     if num_blocks > limits.num_pool_blocks:
         return f"token_ids: {num_tokens} need {num_blocks} blocks; the pool gives {limits.num_pool_blocks}"
     return ""
+
+
+def _problem_of_contents(spec: SequenceSpec, limits: PhaseLimits) -> str:
+    if len(spec.domain) not in (0, DOMAIN_BYTES):
+        return f"domain: {len(spec.domain)} bytes, not {DOMAIN_BYTES}"
+    problem = "" if spec.reuse is None else _problem_of_reuse(spec.reuse, spec.num_prompt_tokens, limits)
+    return problem or _problem_of_approximate(spec)
 
 
 def _problem_of_reuse(reuse: SegmentReuse, num_prompt_tokens: int, limits: PhaseLimits) -> str:
@@ -43,5 +51,15 @@ def _problem_of_reuse(reuse: SegmentReuse, num_prompt_tokens: int, limits: Phase
     for index, span in enumerate(reuse.spans):
         if not past <= span.start < span.end <= num_prompt_tokens:
             return f"reuse.spans[{index}]: {span.start} to {span.end} is not behind {past} within the prompt"
+        past = span.end
+    return ""
+
+
+def _problem_of_approximate(spec: SequenceSpec) -> str:
+    """What decode may write anew is behind all that others could find."""
+    past = spec.num_prompt_tokens if spec.num_publishable_tokens is None else spec.num_publishable_tokens
+    for index, span in enumerate(spec.approximate):
+        if not past <= span.start < span.end <= spec.num_prompt_tokens:
+            return f"approximate[{index}]: {span.start} to {span.end} is not behind {past} within the prompt"
         past = span.end
     return ""

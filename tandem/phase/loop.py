@@ -71,7 +71,7 @@ class Reporter:
         self._controller.report_step(
             StepStatistics(
                 duration_ms=duration_s * 1000,
-                num_sequences=len(parts),
+                num_sequences=sum(part.beside is None for part in parts),
                 num_tokens=num_tokens,
                 num_context_tokens=sum(part.rows.num_context_tokens for part in parts),
                 num_waiting=load.num_waiting,

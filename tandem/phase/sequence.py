@@ -11,12 +11,14 @@ from tandem.kv.occupants import domain_in, must_wipe
 from tandem.kv.store import CopySource, KeyedBlock, SequenceLease
 from tandem.model.batch import SequenceRows
 from tandem.phase.keys import SequenceKeys
+from tandem.phase.refreshing import Refreshing
 from tandem.phase.selective import SelectivePrefill, SpanEntry, outcomes
 from tandem.phase.session import ResultT, Session
 from tandem.reuse.plan import Scores
+from tandem.reuse.refresh import spans_of
 from tandem.runner.sampler import Draw
 from tandem.runner.steps import EntryCopy, TokenCopy
-from tandem.types import Block, SegmentOutcome, SequenceDropped, SequenceSpec
+from tandem.types import Block, SegmentOutcome, SequenceDropped, SequenceSpec, Span
 
 
 class SequenceState(Enum):
@@ -67,6 +69,7 @@ class WorkingSequence(Generic[ResultT]):
     copied_from: tuple[Block, ...] = ()  # until memd is told
     entries: tuple[SpanEntry, ...] = ()  # what memd has of its segments, once it was asked
     selective: SelectivePrefill | None = None  # how it is computed where entries are of use
+    refreshing: Refreshing | None = None  # decode: how what is approximate is computed anew, where that is on
     started_s: float | None = None  # when the first of its steps began
 
     def __post_init__(self) -> None:
@@ -146,7 +149,7 @@ class WorkingSequence(Generic[ResultT]):
 
     def _foreign(self, blocks: Sequence[Block]) -> list[int]:
         """Those that another domain's KV may be in."""
-        domain = domain_in(self.spec.cache_namespace)
+        domain = domain_in(self.spec.cache_namespace, self.spec.domain)
         return [block.block_id for block in blocks if must_wipe(block.occupant, domain)]
 
     def take_wipes(self) -> Sequence[int]:
@@ -207,8 +210,14 @@ class WorkingSequence(Generic[ResultT]):
         """Of each span of its `reuse`, once its prompt is computed."""
         if self.spec.reuse is None:
             return ()
-        approximate = () if self.selective is None else self.selective.approximate_positions()
-        return outcomes(self.spec.reuse.spans, self.entries, self.num_cached, approximate)
+        return outcomes(self.spec.reuse.spans, self.entries, self.num_cached, self._approximate_positions())
+
+    def approximate(self) -> tuple[Span, ...]:
+        """Of its prompt, once that is computed."""
+        return spans_of(sorted(self._approximate_positions()))
+
+    def _approximate_positions(self) -> frozenset[int]:
+        return frozenset() if self.selective is None else self.selective.approximate_positions()
 
     def draw(self, banned_token_ids: tuple[int, ...]) -> Draw:
         """How the token after `token_ids` is drawn."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +18,14 @@ from tandem.runner.steps import EntryCopy, SegmentRunner, StepRunner, TokenCopy
 ValueT = TypeVar("ValueT")
 
 StepResult = SampledToken | Scores | None
-"""A part's: a token where there is a draw, scores of a probe, nothing else."""
+"""A part's: a token where there is a draw, scores of a probe or a look, nothing else."""
+
+
+class Beside(Enum):
+    """What a sequence brings to a step beside its part of it. The other parts are one pass with and without it."""
+
+    REFRESH = auto()  # a pass before the others': its rows write KV that the sequence has already
+    LOOK = auto()  # after them, see `SegmentRunner.look`
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,12 @@ class StepPart:
     copy: TokenCopy | None = None
     entries: Sequence[EntryCopy] = ()
     num_asking: int | None = None
+    beside: Beside | None = None
+
+    @property
+    def is_of_model(self) -> bool:
+        """Whether it is computed with the others."""
+        return self.num_asking is None and self.beside is None
 
 
 def _no_segments() -> SegmentRunner:
@@ -105,14 +119,18 @@ class Stepper:
             self._segments().place(entries)
 
     def _compute(self, parts: Sequence[StepPart]) -> Sequence[StepResult]:
-        of_model = [part for part in parts if part.num_asking is None]
+        of_model = [part for part in parts if part.is_of_model]
         if len(of_model) == len(parts):
             return self._execute(parts)
+        if refreshes := [part for part in parts if part.beside is Beside.REFRESH]:
+            self._execute(refreshes)
         tokens = iter(self._execute(of_model) if of_model else ())
-        return [
-            next(tokens) if part.num_asking is None else self._segments().probe(part.rows, part.num_asking)
-            for part in parts
-        ]
+        return [next(tokens) if part.is_of_model else self._score(part) for part in parts]
+
+    def _score(self, part: StepPart) -> Scores | None:
+        if part.beside is Beside.LOOK:
+            return self._segments().look(part.rows)
+        return None if part.num_asking is None else self._segments().probe(part.rows, part.num_asking)
 
     def _execute(self, parts: Sequence[StepPart]) -> Sequence[SampledToken | None]:
         return self._runner.execute([part.rows for part in parts], [part.draw for part in parts])

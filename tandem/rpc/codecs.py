@@ -1,5 +1,7 @@
 """Between the protos of the phases and `tandem.types`; each pair of functions is the other's inverse."""
 
+from collections.abc import Iterable
+
 from tandem.rpc.stubs.common.v1 import common_pb2 as common
 from tandem.rpc.stubs.decode.v1 import decode_pb2 as decode
 from tandem.rpc.stubs.prefill.v1 import prefill_pb2 as prefill
@@ -85,6 +87,8 @@ def sequence_to_proto(spec: SequenceSpec) -> common.SequenceSpec:
         reuse=None if spec.reuse is None else _reuse_to_proto(spec.reuse),
         num_publishable_tokens=spec.num_publishable_tokens,
         content_kind=common.ContentKind.ValueType(spec.content_kind),
+        approximate=_spans_to_proto(spec.approximate),
+        domain=spec.domain,
     )
 
 
@@ -103,6 +107,8 @@ def sequence_from_proto(message: common.SequenceSpec) -> SequenceSpec:
         reuse=_reuse_from_proto(message.reuse) if message.HasField("reuse") else None,
         num_publishable_tokens=_publishable(message),
         content_kind=ContentKind(message.content_kind),
+        approximate=_spans_from_proto(message.approximate),
+        domain=message.domain,
     )
 
 
@@ -141,6 +147,8 @@ def output_to_proto(output: SequenceOutput) -> common.SequenceOutput:
         message.logprobs.top.extend(
             common.TopLogprob(token_id=top.token_id, logprob=top.logprob) for top in output.logprobs.top
         )
+    if output.num_refreshed:
+        message.num_refreshed = output.num_refreshed
     return message
 
 
@@ -151,7 +159,7 @@ def output_from_proto(message: common.SequenceOutput) -> SequenceOutput:
         top = tuple(TopLogprob(entry.token_id, entry.logprob) for entry in message.logprobs.top)
         logprobs = TokenLogprobs(message.logprobs.logprob, top)
     reason = FinishReason(message.finish_reason) if message.finish_reason else FinishReason.NONE
-    return SequenceOutput(message.lease_id, message.token_id, logprobs, reason)
+    return SequenceOutput(message.lease_id, message.token_id, logprobs, reason, message.num_refreshed)
 
 
 def dropped_to_proto(dropped: SequenceDropped) -> common.SequenceDropped:
@@ -216,6 +224,7 @@ def _prefilled_to_proto(entry: Prefilled) -> prefill.Prefilled:
             for outcome in entry.segments
         ],
         num_publishable_tokens=entry.num_publishable_tokens,
+        approximate=_spans_to_proto(entry.approximate),
     )
 
 
@@ -230,21 +239,29 @@ def _prefilled_from_proto(message: prefill.Prefilled) -> Prefilled:
             for outcome in message.segments
         ),
         num_publishable_tokens=_publishable(message),
+        approximate=_spans_from_proto(message.approximate),
     )
 
 
 def _reuse_to_proto(reuse: SegmentReuse) -> common.SegmentReuse:
     return common.SegmentReuse(
         ratio=reuse.ratio,
-        spans=[common.Span(start=span.start, end=span.end) for span in reuse.spans],
+        spans=_spans_to_proto(reuse.spans),
         namespace=reuse.namespace,
         first_token_id=reuse.first_token_id,
     )
 
 
 def _reuse_from_proto(message: common.SegmentReuse) -> SegmentReuse:
-    spans = tuple(Span(span.start, span.end) for span in message.spans)
-    return SegmentReuse(message.ratio, spans, message.namespace, message.first_token_id)
+    return SegmentReuse(message.ratio, _spans_from_proto(message.spans), message.namespace, message.first_token_id)
+
+
+def _spans_to_proto(spans: Iterable[Span]) -> list[common.Span]:
+    return [common.Span(start=span.start, end=span.end) for span in spans]
+
+
+def _spans_from_proto(messages: Iterable[common.Span]) -> tuple[Span, ...]:
+    return tuple(Span(message.start, message.end) for message in messages)
 
 
 def _publishable(message: common.SequenceSpec | prefill.Prefilled) -> int | None:

@@ -192,6 +192,7 @@ def _usage(usage: pb.Usage) -> Usage:
         num_approximate_tokens=usage.num_approximate_tokens,
         segments=tuple(map(_segment_usage, usage.segments)),
         queue_ms=usage.queue_ms,
+        num_refreshed_tokens=usage.num_refreshed_tokens,
     )
 
 

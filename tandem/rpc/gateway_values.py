@@ -46,6 +46,7 @@ class Usage:
     num_approximate_tokens: int = 0  # prompt tokens whose KV was reused from elsewhere
     segments: tuple[SegmentUsage, ...] = ()
     queue_ms: float = 0.0  # from the request's arrival until this answer was first sent to prefill
+    num_refreshed_tokens: int = 0  # approximate prompt tokens that were computed anew while the answer grew
 
 
 @dataclass(frozen=True, slots=True)

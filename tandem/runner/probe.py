@@ -3,19 +3,23 @@
 *Attention*: what is computed in any case runs through two thirds of the layers, and the question's rows say, in the
 middle third, how much they look at each token. *Deviation*: everything behind the exact prefix runs through the first
 two layers, apart from the cache; the second layer's values say how wrong the reused ones are (Yao et al. 2024,
-"CacheBlend").
+"CacheBlend"). While an answer grows, its last rows are asked as the question's were, and nothing is stored.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from kernels.attention_mass import attention_mass
 from kernels.quantised import Weight
-from kernels.table import Kernels, PagedAttention
+from kernels.rotary import RotaryTable
+from kernels.rotate_and_store import HeadNorm
+from kernels.table import Kernels, PagedAttention, RotateAndStore
 from tandem.model.batch import SequenceRows, prepare_batch
 from tandem.model.config import ModelConfig
+from tandem.model.family import Decoder
 from tandem.model.registry import get_family
 from tandem.reuse.plan import ReusePlan, Score, Scores
 from tandem.runner.selective import chosen_rows
@@ -43,6 +47,8 @@ class Probe:
         self._watch = _Watch(kernels.paged_attention, num_layers // 3, config.sliding_window)
         watched = replace(kernels, fuse_layers=None, paged_attention=self._watch)
         self._watched = family.build(replace(config, num_layers=end_layer), weights, watched)
+        looking = replace(watched, rotate_and_store=partial(_store_aside, kernels.rotate_and_store))
+        self._looking = family.build(replace(config, num_layers=end_layer), weights, looking)
         self._early = family.build(replace(config, num_layers=self._num_early), weights, kernels)
         self._watched_kv = kv_cache[:end_layer]
 
@@ -57,15 +63,22 @@ class Probe:
         numbers: Scores = found.cpu().numpy()
         return numbers
 
-    @torch.inference_mode()
     def attention(self, rows: SequenceRows, num_queries: int) -> torch.Tensor:
         """What the last `num_queries` rows, whose KV is stored on the way, look at: ``[context_len]`` float32.
 
         The mean over those rows; with none of them, zeros.
         """
+        return self._mass(self._watched, rows, num_queries)
+
+    def look(self, rows: SequenceRows) -> torch.Tensor:
+        """`attention` of rows whose KV is in place already: it stays as it is."""
+        return self._mass(self._looking, rows, len(rows.token_ids))
+
+    @torch.inference_mode()
+    def _mass(self, decoder: Decoder, rows: SequenceRows, num_queries: int) -> torch.Tensor:
         batch = prepare_batch([rows], self._kv_cache.shape[3], self._kv_cache.device)
         self._watch.begin(batch.block_tables[0], batch.positions, min(num_queries, MAX_QUERIES))
-        self._watched.hidden_states(batch, self._watched_kv)
+        decoder.hidden_states(batch, self._watched_kv)
         return self._watch.mass()
 
     @torch.inference_mode()
@@ -120,3 +133,19 @@ class _Watch:
     def _key_slots(self, block_size: int) -> torch.Tensor:
         positions = torch.arange(len(self._total), device=self._block_ids.device)
         return self._block_ids[positions // block_size] * block_size + positions % block_size
+
+
+def _store_aside(
+    rotate_and_store: RotateAndStore,
+    projected: torch.Tensor,
+    table: RotaryTable,
+    norm: HeadNorm | None,
+    *,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> torch.Tensor:
+    """A `RotateAndStore` that leaves the caches as they are."""
+    keys, values = key_cache.new_empty((2, 1, len(slot_mapping), *value_cache.shape[2:])).unbind()
+    slots = torch.arange(len(slot_mapping), device=slot_mapping.device)
+    return rotate_and_store(projected, table, norm, key_cache=keys, value_cache=values, slot_mapping=slots)

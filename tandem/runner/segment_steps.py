@@ -35,3 +35,8 @@ class SegmentSteps:
         """See `SegmentRunner`. On a GPU it waits for the answer, so that nothing is written when the step has ended."""
         looked_at: Scores = (self._probe.attention(rows, num_asking) * num_asking).cpu().numpy()
         return looked_at
+
+    def look(self, rows: SequenceRows) -> Scores:
+        """See `SegmentRunner`. On a GPU it waits for the answer."""
+        looked_at: Scores = self._probe.look(rows).cpu().numpy()
+        return looked_at

@@ -44,6 +44,10 @@ class SegmentRunner(Protocol):
         """
         ...
 
+    def look(self, rows: SequenceRows) -> Scores:
+        """What `rows`, whose KV is in place, look at, the mean over them: ``[context_len]``. Nothing is stored."""
+        ...
+
 
 class StepRunner(Protocol):
     """One step at a time, all from one thread."""

@@ -4,7 +4,7 @@ Names carry the prefix ``tandem:`` before the suffixes that serving dashboards a
 seconds, as Prometheus has them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from threading import Thread
 from typing import Protocol, Self
 
@@ -16,6 +16,62 @@ from tandem.types import Phase
 _LATENCY_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 _STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaMetrics:
+    """Each replica as the gateway sees it; all collectors have the label ``replica``, its name."""
+
+    ready: Gauge  # 0 or 1
+    requests_routed: Counter
+    requests_running: Gauge
+    prompt_tokens: Counter
+    computed_tokens: Counter
+    time_to_first_token_seconds: Histogram
+    predicted_time_to_first_token_seconds: Histogram
+    prediction_error_seconds: Counter
+    known_blocks: Gauge
+    cache_events: Counter
+    cache_news_unix_seconds: Gauge
+    cache_resyncs: Counter
+
+    @classmethod
+    def create(cls, registry: CollectorRegistry) -> Self:
+        """Registers the collectors; once a registry."""
+        make, label = _Maker(registry), "replica"
+        return cls(
+            ready=make.gauge("replica_ready", "1 while memd and both phases are connected", label),
+            requests_routed=make.counter("replica_requests_routed_total", "Requests sent there", label),
+            requests_running=make.gauge("replica_requests_running", "Requests there that have not ended", label),
+            prompt_tokens=make.counter("replica_prompt_tokens_total", "Prompt tokens of prefilled requests", label),
+            computed_tokens=make.counter("replica_computed_tokens_total", "Of them, those not reused", label),
+            time_to_first_token_seconds=make.histogram(
+                "replica_time_to_first_token_seconds", "From routing to the first token", _LATENCY_BUCKETS_S, label
+            ),
+            predicted_time_to_first_token_seconds=make.histogram(
+                "replica_predicted_time_to_first_token_seconds",
+                "The same of the same requests, as predicted when they were routed",
+                _LATENCY_BUCKETS_S,
+                label,
+            ),
+            prediction_error_seconds=make.counter(
+                "replica_prediction_error_seconds_total", "Between predicted and seen, whichever way", label
+            ),
+            known_blocks=make.gauge("replica_known_blocks", "Published blocks that the gateway knows of", label),
+            cache_events=make.counter("replica_cache_events_total", "Events heard of its cache", label),
+            cache_news_unix_seconds=make.gauge("replica_cache_news_unix_seconds", "When the last ones came", label),
+            cache_resyncs=make.counter("replica_cache_resyncs_total", "Times that all was told anew, or gone", label),
+        )
+
+    def begin(self, replica: str) -> None:
+        """What is counted of it begins with 0."""
+        for field in fields(self):
+            getattr(self, field.name).labels(replica)
+
+    def remove(self, replica: str) -> None:
+        """Nothing is told of it any more."""
+        for field in fields(self):
+            getattr(self, field.name).remove(replica)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +95,7 @@ class GatewayMetrics:
     preemptions: Counter
     request_success: Counter  # by finished_reason: stop | length | abort
     request_failure: Counter  # by code: the gRPC status code's name; refused ones too
+    replicas: ReplicaMetrics
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Self:
@@ -66,6 +123,7 @@ class GatewayMetrics:
             preemptions=make.counter("num_preemptions_total", "Sequences sent to prefill again"),
             request_success=make.counter("request_success_total", "Finished requests", "finished_reason"),
             request_failure=make.counter("request_failure_total", "Failed requests", "code"),
+            replicas=ReplicaMetrics.create(registry),
         )
 
 
@@ -80,6 +138,7 @@ class PhaseMetrics:
     step_duration_seconds: Histogram
     iteration_tokens: Counter
     preemptions: Counter
+    refreshed_tokens: Counter  # of decode
     partition_apply_seconds: Histogram
 
     @classmethod
@@ -102,6 +161,9 @@ class PhaseMetrics:
             ),
             preemptions=make.counter(
                 "phase_preemptions_total", "Sequences dropped for lack of blocks", by_phase
+            ).labels(phase),
+            refreshed_tokens=make.counter(
+                "refreshed_tokens_total", "Prompt tokens whose approximate KV was computed anew in decode", by_phase
             ).labels(phase),
             partition_apply_seconds=make.histogram(
                 "partition_apply_seconds", "How long the loop stood for a new share", _STEP_BUCKETS_S, by_phase

@@ -5,13 +5,15 @@ import asyncio
 import pytest
 
 from tests.e2e.test_load import idle_statistics
+from tests.e2e.test_segment_reuse import refreshed_usage
 from tests.e2e.test_services import answers, request
 from tests.support.deployment import POOL, deployment
 
 
 @pytest.fixture(scope="module")
 def started(tiny_model_dir):
-    with deployment(str(tiny_model_dir("llama")), POOL | {"colocated": {"step-tokens": 24}}, "colocated") as running:
+    settings = POOL | {"colocated": {"step-tokens": 24, "refresh-every": 4}}
+    with deployment(str(tiny_model_dir("llama")), settings, "colocated") as running:
         yield running
 
 
@@ -30,6 +32,11 @@ async def test_colocated_answers_as_semi_pd_does(system, together):
     statistics = await idle_statistics(together)
     assert {holder.service for holder in statistics.holders} == {"prefill", "decode"}
     assert len({holder.pid for holder in statistics.holders}) == 1
+
+
+async def test_approximate_kv_is_computed_anew_within_the_steps_budget(together):
+    usage = await asyncio.to_thread(refreshed_usage, together.gateway, "colocated")
+    assert 0 < usage.num_refreshed_tokens <= usage.num_approximate_tokens
 
 
 async def test_killed_under_load_it_comes_back_and_nothing_is_lost(together):

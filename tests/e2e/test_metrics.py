@@ -13,6 +13,7 @@ from tandem.config.settings import MODES
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
 from tests.e2e.test_load import collect, idle_statistics
+from tests.e2e.test_segment_reuse import refreshed_usage
 from tests.support.deployment import Deployment, deployment
 from tests.support.sockets import free_port
 
@@ -29,6 +30,7 @@ def system(tiny_model_dir):
     settings = {service: {"metrics-port": free_port()} for service in MODES["semi-pd"]}
     settings["memd"]["kv-bytes"] = 16 << 20
     settings["controller"]["planner"] = "static"
+    settings["decode"]["refresh-every"] = 4
     with deployment(str(tiny_model_dir("llama")), settings) as s:
         yield s
 
@@ -87,6 +89,14 @@ async def test_values_move_with_the_requests(system):
         ("controller", "requests_observed_total"): 1,
     }
     await growth(system, before, expected)
+
+
+async def test_refreshed_tokens_are_counted_and_told(system):
+    """The rows of exact requests, above, are as many as without."""
+    before = await asyncio.to_thread(scraped, system)
+    usage = await asyncio.to_thread(refreshed_usage, system.gateway, "metrics")
+    assert 0 < usage.num_refreshed_tokens <= usage.num_approximate_tokens
+    await growth(system, before, {("decode", "refreshed_tokens_total", "decode"): usage.num_refreshed_tokens})
 
 
 async def test_gauges_are_at_rest_when_the_system_is(system):

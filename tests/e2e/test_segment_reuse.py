@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tandem.client import Answer, Client, Reuse, Span
+from tandem.client import Answer, Client, Reuse, Span, Usage
 
 PATIENCE_S = 60.0
 RATIO = 0.15
@@ -57,12 +57,21 @@ def ask_until_reused(client: Client, salt: str, numbers: range, n: int = 1) -> t
     raise AssertionError("nothing was reused")
 
 
+def refreshed_usage(gateway: str, salt: str) -> Usage:
+    """Of an answer whose approximate KV was computed anew, if the deployment does that."""
+    with Client(gateway) as client:
+        ask(client, Prompt(1, (FIRST, SECOND)), salt, Prompt(1, (FIRST, SECOND)).reuse)
+        _, (answer,) = ask_until_reused(client, salt, range(2, 50))
+    return answer.usage
+
+
 def test_documents_are_reused_in_another_order_and_exact_answers_stay(client):
     cold = ask(client, Prompt(1, (FIRST, SECOND)), "shop", Prompt(1, (FIRST, SECOND)).reuse)[0]
     assert cold.usage.num_approximate_tokens == 0
     prompt, (answer,) = ask_until_reused(client, "shop", range(2, 50))
     usage = answer.usage
     assert usage.num_approximate_tokens > NUM_DOCUMENT_TOKENS
+    assert usage.num_refreshed_tokens == 0, "that is off unless it is asked for"
     assert [segment.start for segment in usage.segments] == [span.start for span in prompt.reuse.segments]
     for segment in usage.segments:
         parts = (segment.num_exact, segment.num_approximate, segment.num_computed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.decode.engine import DecodeEngine
+from services.decode.refreshes import Refreshes
 from tandem.kv.store import SequenceUpdate
 from tandem.model.batch import SequenceRows
 from tandem.phase.crew import Crew
@@ -28,6 +29,7 @@ class Bench:
     crew: Crew
     session: Session[DecodeResult]
     outputs: dict[int, list[int]] = field(default_factory=dict)
+    num_refreshed: dict[int, list[int]] = field(default_factory=dict)  # beside each of them
     finished: dict[int, FinishReason] = field(default_factory=dict)
     dropped: dict[int, SequenceDropped] = field(default_factory=dict)
     messages: list[DecodeResult] = field(default_factory=list)
@@ -52,6 +54,7 @@ class Bench:
             self.messages.append(result)
             for output in result.outputs:
                 self.outputs.setdefault(output.lease_id, []).append(output.token_id)
+                self.num_refreshed.setdefault(output.lease_id, []).append(output.num_refreshed)
                 if output.finish_reason is not FinishReason.NONE:
                     self.finished[output.lease_id] = output.finish_reason
                     await self.store.release_sequences([output.lease_id])
@@ -67,10 +70,10 @@ class Bench:
                 await self.changed.wait()
 
 
-def make_bench(num_blocks: int, **options: Any) -> Bench:
+def make_bench(num_blocks: int, refreshes: Refreshes | None = None, **options: Any) -> Bench:
     store, slots, crew = FakeStore(num_blocks), Slots(), Crew()
     rig = make_rig(Phase.DECODE, store, slots, crew, **options)
-    engine = DecodeEngine(rig.outfit)
+    engine = DecodeEngine(rig.outfit, refreshes)
     bench = Bench(store, slots, rig, engine, crew, engine.open_session())
     engine.start()
     crew.spawn(bench.listen())

@@ -33,6 +33,7 @@ class Request:
     finish_reason: FinishReason = FinishReason.NONE
     drops: list[DropReason] = field(default_factory=list)
     prefilled: list[Prefilled] = field(default_factory=list)
+    num_refreshed: int = 0
 
     @property
     def num_cached(self) -> list[int]:
@@ -87,12 +88,18 @@ class FakeGateway:
         request = self.requests[output.lease_id]
         request.output.append(output.token_id)
         request.logprobs.append(output.logprobs)
+        request.num_refreshed += output.num_refreshed
         if output.finish_reason is not FinishReason.NONE:
             request.finish_reason = output.finish_reason
             await self._end(output.lease_id)
         elif hand_over:
-            limit = request.prefilled[-1].num_publishable_tokens
-            spec = replace(self._with_output(request, output.lease_id), reuse=None, num_publishable_tokens=limit)
+            last = request.prefilled[-1]
+            spec = replace(
+                self._with_output(request, output.lease_id),
+                reuse=None,
+                num_publishable_tokens=last.num_publishable_tokens,
+                approximate=last.approximate,
+            )
             self._decode.command(self._decode_session, Submit(spec))
 
     async def _send_again(self, dropped: SequenceDropped) -> None:

@@ -110,6 +110,7 @@ class FakeSegments:
 
     def __init__(self, slots: Slots) -> None:
         self.probed: list[tuple[Sequence[int], int]] = []  # positions, and how many of them were asked
+        self.looked: list[Sequence[int]] = []  # positions of rows
         self._slots = slots
 
     def place(self, copies: Sequence[EntryCopy]) -> None:
@@ -120,6 +121,11 @@ class FakeSegments:
         self._slots.spoil(rows)
         self.probed.append((tuple(rows.at), num_asking))
         return num_asking * np.arange(rows.num_context_tokens, dtype=np.float32)
+
+    def look(self, rows: SequenceRows) -> Scores:
+        assert self._slots.context(rows)[rows.start :] == list(rows.token_ids), "it asks rows whose KV is not in place"
+        self.looked.append(tuple(rows.at))
+        return np.arange(rows.num_context_tokens, dtype=np.float32)
 
 
 def _logits(context: Sequence[int]) -> torch.Tensor:

@@ -34,6 +34,7 @@ from tandem.types import (
     SequenceDropped,
     SequenceOutput,
     SequenceSpec,
+    Span,
 )
 from tests.support.gateway_world import EOS, FakeLinks, FakePhase, FakeStore, FakeTimers, Observations, byte_model
 
@@ -129,11 +130,12 @@ class Rig:
         compute_ms: float = 2.0,
         segments: tuple[SegmentOutcome, ...] = (),
         num_publishable_tokens: int | None = None,
+        approximate: tuple[Span, ...] = (),
     ) -> SequenceSpec:
         """Prefill is done with a sequence: the one named, or the oldest that it has."""
         spec = _take(self.prefill, lease_id)
         output = SequenceOutput(spec.lease_id, token, None, finish)
-        prefilled = Prefilled(output, 1.0, compute_ms, cached, segments, num_publishable_tokens)
+        prefilled = Prefilled(output, 1.0, compute_ms, cached, segments, num_publishable_tokens, approximate)
         self.orchestrator.phase_result(PrefillResult(prefilled=(prefilled,)))
         return spec
 

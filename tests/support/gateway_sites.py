@@ -111,6 +111,7 @@ class Sites:
     def __post_init__(self) -> None:
         self.clock = ManualClock(1000.0)
         self.timers = FakeTimers(self.clock)
+        self.registry = CollectorRegistry()
         self.readiness: list[bool] = []
         self.closed: list[str] = []
         self._sites: dict[str, Site] = {}
@@ -120,7 +121,7 @@ class Sites:
             connect=self._connect,
             opened=self._opened,
             closed=lambda replica: self.closed.append(replica.name),
-            metrics=GatewayMetrics.create(CollectorRegistry()),
+            metrics=GatewayMetrics.create(self.registry),
             clock=self.clock,
             unix_ns=lambda: next(unix_ns),
             timers=self.timers,

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from kernels.table import torch_kernels
 from services.decode.engine import DecodeEngine
+from services.decode.refreshes import UNBOUNDED, Refreshes
 from services.memd.store import LocalStore, StorageFacts
 from services.prefill.engine import PrefillEngine
 from tandem.clock import ManualClock, MonotonicClock
@@ -27,6 +28,7 @@ from tandem.phase.share import ShareKeeper
 from tandem.phase.stepper import Stepper
 from tandem.phase.supply import SupplyPolicy
 from tandem.reuse.plan import ReusePolicy
+from tandem.reuse.refresh import RefreshPolicy
 from tandem.runner.model_runner import ModelRunner
 from tandem.runner.sampler import sample
 from tandem.runner.segment_steps import SegmentSteps
@@ -57,6 +59,7 @@ class TinyEngines:
     gateway: FakeGateway
     prefill: PrefillEngine
     decode: DecodeEngine
+    kv_cache: torch.Tensor
 
     async def run(self, *specs: SequenceSpec) -> list[Request]:
         """All at once, to their ends."""
@@ -72,7 +75,11 @@ class TinyEngines:
 
 @asynccontextmanager
 async def tiny_engines(
-    model: TinyModel, *, colocated: bool = False, policy: ReusePolicy | None = None
+    model: TinyModel,
+    *,
+    colocated: bool = False,
+    policy: ReusePolicy | None = None,
+    refresh: RefreshPolicy | None = None,
 ) -> AsyncIterator[TinyEngines]:
     """Two step loops over one cache, or one whose steps are both phases'."""
     ledger = Ledger.create(
@@ -91,14 +98,14 @@ async def tiny_engines(
     prefill = PrefillEngine(
         prefilling, lambda: CHUNK_TOKENS - rows.num_rows if colocated else CHUNK_TOKENS, policy or ReusePolicy()
     )
-    decode = DecodeEngine(decoding)
+    decode = DecodeEngine(decoding, Refreshes(refresh, CHUNK_TOKENS if colocated else UNBOUNDED))
     gateway = FakeGateway(store, prefill, decode)
     prefill.start()
     decode.start()
     crew.spawn(gateway.run_prefill())
     crew.spawn(gateway.run_decode())
     failing = asyncio.create_task(crew.failure())
-    yield TinyEngines(store, ledger, gateway, prefill, decode)
+    yield TinyEngines(store, ledger, gateway, prefill, decode, kv_cache)
     assert not failing.done(), failing.exception()
     failing.cancel()
     await crew.cancel()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from tandem.errors import LeaseError
@@ -70,3 +72,8 @@ def test_problems_are_named(num_prompt: int, token_id: int, problem: str) -> Non
     found = problem_of(make_spec(1, [token_id] * num_prompt), LIMITS)
     assert problem in found
     assert bool(problem) == bool(found)
+
+
+def test_a_domain_is_of_one_length() -> None:
+    assert problem_of(replace(make_spec(1, [1]), domain=b"short"), LIMITS) == "domain: 5 bytes, not 16"
+    assert problem_of(replace(make_spec(1, [1]), domain=bytes(16)), LIMITS) == ""

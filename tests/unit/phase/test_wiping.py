@@ -77,13 +77,13 @@ class Machine:
         self.store = LocalStore(Ledger.open(self.ledger_bytes), facts(wipes=wipes), ManualClock())
         self.start_phase()
 
-    async def prefill(self, namespace: bytes, num_tokens: int, lease_id: int = 0) -> list[int]:
+    async def prefill(self, namespace: bytes, num_tokens: int, lease_id: int = 0, domain: bytes = b"") -> list[int]:
         """The blocks of a lease whose prompt has been computed."""
         self.num_leases = lease_id or self.num_leases + 1
         session, lease_id = self.engine.open_session(), self.num_leases
         token_ids = tuple(Random(lease_id).choices(range(3, NUM_TOKENS), k=num_tokens))
         sampling, stop = SamplingSpec(temperature=0.0), StopSpec(1)
-        spec = SequenceSpec(lease_id, "r", token_ids, num_tokens, sampling, stop, 0, lease_id, namespace)
+        spec = SequenceSpec(lease_id, "r", token_ids, num_tokens, sampling, stop, 0, lease_id, namespace, domain=domain)
         self.engine.command(session, Submit(spec))
         async with asyncio.timeout(30), aclosing(session.results()) as results:
             result = await anext(results)
@@ -138,6 +138,30 @@ async def test_in_its_own_domain_nothing_is_wiped(machine: Machine) -> None:
     blocks = await machine.prefill(A, SHORT)
     assert machine.behind(blocks, SHORT).all()
     assert torch.equal(machine.behind(blocks, SHORT), before[:, :, blocks[-1], SHORT % BLOCK_SIZE :])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_wiped"),
+    [
+        (domain_in(A), domain_in(A), False),
+        (domain_in(A), domain_in(B), True),
+        (b"", b"", True),
+        (domain_in(A), b"", True),
+    ],
+    ids=["one domain", "two domains", "nobodys", "then nobodys"],
+)
+async def test_what_shares_with_nobody_is_wiped_for_others_than_its_domain(
+    machine: Machine, first: bytes, second: bytes, is_wiped: bool
+) -> None:
+    await machine.prefill(b"", WHOLE, domain=first)
+    await machine.end()
+    blocks = await machine.prefill(b"", SHORT, domain=second)
+    assert machine.behind(blocks, SHORT).any() != is_wiped
+
+
+async def test_what_is_kept_and_what_is_not_is_of_one_domain(machine: Machine) -> None:
+    await fill_as_a(machine)
+    assert machine.behind(await machine.prefill(b"", SHORT, domain=domain_in(A)), SHORT).all()
 
 
 async def test_where_it_is_not_asked_for_nothing_is_wiped(machine: Machine) -> None:

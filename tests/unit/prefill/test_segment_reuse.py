@@ -67,7 +67,7 @@ async def test_without_entries_a_prompt_is_computed_and_published_whole(benches:
     bench = benches(chunk_tokens=100)
     await bench.run(reusing(make_spec(1, PROMPT)))
     assert bench.prefilled[1].segments == (SegmentOutcome(0, 0, 21, found=False), SegmentOutcome(0, 0, 16, found=False))
-    assert bench.prefilled[1].num_publishable_tokens is None
+    assert (bench.prefilled[1].num_publishable_tokens, bench.prefilled[1].approximate) == (None, ())
     assert bench.num_computed() == len(PROMPT)
     assert len(bench.store.published) == len(PROMPT) // BLOCK_SIZE
 
@@ -89,6 +89,7 @@ async def test_a_prompt_computes_what_it_does_not_reuse_and_a_share_of_what_it_d
         SegmentOutcome(0, 15 - 2 - 9, 1 + 2 + 9, found=True),
     )
     assert bench.prefilled[1].num_cached_tokens == 0
+    assert bench.prefilled[1].approximate == (Span(7, 24), Span(31, 35))
 
 
 async def test_nothing_behind_the_first_placement_is_published(benches: Callable[..., Bench]) -> None:

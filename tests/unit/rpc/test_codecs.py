@@ -19,6 +19,7 @@ from tandem.types import (
     SequenceDropped,
     SequenceOutput,
     SequenceSpec,
+    Span,
     StopSpec,
     Submit,
     TokenLogprobs,
@@ -43,6 +44,7 @@ samplings = st.builds(
     num_top_logprobs=uint32s,
 )
 tokens = st.lists(uint32s, max_size=20).map(tuple)
+spans = st.lists(st.builds(Span, uint32s, uint32s), max_size=3).map(tuple)
 sequences = st.builds(
     SequenceSpec,
     lease_id=uint64s,
@@ -53,6 +55,8 @@ sequences = st.builds(
     stop=st.builds(StopSpec, max_tokens=uint32s, min_tokens=uint32s, stop_token_ids=tokens),
     priority=st.integers(-(2**31), 2**31 - 1),
     arrival_unix_ns=uint64s,
+    approximate=spans,
+    domain=st.binary(max_size=16),
 )
 commands = st.one_of(st.builds(Submit, sequences), st.builds(AbortSequence, uint64s))
 logprobs = st.builds(
@@ -64,9 +68,12 @@ outputs = st.builds(
     token_id=uint32s,
     logprobs=st.none() | logprobs,
     finish_reason=st.sampled_from(FinishReason),
+    num_refreshed=uint32s,
 )
 drops = st.builds(SequenceDropped, lease_id=uint64s, reason=st.sampled_from(DropReason), message=st.text(max_size=20))
-prefilleds = st.builds(Prefilled, output=outputs, wait_ms=floats, compute_ms=floats, num_cached_tokens=uint32s)
+prefilleds = st.builds(
+    Prefilled, output=outputs, wait_ms=floats, compute_ms=floats, num_cached_tokens=uint32s, approximate=spans
+)
 
 
 @given(commands)

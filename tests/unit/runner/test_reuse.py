@@ -18,8 +18,9 @@ from tandem.runner.model_runner import ModelRunner
 from tandem.runner.probe import Probe
 from tandem.runner.segment_kv import SegmentKv
 from tandem.runner.segment_steps import SegmentSteps
-from tandem.runner.selective import chosen_rows
+from tandem.runner.selective import chosen_rows, last_rows
 from tandem.runner.steps import EntryCopy
+from tests.support.kernel_sets import KERNEL_SETS, kernel_set
 from tests.support.paged_decoder import one_thread, pack_weights
 from tests.support.tiny_models import NUM_TOKENS, tiny_model
 
@@ -214,3 +215,41 @@ def test_deviation_is_the_distance_of_the_second_layer_s_values(subject: Subject
     reused = list(plan.reused)
     wrong = subject.kv(full_blocks, reused)[1, 1] - subject.kv(blocks, reused)[1, 1]
     torch.testing.assert_close(scores[reused], wrong.flatten(1).norm(dim=1), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", KERNEL_SETS)
+def test_a_look_sees_what_a_probe_sees_and_stores_nothing(theirs: transformers.PreTrainedModel, name: str) -> None:
+    kernels = kernel_set(name)
+    dtype = torch.float32 if name == "torch" else torch.bfloat16
+    weights = pack_weights(CONFIG, theirs.state_dict().__getitem__, dtype)
+    kv_cache = torch.zeros((NUM_LAYERS, 2, 8, BLOCK_SIZE, CONFIG.num_kv_heads, CONFIG.head_dim), dtype=dtype)
+    runner = ModelRunner(get_family("llama").build(CONFIG, weights, kernels), kv_cache, BLOCK_SIZE)
+    blocks = [6, 1, 4, 0, 7, 2]
+    runner.execute([SequenceRows(PROMPT, 0, blocks)])
+    before = kv_cache.clone()
+    steps = SegmentSteps(CONFIG, weights, kernels, kv_cache)
+    asking = last_rows(PROMPT, 9, blocks)
+    seen = steps.look(asking)
+    assert torch.equal(kv_cache, before)
+    probed = steps.probe(asking, 9) / 9
+    assert seen == pytest.approx(probed, abs=1e-6 if name == "torch" else 1e-3)
+
+
+@pytest.mark.parametrize("name", KERNEL_SETS)
+def test_what_is_computed_anew_is_full_recompute_by_every_set_of_kernels(
+    theirs: transformers.PreTrainedModel, name: str
+) -> None:
+    """Rows in the middle of a context: only they are written, with what was there before it was approximate."""
+    kernels = kernel_set(name)
+    dtype = torch.float32 if name == "torch" else torch.bfloat16
+    weights = pack_weights(CONFIG, theirs.state_dict().__getitem__, dtype)
+    kv_cache = torch.zeros((NUM_LAYERS, 2, 8, BLOCK_SIZE, CONFIG.num_kv_heads, CONFIG.head_dim), dtype=dtype)
+    runner = ModelRunner(get_family("llama").build(CONFIG, weights, kernels), kv_cache, BLOCK_SIZE)
+    blocks, positions = [6, 1, 4, 0, 7, 2], (20, 21, 25, 40)
+    runner.execute([SequenceRows(PROMPT, 0, blocks)])
+    full = kv_cache.clone()
+    for position in positions:
+        kv_cache[:, :, blocks[position // BLOCK_SIZE], position % BLOCK_SIZE] = 0.25
+    runner.execute([chosen_rows(PROMPT, positions, blocks)])
+    tolerance = 1e-4 if name == "torch" else 0.05
+    torch.testing.assert_close(kv_cache, full, rtol=tolerance, atol=tolerance)

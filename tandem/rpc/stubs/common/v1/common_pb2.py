@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtandem/common/v1/common.proto\x12\x10tandem.common.v1\"\xd0\x02\n\x0cSamplingSpec\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12\x41\n\nlogit_bias\x18\t \x03(\x0b\x32-.tandem.common.v1.SamplingSpec.LogitBiasEntry\x12\x10\n\x08logprobs\x18\n \x01(\x08\x12\x18\n\x10num_top_logprobs\x18\x0b \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"J\n\x08StopSpec\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\"\"\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"o\n\x0cSegmentReuse\x12\r\n\x05ratio\x18\x01 \x01(\x02\x12%\n\x05spans\x18\x02 \x03(\x0b\x32\x16.tandem.common.v1.Span\x12\x11\n\tnamespace\x18\x03 \x01(\x0c\x12\x16\n\x0e\x66irst_token_id\x18\x04 \x01(\r\"\xa6\x03\n\x0cSequenceSpec\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x30\n\x08sampling\x18\x05 \x01(\x0b\x32\x1e.tandem.common.v1.SamplingSpec\x12(\n\x04stop\x18\x06 \x01(\x0b\x32\x1a.tandem.common.v1.StopSpec\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x17\n\x0f\x61rrival_unix_ns\x18\x08 \x01(\x04\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\t \x01(\x0c\x12-\n\x05reuse\x18\n \x01(\x0b\x32\x1e.tandem.common.v1.SegmentReuse\x12#\n\x16num_publishable_tokens\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x33\n\x0c\x63ontent_kind\x18\x0c \x01(\x0e\x32\x1d.tandem.common.v1.ContentKindB\x19\n\x17_num_publishable_tokens\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"K\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12)\n\x03top\x18\x02 \x03(\x0b\x32\x1c.tandem.common.v1.TopLogprob\"\x9e\x01\n\x0eSequenceOutput\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x31\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1f.tandem.common.v1.TokenLogprobs\x12\x35\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1e.tandem.common.v1.FinishReason\"b\n\x0fSequenceDropped\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12,\n\x06reason\x18\x02 \x01(\x0e\x32\x1c.tandem.common.v1.DropReason\x12\x0f\n\x07message\x18\x03 \x01(\t*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*E\n\x0b\x43ontentKind\x12\x1c\n\x18\x43ONTENT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONTENT_KIND_SEGMENT\x10\x01*\xab\x01\n\nDropReason\x12\x1b\n\x17\x44ROP_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44ROP_REASON_ABORTED\x10\x01\x12\x19\n\x15\x44ROP_REASON_PREEMPTED\x10\x02\x12\x1a\n\x16\x44ROP_REASON_LEASE_LOST\x10\x03\x12\x16\n\x12\x44ROP_REASON_FAILED\x10\x04\x12\x18\n\x14\x44ROP_REASON_DRAINING\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtandem/common/v1/common.proto\x12\x10tandem.common.v1\"\xd0\x02\n\x0cSamplingSpec\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x12\x41\n\nlogit_bias\x18\t \x03(\x0b\x32-.tandem.common.v1.SamplingSpec.LogitBiasEntry\x12\x10\n\x08logprobs\x18\n \x01(\x08\x12\x18\n\x10num_top_logprobs\x18\x0b \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"J\n\x08StopSpec\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x03 \x03(\r\"\"\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"o\n\x0cSegmentReuse\x12\r\n\x05ratio\x18\x01 \x01(\x02\x12%\n\x05spans\x18\x02 \x03(\x0b\x32\x16.tandem.common.v1.Span\x12\x11\n\tnamespace\x18\x03 \x01(\x0c\x12\x16\n\x0e\x66irst_token_id\x18\x04 \x01(\r\"\xe3\x03\n\x0cSequenceSpec\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x30\n\x08sampling\x18\x05 \x01(\x0b\x32\x1e.tandem.common.v1.SamplingSpec\x12(\n\x04stop\x18\x06 \x01(\x0b\x32\x1a.tandem.common.v1.StopSpec\x12\x10\n\x08priority\x18\x07 \x01(\x05\x12\x17\n\x0f\x61rrival_unix_ns\x18\x08 \x01(\x04\x12\x17\n\x0f\x63\x61\x63he_namespace\x18\t \x01(\x0c\x12-\n\x05reuse\x18\n \x01(\x0b\x32\x1e.tandem.common.v1.SegmentReuse\x12#\n\x16num_publishable_tokens\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x33\n\x0c\x63ontent_kind\x18\x0c \x01(\x0e\x32\x1d.tandem.common.v1.ContentKind\x12+\n\x0b\x61pproximate\x18\r \x03(\x0b\x32\x16.tandem.common.v1.Span\x12\x0e\n\x06\x64omain\x18\x0e \x01(\x0c\x42\x19\n\x17_num_publishable_tokens\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"K\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12)\n\x03top\x18\x02 \x03(\x0b\x32\x1c.tandem.common.v1.TopLogprob\"\xb5\x01\n\x0eSequenceOutput\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x31\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1f.tandem.common.v1.TokenLogprobs\x12\x35\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x1e.tandem.common.v1.FinishReason\x12\x15\n\rnum_refreshed\x18\x05 \x01(\r\"b\n\x0fSequenceDropped\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12,\n\x06reason\x18\x02 \x01(\x0e\x32\x1c.tandem.common.v1.DropReason\x12\x0f\n\x07message\x18\x03 \x01(\t*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*E\n\x0b\x43ontentKind\x12\x1c\n\x18\x43ONTENT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ONTENT_KIND_SEGMENT\x10\x01*\xab\x01\n\nDropReason\x12\x1b\n\x17\x44ROP_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44ROP_REASON_ABORTED\x10\x01\x12\x19\n\x15\x44ROP_REASON_PREEMPTED\x10\x02\x12\x1a\n\x16\x44ROP_REASON_LEASE_LOST\x10\x03\x12\x16\n\x12\x44ROP_REASON_FAILED\x10\x04\x12\x18\n\x14\x44ROP_REASON_DRAINING\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGSPEC_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGSPEC_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1427
-  _globals['_FINISHREASON']._serialized_end=1547
-  _globals['_CONTENTKIND']._serialized_start=1549
-  _globals['_CONTENTKIND']._serialized_end=1618
-  _globals['_DROPREASON']._serialized_start=1621
-  _globals['_DROPREASON']._serialized_end=1792
+  _globals['_FINISHREASON']._serialized_start=1511
+  _globals['_FINISHREASON']._serialized_end=1631
+  _globals['_CONTENTKIND']._serialized_start=1633
+  _globals['_CONTENTKIND']._serialized_end=1702
+  _globals['_DROPREASON']._serialized_start=1705
+  _globals['_DROPREASON']._serialized_end=1876
   _globals['_SAMPLINGSPEC']._serialized_start=52
   _globals['_SAMPLINGSPEC']._serialized_end=388
   _globals['_SAMPLINGSPEC_LOGITBIASENTRY']._serialized_start=340
@@ -50,13 +50,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEGMENTREUSE']._serialized_start=502
   _globals['_SEGMENTREUSE']._serialized_end=613
   _globals['_SEQUENCESPEC']._serialized_start=616
-  _globals['_SEQUENCESPEC']._serialized_end=1038
-  _globals['_TOPLOGPROB']._serialized_start=1040
-  _globals['_TOPLOGPROB']._serialized_end=1087
-  _globals['_TOKENLOGPROBS']._serialized_start=1089
-  _globals['_TOKENLOGPROBS']._serialized_end=1164
-  _globals['_SEQUENCEOUTPUT']._serialized_start=1167
-  _globals['_SEQUENCEOUTPUT']._serialized_end=1325
-  _globals['_SEQUENCEDROPPED']._serialized_start=1327
-  _globals['_SEQUENCEDROPPED']._serialized_end=1425
+  _globals['_SEQUENCESPEC']._serialized_end=1099
+  _globals['_TOPLOGPROB']._serialized_start=1101
+  _globals['_TOPLOGPROB']._serialized_end=1148
+  _globals['_TOKENLOGPROBS']._serialized_start=1150
+  _globals['_TOKENLOGPROBS']._serialized_end=1225
+  _globals['_SEQUENCEOUTPUT']._serialized_start=1228
+  _globals['_SEQUENCEOUTPUT']._serialized_end=1409
+  _globals['_SEQUENCEDROPPED']._serialized_start=1411
+  _globals['_SEQUENCEDROPPED']._serialized_end=1509
 # @@protoc_insertion_point(module_scope)

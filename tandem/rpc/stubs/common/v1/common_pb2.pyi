@@ -289,6 +289,8 @@ class SequenceSpec(_message.Message):
     REUSE_FIELD_NUMBER: _builtins.int
     NUM_PUBLISHABLE_TOKENS_FIELD_NUMBER: _builtins.int
     CONTENT_KIND_FIELD_NUMBER: _builtins.int
+    APPROXIMATE_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     request_id: _builtins.str
     num_prompt_tokens: _builtins.int
@@ -304,6 +306,10 @@ class SequenceSpec(_message.Message):
     Unset: all of them.
     """
     content_kind: Global___ContentKind.ValueType
+    domain: _builtins.bytes
+    """Whose KV it is where cache_namespace does not say: the last 16 bytes of the namespaces of its sharing domain. Empty:
+    nobody's, and blocks are wiped for it whose KV was in them before.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """the prompt, then what was emitted so far"""
@@ -315,6 +321,10 @@ class SequenceSpec(_message.Message):
     @_builtins.property
     def reuse(self) -> Global___SegmentReuse:
         """unset: only exact KV is reused"""
+
+    @_builtins.property
+    def approximate(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
+        """Of the prompt, in order: KV that came from entries and that decode may compute anew. In blocks that nobody else has."""
 
     def __init__(
         self,
@@ -331,10 +341,12 @@ class SequenceSpec(_message.Message):
         reuse: Global___SegmentReuse | None = ...,
         num_publishable_tokens: _builtins.int | None = ...,
         content_kind: Global___ContentKind.ValueType = ...,
+        approximate: _abc.Iterable[Global___Span] | None = ...,
+        domain: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "num_publishable_tokens", b"num_publishable_tokens", "reuse", b"reuse", "sampling", b"sampling", "stop", b"stop"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "arrival_unix_ns", b"arrival_unix_ns", "cache_namespace", b"cache_namespace", "content_kind", b"content_kind", "lease_id", b"lease_id", "num_prompt_tokens", b"num_prompt_tokens", "num_publishable_tokens", b"num_publishable_tokens", "priority", b"priority", "request_id", b"request_id", "reuse", b"reuse", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "approximate", b"approximate", "arrival_unix_ns", b"arrival_unix_ns", "cache_namespace", b"cache_namespace", "content_kind", b"content_kind", "domain", b"domain", "lease_id", b"lease_id", "num_prompt_tokens", b"num_prompt_tokens", "num_publishable_tokens", b"num_publishable_tokens", "priority", b"priority", "request_id", b"request_id", "reuse", b"reuse", "sampling", b"sampling", "stop", b"stop", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__num_publishable_tokens: _TypeAlias = _typing.Literal["num_publishable_tokens"]  # noqa: Y015
     _WhichOneofArgType__num_publishable_tokens: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens"]  # noqa: Y015
@@ -399,9 +411,12 @@ class SequenceOutput(_message.Message):
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    NUM_REFRESHED_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.int
     token_id: _builtins.int
     finish_reason: Global___FinishReason.ValueType
+    num_refreshed: _builtins.int
+    """prompt tokens whose approximate KV was computed anew right before this one"""
     @_builtins.property
     def logprobs(self) -> Global___TokenLogprobs: ...
     def __init__(
@@ -411,10 +426,11 @@ class SequenceOutput(_message.Message):
         token_id: _builtins.int = ...,
         logprobs: Global___TokenLogprobs | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
+        num_refreshed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "lease_id", b"lease_id", "logprobs", b"logprobs", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "lease_id", b"lease_id", "logprobs", b"logprobs", "num_refreshed", b"num_refreshed", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -416,6 +416,7 @@ class Usage(_message.Message):
     NUM_APPROXIMATE_TOKENS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     QUEUE_MS_FIELD_NUMBER: _builtins.int
+    NUM_REFRESHED_TOKENS_FIELD_NUMBER: _builtins.int
     num_prompt_tokens: _builtins.int
     num_output_tokens: _builtins.int
     num_cached_tokens: _builtins.int
@@ -424,6 +425,8 @@ class Usage(_message.Message):
     """prompt tokens whose KV was reused from elsewhere, as `reuse` allows"""
     queue_ms: _builtins.float
     """from the request's arrival until this answer was sent to prefill for the first time"""
+    num_refreshed_tokens: _builtins.int
+    """Prompt tokens whose approximate KV was computed anew while the answer grew; what a failure repeats counts again."""
     @_builtins.property
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentUsage]:
         """of a request with `reuse`: those that were looked for"""
@@ -437,10 +440,11 @@ class Usage(_message.Message):
         num_approximate_tokens: _builtins.int = ...,
         segments: _abc.Iterable[Global___SegmentUsage] | None = ...,
         queue_ms: _builtins.float = ...,
+        num_refreshed_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_approximate_tokens", b"num_approximate_tokens", "num_cached_tokens", b"num_cached_tokens", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "queue_ms", b"queue_ms", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_approximate_tokens", b"num_approximate_tokens", "num_cached_tokens", b"num_cached_tokens", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_refreshed_tokens", b"num_refreshed_tokens", "queue_ms", b"queue_ms", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,6 +82,7 @@ class Prefilled(_message.Message):
     NUM_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
     NUM_PUBLISHABLE_TOKENS_FIELD_NUMBER: _builtins.int
+    APPROXIMATE_FIELD_NUMBER: _builtins.int
     wait_ms: _builtins.float
     """from submission to the first chunk"""
     compute_ms: _builtins.float
@@ -96,6 +97,10 @@ class Prefilled(_message.Message):
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentOutcome]:
         """one for each span of the sequence's `reuse`, in order"""
 
+    @_builtins.property
+    def approximate(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]:
+        """the same"""
+
     def __init__(
         self,
         *,
@@ -105,10 +110,11 @@ class Prefilled(_message.Message):
         num_cached_tokens: _builtins.int = ...,
         segments: _abc.Iterable[Global___SegmentOutcome] | None = ...,
         num_publishable_tokens: _builtins.int | None = ...,
+        approximate: _abc.Iterable[_common_pb2.Span] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "num_publishable_tokens", b"num_publishable_tokens", "output", b"output"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "compute_ms", b"compute_ms", "num_cached_tokens", b"num_cached_tokens", "num_publishable_tokens", b"num_publishable_tokens", "output", b"output", "segments", b"segments", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens", "approximate", b"approximate", "compute_ms", b"compute_ms", "num_cached_tokens", b"num_cached_tokens", "num_publishable_tokens", b"num_publishable_tokens", "output", b"output", "segments", b"segments", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__num_publishable_tokens: _TypeAlias = _typing.Literal["num_publishable_tokens"]  # noqa: Y015
     _WhichOneofArgType__num_publishable_tokens: _TypeAlias = _typing.Literal["_num_publishable_tokens", b"_num_publishable_tokens"]  # noqa: Y015
