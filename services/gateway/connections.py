@@ -12,6 +12,7 @@ from services.gateway.cache_feed import CacheFeed
 from services.gateway.replica import Replica
 from tandem.errors import TandemError
 from tandem.rpc.cache_client import CacheClient
+from tandem.rpc.cancelling import end_tasks
 from tandem.rpc.controller_client import ObservationSender
 from tandem.rpc.memd_client import MemdClient
 from tandem.rpc.phase_client import PhaseClient
@@ -47,9 +48,7 @@ class Connections:
 
     async def close(self) -> None:
         """Ends every link; also before a start."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
         for client in self.phases.values():
             await client.close()
         await self.observations.close()

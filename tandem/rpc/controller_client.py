@@ -16,6 +16,7 @@ import grpc
 
 from tandem.device.partition import Applied, RestartRequired
 from tandem.partition.status import ControllerStatus, DecisionRecord, PhaseHello, ShareApplied
+from tandem.rpc.cancelling import end_tasks
 from tandem.rpc.controller_codecs import (
     applied_to_proto,
     hello_to_proto,
@@ -254,5 +255,4 @@ def _stub(channel: grpc.aio.Channel) -> "pb_grpc.ControllerServiceAsyncStub":
 
 async def _end(task: asyncio.Task[None] | None) -> None:
     if task is not None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(task)

@@ -10,6 +10,7 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tandem.errors import NotReadyError
+from tandem.rpc.cancelling import end_tasks
 from tandem.rpc.codecs import (
     command_to_decode,
     command_to_prefill,
@@ -117,8 +118,7 @@ class PhaseClient:
     async def close(self) -> None:
         """Ends the stream; the listener hears of the loss."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_tasks(self._task)
 
     def submit(self, sequence: SequenceSpec) -> None:
         """Hands a sequence over. NotReadyError while the phase is away."""

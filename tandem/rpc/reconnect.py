@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import grpc
 import structlog
 
+from tandem.rpc.cancelling import raise_if_cancelled
 from tandem.rpc.status import transport_text
 
 HANDOVER_DELAY_S = 0.01  # after a peer that ended the stream in good order: another may have its place already
@@ -53,6 +54,7 @@ class Reconnector:
         while True:
             reason = await self._attempt()
             self._lost(reason)
+            raise_if_cancelled()
             await asyncio.sleep(self._delay_s)
             self._delay_s = min(max(self._delay_s * 2, FIRST_DELAY_S), LAST_DELAY_S)
 
