@@ -14,7 +14,7 @@ from tandem.kv.ledger import Ledger
 from tandem.kv.outcomes import Withdrawal
 
 MAX_EVENTS = 512  # in one message
-GATHER_S = 0.02  # from an event to its message: a step's blocks, and the next one's, cost a watcher one
+GATHER_S = 0.05  # from an event to its message: the blocks of some steps cost a watcher one
 
 _log = structlog.get_logger()
 
