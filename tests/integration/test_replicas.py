@@ -23,7 +23,7 @@ from tandem.config.settings import GatewayConfig
 from tandem.model.config import ModelConfig
 from tandem.telemetry.metrics import GatewayMetrics
 from tests.support.engine_sites import EngineSite
-from tests.support.gateway_fakes import read_all, settle, tokens_of
+from tests.support.gateway_fakes import read_all, tokens_of
 from tests.support.gateway_world import VOCAB_SIZE, FakeTimers, byte_model
 from tests.support.paged_decoder import one_thread, pack_weights
 from tests.support.tiny_engines import TinyModel, tiny_engines
@@ -83,6 +83,14 @@ class System:
         assert home is not None
         return home.name
 
+    async def hear_all(self) -> None:
+        """Returns when every view is what its memd has published: memd gathers its events for a while."""
+        async with asyncio.timeout(20):
+            for replica in self.gateway.replicas:
+                journal = self.sites[replica.name].engines.ledger.published.journal
+                while replica.published.position is None or replica.published.position.number < journal.last_number:
+                    await asyncio.sleep(0.005)
+
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
         self.gateway.replicas.check()
@@ -113,7 +121,7 @@ async def test_a_shared_prefix_is_computed_once_and_by_one_replica(system):
     system_prompt = text(128, 1)
     await read_all(await system.ask([*system_prompt, *text(9, 2)], max_tokens=4))
     await system.join("10.0.0.2")
-    await settle()
+    await system.hear_all()
     followers = [await system.ask([*system_prompt, *text(9, seed)], max_tokens=4) for seed in (3, 4)]
     assert [system.home(each) for each in followers] == [FIRST] * 2
     for follower in followers:
@@ -122,6 +130,7 @@ async def test_a_shared_prefix_is_computed_once_and_by_one_replica(system):
     newcomer = await system.ask([*others, 3], max_tokens=4)
     assert system.home(newcomer) == SECOND, "of equals the one that was chosen longest ago"
     await read_all(newcomer)
+    await system.hear_all()
     follower = await system.ask([*others, 4], max_tokens=4)
     assert system.home(follower) == SECOND
     assert last(await read_all(follower)).usage.num_cached_tokens >= 128
