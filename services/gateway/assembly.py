@@ -9,6 +9,7 @@ from services.gateway.chat import ChatTemplate
 from services.gateway.deadlines import Deadlines
 from services.gateway.frontend import Draws, Frontend
 from services.gateway.load import Bounds
+from services.gateway.patience import Patience
 from services.gateway.places import WaitingPlaces
 from services.gateway.ports import Timers
 from services.gateway.prospects import Outlook, Promise
@@ -65,6 +66,7 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
     throughput = Throughput.create(clock)
     quotas = TenantQuotas.create(directory.quotas, lambda: replicas.pool.block_size, clock)
     deadlines = Deadlines(clock, world.timers, lambda request, error: reception.end(request, error))  # noqa: PLW0108
+    patience = Patience(clock, world.timers, config.refuse_after_s, lambda request: reception.refuse_overdue(request))  # noqa: PLW0108
     bounds = _bounds(config, directory)
     door = DoorReporter(world.metrics)
     routing = RoutingReporter(world.metrics.replicas, clock, world.unix_ns)
@@ -95,7 +97,8 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
     )
     replicas = ReplicaSet(_fleet(config, world), around, routing, clock, config.replica_lost_s)
     outlook = Outlook(lambda: [replica.prospects for replica in replicas.serving])
-    reception = Reception(replicas, WaitingPlaces(bounds, throughput.requests, outlook), deadlines, door)
+    places = WaitingPlaces(bounds, throughput.requests, outlook)
+    reception = Reception(replicas, places, deadlines=deadlines, patience=patience, reporter=door)
     frontend = Frontend(
         config=config,
         model=model,
@@ -122,6 +125,7 @@ def _bounds(config: GatewayConfig, tenants: TenantDirectory) -> Bounds:
         max_waiting=config.max_waiting,
         max_running=config.max_running,
         max_waiting_tokens=config.max_waiting_tokens,
+        refuse_after_s=config.refuse_after_s,
         max_waiting_of=lambda tenant: tenants.quotas(tenant).max_waiting,
         promise=Promise(config.admit_ttft_ms / MS, config.admit_tpot_ms / MS),
     )

@@ -16,6 +16,7 @@ class Bounds:
     max_waiting: int  # requests
     max_running: int  # sequences
     max_waiting_tokens: int  # of the prompts of requests that wait
+    refuse_after_s: float  # of waiting for a first turn
     max_waiting_of: Callable[[str], int | None]  # requests of one tenant; None: no bound of its own
     promise: Promise
 

@@ -137,6 +137,11 @@ class Orchestrator:
         return requests
 
     @property
+    def gives_turns(self) -> bool:
+        """Whether what waits is sent as soon as there is room for it."""
+        return not self._trials.are_on and all(self._attempts.takes(phase) for phase in Phase)
+
+    @property
     def is_quiet(self) -> bool:
         """Whether nothing is under way, in the phases neither."""
         return not (self._requests or self._attempts or self._forks)

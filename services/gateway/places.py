@@ -66,6 +66,10 @@ class WaitingPlaces:
         if not self._num_by_tenant[tenant]:
             del self._num_by_tenant[tenant], self._tokens_by_tenant[tenant]
 
+    def overdue(self) -> QueueFullError:
+        """For one that has had no turn for too long."""
+        return self._full(f"no turn came within {self._bounds.refuse_after_s:g} s")
+
     def _is_too_late(self, tenant: str) -> bool:
         """Tenants take turns, so before one's next request there is at most as much of each other as of its own."""
         if not self._bounds.promise.ttft_s:

@@ -5,6 +5,7 @@ import asyncio
 import structlog
 
 from services.gateway.deadlines import Deadlines
+from services.gateway.patience import Patience
 from services.gateway.places import WaitingPlaces
 from services.gateway.replicas import ReplicaSet
 from services.gateway.reporting import DoorReporter
@@ -20,11 +21,18 @@ class Reception:
     """Takes requests on, and hears from the replicas what becomes of them. A `RequestWatch`."""
 
     def __init__(
-        self, replicas: ReplicaSet, places: WaitingPlaces, deadlines: Deadlines, reporter: DoorReporter
+        self,
+        replicas: ReplicaSet,
+        places: WaitingPlaces,
+        *,
+        deadlines: Deadlines,
+        patience: Patience,
+        reporter: DoorReporter,
     ) -> None:
         self._replicas = replicas
         self._places = places
         self._deadlines = deadlines
+        self._patience = patience
         self._reporter = reporter
         self._requests: dict[RequestName, Request] = {}
         self._draining = False
@@ -42,6 +50,8 @@ class Reception:
         self._places.check_tokens(request.arrival)
         self._deadlines.set(request, remaining_s)
         self._places.add(request)
+        if not request.arrival.resumed:
+            self._patience.enter(request)
         self._reporter.admitted(request)
         self._requests[request.name] = request
         self._replicas.route(request).orchestrator.take_on(request)
@@ -72,6 +82,10 @@ class Reception:
         if home is not None:
             home.orchestrator.end(request, error)
 
+    def refuse_overdue(self, request: Request) -> None:
+        """It has waited too long for its first turn: QueueFullError for its client."""
+        self.end(request, self._places.overdue())
+
     async def drain(self, timeout_s: float) -> None:
         """Takes on nothing more, lets what runs end for `timeout_s`, then ends the rest with NotReadyError."""
         self._draining = True
@@ -88,6 +102,7 @@ class Reception:
     def sent(self, request: Request) -> None:
         """See `RequestWatch`."""
         self._places.discard(request)
+        self._patience.leave(request)
 
     def prefilled(self, request: Request, num_computed_tokens: int) -> None:
         """See `RequestWatch`."""
@@ -98,11 +113,13 @@ class Reception:
         if self._requests.get(request.name) is request:
             del self._requests[request.name]
             self._places.discard(request)
+            self._patience.leave(request)
             self._deadlines.cancel(request)
             self._replicas.ended(request)
 
     def changed(self) -> None:
         """See `RequestWatch`."""
+        self._patience.note_turns(self._replicas.gives_turns)
         self._reporter.load(len(self._places), len(self._requests))
 
     def _check_name(self, request: Request) -> None:

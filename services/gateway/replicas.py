@@ -65,6 +65,11 @@ class ReplicaSet:
         return bool(self._fleet.membership.serving)
 
     @property
+    def gives_turns(self) -> bool:
+        """Whether requests that wait are sent to a phase, in one replica at least."""
+        return any(replica.orchestrator.gives_turns for replica in self._replicas.values())
+
+    @property
     def serving(self) -> tuple[Replica, ...]:
         """Those that get requests."""
         return tuple(self._replicas[name] for name in self._fleet.membership.serving)

@@ -218,6 +218,9 @@ class GatewayConfig(CommonConfig):
     )
     queue_policy: QueuePolicy = Field("kvshare", description="whose turn is next of those that wait")
     max_wait_s: Seconds = Field(30.0, description="of kvshare: what has waited longer goes first in its tenant's turn")
+    refuse_after_s: Seconds = Field(
+        120.0, description="of waiting for a first turn while turns are given; then RESOURCE_EXHAUSTED"
+    )
     prefill_backlog_tokens: Positive = Field(
         1024, description="to compute in prefill's own line; twice its chunk_tokens keeps it busy"
     )
