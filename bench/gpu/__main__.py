@@ -7,30 +7,37 @@ from pathlib import Path
 
 from bench.gpu.display import result_lines, summary_lines
 from bench.gpu.record import Report, SectionResult
-from bench.gpu.runner import Run, run_sections
-from bench.gpu.sections import SECTIONS
+from bench.gpu.runner import Run, run_stages
+from bench.gpu.sections import NAMES, stages_of
 from tandem.clock import MonotonicClock
+
+MINUTES = 8.9
+PACK = Path(".whl")
 
 
 def main(arguments: list[str]) -> int:
     """The exit status: 0 whatever the sections came to, since each says so for itself."""
-    given = _parsed(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
-    names = given.only.split(",") if given.only else [section.name for section in SECTIONS]
-    run = Run(given.out, given.minutes * 60, MonotonicClock(), given.dry)
-    chosen = [section for section in SECTIONS if section.name in names]
-    report = run_sections(chosen, run, Report(time.time(), given.dry), _tell)
+    try:
+        stages = stages_of(given.only.split(",") if given.only else NAMES)
+    except ValueError as error:
+        parser.error(str(error))
+    run = Run(given.out, given.minutes * 60, MonotonicClock(), given.dry, given.pack)
+    report = run_stages(stages, run, Report(time.time(), given.dry), _tell)
     _write(*summary_lines(report))
     return 0
 
 
-def _parsed(arguments: list[str]) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("bench.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="gets results.json and sections.log")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all sections")
-    parser.add_argument("--only", default="", help="sections, comma-separated: " + ", ".join(s.name for s in SECTIONS))
+    parser.add_argument("--out", type=Path, required=True, help="gets results.json, sections.log and findings")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for everything, divided among the sections")
+    parser.add_argument("--only", default="", help="these alone, in all of the time: " + ",".join(NAMES))
+    parser.add_argument("--pack", type=Path, default=PACK, help="the folder that pack.sh made")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the processor")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _tell(result: SectionResult) -> None:

@@ -1,14 +1,15 @@
 """What a section is given: where it computes, and where its findings go."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from bench.gpu.floors import Rates
-from bench.gpu.record import Value, write_json
+from bench.gpu.record import LEFT_OUT, NO_TIME, Value, write_json
+from tandem.clock import Clock
 
 
 class SkippedError(Exception):
@@ -18,16 +19,40 @@ class SkippedError(Exception):
 class Bench:
     """A section's surroundings, in its own process. Every finding is written at once."""
 
-    def __init__(self, path: Path, *, is_dry: bool) -> None:
+    def __init__(self, path: Path, clock: Clock, until_s: float, pack: Path, *, is_dry: bool) -> None:
+        """It has time `until_s` of the clock. `pack`: the folder that was brought along, where there is one."""
         self.is_dry = is_dry
         self.device = torch.device("cpu" if is_dry else "cuda")
-        self._path = path
+        self.clock = clock
+        self.pack = pack
+        self._path, self._until_s = path, until_s
         self._values: dict[str, Value] = {}
+        self._left_out: dict[str, str] = {}
+
+    @property
+    def left_s(self) -> float:
+        """Time that the section has."""
+        return self._until_s - self.clock.now()
+
+    def has_time(self, seconds: float) -> bool:
+        """For what may well take so long."""
+        return self.left_s >= seconds
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Findings to come: as long as they are not there they are among what was left out."""
+        self._left_out |= dict.fromkeys(names, NO_TIME)
+        self._write()
+
+    def leave_out(self, name: str, why: str) -> None:
+        """A finding that will not come, for another reason than time."""
+        self._left_out[name] = why
+        self._write()
 
     def record(self, name: str, value: Value) -> None:
         """A finding; floats to four digits."""
         self._values[name] = _rounded(value)
-        write_json(self._path, self._values)
+        self._left_out.pop(name, None)
+        self._write()
 
     def needs_gpu(self, why: str) -> None:
         """SkippedError in a dry run."""
@@ -54,6 +79,9 @@ class Bench:
     def rates(self) -> Rates:
         """Measured now: a copy of 4 GiB, a product of bfloat16 matrices of random numbers."""
         return Rates(self._copy_gb_per_s(), self._matmul_tflop_per_s())
+
+    def _write(self) -> None:
+        write_json(self._path, self._values | ({LEFT_OUT: self._left_out} if self._left_out else {}))
 
     def _copy_gb_per_s(self) -> float:
         size = self.pick(4 << 30, 1 << 20)

@@ -1,10 +1,27 @@
-"""How much time a section gets; pure."""
+"""How a run's time is divided among its stages; pure."""
 
-KEPT_BACK_S = 5.0  # to end what runs, and write the last results
+from collections.abc import Sequence
+
+KEPT_BACK_S = 12.0  # to end what runs, daemons too, and write the last results
+BETWEEN_S = 1.0  # two stages: processes and daemons end
 LEAST_S = 5.0  # in less nothing would be learnt
 
 
-def allowance_s(limit_s: float, elapsed_s: float, total_s: float) -> float:
-    """Of a section that may take `limit_s`, when `elapsed_s` of `total_s` are gone; 0: it is not to begin."""
-    left_s = total_s - elapsed_s - KEPT_BACK_S
-    return min(limit_s, left_s) if left_s >= LEAST_S else 0.0
+def limit_s(weights: Sequence[float], left_s: float) -> float:
+    """Of the first of the stages that are yet to come, each by its weight, of what is left; 0: it is not to begin.
+
+    What a stage does not use is so divided among those behind it.
+    """
+    usable_s = left_s - KEPT_BACK_S - BETWEEN_S * len(weights)
+    limit = usable_s * weights[0] / sum(weights)
+    return limit if limit >= LEAST_S else 0.0
+
+
+def limits_s(weights: Sequence[float], total_s: float) -> list[float]:
+    """Of all stages, if each takes all that it is allowed."""
+    limits: list[float] = []
+    left_s = total_s
+    for index in range(len(weights)):
+        limits.append(limit_s(weights[index:], left_s))
+        left_s -= limits[-1] + BETWEEN_S
+    return limits

@@ -9,7 +9,8 @@ WIDTH = 110
 
 def result_lines(result: SectionResult) -> Iterator[str]:
     """A line for the section, one for each finding."""
-    yield f"{result.status.value:<9} {result.name:<20} {result.seconds:6.1f} s  {result.question}"
+    took = f"{result.seconds:6.1f} of {result.limit_s:.0f} s"
+    yield f"{result.status.value:<9} {result.name:<16} {took}  {result.question}"
     if result.reason:
         yield f"          {result.reason[:WIDTH]}"
     for name, value in result.values.items():

@@ -15,7 +15,8 @@ from tandem.runner.cuda.graphs import StepStream
 from tandem.types import Phase, Split
 
 MODEL = "llama-3-8b"
-DECODE_PERCENTS = (12, 31, 50, 69, 88, 100)  # one for each of the levels that a device of 16 groups has
+NUM_WARM = 2  # steps: the second is the first replay
+DECODE_PERCENTS = (50, 12, 88, 31, 69, 100)  # one for each of the levels that a device of 16 groups has
 
 
 class PhaseLoad:
@@ -23,42 +24,57 @@ class PhaseLoad:
 
     def __init__(self, bench: Bench, phase: Phase, *, is_alone: bool) -> None:
         """DeviceError: no green contexts, or no MPS where the other phase computes as well."""
-        self._phase, self._bench = phase, bench
-        stream = StepStream()
-        self._backend = share_backend(bench, phase, stream, is_alone=is_alone)
+        self._phase = phase
+        self.stream = StepStream()
+        self._backend = _share_backend(bench, phase, self.stream, is_alone=is_alone)
         self._context, self._length = bench.pick(1024, 32), bench.pick(2048, 32)
         self._room = bench.pick(512, 8)
         self._batch = bench.pick(64, 4)
         num_tokens = max(DecodeBatch.num_tokens(self._batch, self._context, self._room), self._length)
-        self._subject: Subject = open_subject(bench, model_named(bench, MODEL), num_tokens, stream)
+        self._subject: Subject = open_subject(bench, model_named(bench, MODEL), num_tokens, self.stream)
 
     def use(self, decode_percent: int) -> str:
         """This phase's side of the split; what it has now."""
         return self._backend.apply(self._phase, split_of(decode_percent)).detail
 
+    def decode_steps(self, batch: int) -> DecodeBatch:
+        """Of so many sequences."""
+        return DecodeBatch(self._subject, batch, self._context, self._room)
+
     def decode_ms(self, batch: int, seconds: float) -> float:
         """Median of steps."""
-        steps = DecodeBatch(self._subject, batch, self._context, self._room)
-        return median(self._times_s(steps.step, seconds)) * 1e3
+        steps = self.decode_steps(batch)
+        for _ in range(NUM_WARM):
+            steps.step()
+        return median(_times_s(steps.step, seconds, _never)) * 1e3
 
-    def prefill_tokens_per_s(self, seconds: float) -> float:
-        """Chunks of one prompt's length."""
-        times_s = self._times_s(lambda: prefill_step(self._subject, 1, self._length), seconds)
+    def warm_up_prefill(self) -> None:
+        """On the share that it has now."""
+        for _ in range(NUM_WARM):
+            prefill_step(self._subject, 1, self._length)
+
+    def prefill_tokens_per_s(self, seconds: float, is_over: Callable[[], bool]) -> float:
+        """Chunks of one prompt's length; for `seconds`, or until it `is_over`."""
+        times_s = _times_s(lambda: prefill_step(self._subject, 1, self._length), seconds, is_over)
         return self._length / median(times_s)
 
-    def _times_s(self, step: Callable[[], object], seconds: float) -> list[float]:
-        for _ in range(2):
-            step()
-        times_s: list[float] = []
-        until_s = time.perf_counter() + seconds
-        while not times_s or time.perf_counter() < until_s:
-            started_s = time.perf_counter()
-            step()
-            times_s.append(time.perf_counter() - started_s)
-        return times_s
+
+def _times_s(step: Callable[[], object], seconds: float, is_over: Callable[[], bool]) -> list[float]:
+    """At least one."""
+    times_s: list[float] = []
+    until_s = time.perf_counter() + seconds
+    while not times_s or (time.perf_counter() < until_s and not is_over()):
+        started_s = time.perf_counter()
+        step()
+        times_s.append(time.perf_counter() - started_s)
+    return times_s
 
 
-def share_backend(bench: Bench, phase: Phase, stream: StepStream, *, is_alone: bool) -> PartitionBackend:
+def _never() -> bool:
+    return False
+
+
+def _share_backend(bench: Bench, phase: Phase, stream: StepStream, *, is_alone: bool) -> PartitionBackend:
     """Green contexts; in a dry run nothing is partitioned."""
     if bench.is_dry:
         return WholeDeviceBackend()

@@ -1,13 +1,18 @@
 #!/bin/sh
-# Fetches the wheels of wheels.txt for Python 3.12 on x86-64 into a folder, for a machine without a network.
-# usage: bench/gpu/pack.sh [FOLDER]      (.whl when none is named; see docs/gpu-bench.md)
+# Brings together what a machine without a network needs, for Python 3.12 on x86-64: the wheels of wheels.txt and, where
+# the Azure conversation trace is named, some of its requests for the goodput section (see docs/gpu-bench.md).
+# usage: bench/gpu/pack.sh [FOLDER [azure_llm_conv_2023.csv]]      (.whl when none is named)
 set -eu
 folder=${1:-.whl}
 here=$(dirname "$0")
+python=${PYTHON:-python3}
 rm -rf "$folder"
-${PYTHON:-python3} -m pip download --quiet --no-deps --only-binary=:all: \
+$python -m pip download --quiet --no-deps --only-binary=:all: \
   --python-version 3.12 --implementation cp --abi cp312 --abi abi3 --abi none \
   --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform any \
   --dest "$folder" --requirement "$here/wheels.txt"
-bytes=$(cat "$folder"/*.whl | wc -c)
-echo "$folder: $(ls "$folder" | wc -l) wheels, $((bytes / 1048576)) MiB"
+if [ $# -gt 1 ]; then
+  $python "$here/extract_trace.py" "$2" "$folder/azure_extract.csv"
+fi
+bytes=$(cat "$folder"/* | wc -c)
+echo "$folder: $(ls "$folder" | wc -l) files, $((bytes / 1048576)) MiB"

@@ -1,11 +1,12 @@
-"""The prefill phase beside a section's decode: ``python -m bench.gpu.peer [--dry]``.
+"""The prefill phase beside a section's decode: ``python -m bench.gpu.peer [--dry] [--alone]``.
 
-Says ``ready``; for each line ``DECODE_PERCENT SECONDS`` it takes its side of the split, says ``begun``, and answers
-with prompt tokens a second.
+For each line ``DECODE_PERCENT SECONDS`` it takes its side of the split, warms up, says ``begun``, computes until the
+time is over or an empty line comes, and answers with prompt tokens a second.
 """
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -13,28 +14,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.gpu.bench import Bench
+from tandem.clock import MonotonicClock
 from tandem.types import Phase
 
-DRY = "--dry"
+DRY, ALONE = "--dry", "--alone"
 
 
 class Peer:
     """A running peer, from the process that measures beside it."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
-        self._expect("ready")
 
     def begin(self, decode_percent: int, seconds: float) -> None:
-        """Returns when it has its share."""
-        assert self._process.stdin
-        self._process.stdin.write(f"{decode_percent} {seconds}\n")
-        self._process.stdin.flush()
+        """Returns when it computes on its share; the first time it makes its model before."""
+        self._say(f"{decode_percent} {seconds}")
         self._expect("begun")
 
     def tokens_per_s(self) -> float:
         """Waits for its answer."""
         return float(self._expect("rate").split()[1])
+
+    def stop(self) -> float:
+        """Ends what it computes; its answer."""
+        self._say("")
+        return self.tokens_per_s()
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
 
     def _expect(self, word: str) -> str:
         assert self._process.stdout
@@ -45,9 +54,9 @@ class Peer:
 
 
 @contextlib.contextmanager
-def peer(*, is_dry: bool) -> Iterator[Peer]:
-    """Ended on the way out."""
-    command = [sys.executable, "-m", __name__, *([DRY] if is_dry else [])]
+def peer(*, is_dry: bool, is_alone: bool) -> Iterator[Peer]:
+    """Started, and ended on the way out. `is_alone`: it never computes while this process does."""
+    command = [sys.executable, "-m", __name__, *([DRY] if is_dry else []), *([ALONE] if is_alone else [])]
     with subprocess.Popen(  # noqa: S603 - this module
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
     ) as process:
@@ -62,14 +71,21 @@ def main(arguments: list[str]) -> None:
     from bench.gpu.load import PhaseLoad
 
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder) / "peer.json", is_dry=DRY in arguments)
-        load = PhaseLoad(bench, Phase.PREFILL, is_alone=False)
-        _say("ready")
-        for line in sys.stdin:
-            decode_percent, seconds = line.split()
-            load.use(int(decode_percent))
-            _say("begun")
-            _say(f"rate {load.prefill_tokens_per_s(float(seconds))}")
+        forever = float("inf")
+        bench = Bench(Path(folder) / "peer.json", MonotonicClock(), forever, Path(folder), is_dry=DRY in arguments)
+        load = PhaseLoad(bench, Phase.PREFILL, is_alone=ALONE in arguments)
+        for words in map(str.split, sys.stdin):
+            if words:
+                decode_percent, seconds = words
+                load.use(int(decode_percent))
+                load.warm_up_prefill()
+                _say("begun")
+                _say(f"rate {load.prefill_tokens_per_s(float(seconds), _is_told)}")
+
+
+def _is_told() -> bool:
+    """Whether a line waits to be read."""
+    return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
 def _say(line: str) -> None:

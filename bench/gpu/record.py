@@ -9,13 +9,16 @@ from typing import TypeAlias
 
 Value: TypeAlias = "bool | int | float | str | Sequence[Value] | Mapping[str, Value]"
 
-SCHEMA = "tandem.bench.gpu/1"
+SCHEMA = "tandem.bench.gpu/2"
+LEFT_OUT = "left_out"  # among a section's values: what it did not come to, and why
+NO_TIME = "no time was left"
 
 
 class SectionStatus(StrEnum):
     """How a section ended. In each case what it had found by then is kept."""
 
     PASSED = "passed"
+    CUT = "cut"  # passed as far as it came; it says what it left out
     FAILED = "failed"
     TIMED_OUT = "timed out"
     SKIPPED = "skipped"
@@ -29,6 +32,7 @@ class SectionResult:
     question: str
     status: SectionStatus
     seconds: float
+    limit_s: float
     reason: str = ""
     values: Mapping[str, Value] = field(default_factory=dict)
 

@@ -7,101 +7,131 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench.gpu.budget import allowance_s
-from bench.gpu.record import Report, SectionResult, SectionStatus, read_values, write_report
-from bench.gpu.sections import Section, Surroundings
+from bench.gpu.budget import limit_s
+from bench.gpu.record import LEFT_OUT, NO_TIME, Report, SectionResult, SectionStatus, Value, read_values, write_report
+from bench.gpu.sections import Section, Stage
+from bench.gpu.surroundings import environment_of
 from bench.gpu.worker import DRY, SKIPPED
 from tandem.clock import Clock
-from tandem.device.cuda.look import look_from_child
-from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY, MpsControl, MpsDirectories
-from tandem.errors import DeviceError
 
-ROOT = Path(__file__).parents[2]
-NOWHERE = "/nonexistent"  # a pipe directory without a daemon
-DRIVER_PROGRAMS = "/usr/local/nvidia/bin"  # where container runtimes put them, and a shell may not look
-RESULTS, LOG = "results.json", "sections.log"
+RESULTS, LOG, FINDINGS = "results.json", "sections.log", "findings"
 NONE_COLLECTED = 5  # pytest's exit status
 OUTCOMES = "bench.gpu.outcomes"
+END_S = 3.0  # before its limit a section ends by itself
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What all sections have in common. `out` gets one file of results and one of output."""
+    """What all sections have in common.
+
+    `out` gets a file of results, one of output, and a folder with each section's findings as it finds them. `clock`
+    goes on in other processes as in this one.
+    """
 
     out: Path
     total_s: float
     clock: Clock
     is_dry: bool
+    pack: Path  # what `pack.sh` made, if it is there
 
 
-def run_sections(
-    sections: Sequence[Section], run: Run, report: Report, tell: Callable[[SectionResult], None]
-) -> Report:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A section, and the time of the clock at which it ends or is ended."""
+
+    section: Section
+    limit_s: float
+    until_s: float
+
+
+def run_stages(stages: Sequence[Stage], run: Run, report: Report, tell: Callable[[SectionResult], None]) -> Report:
     """`report` with a result for each section, written after each; `tell` gets each at once."""
-    began_s = run.clock.now()
-    for section in sections:
-        limit_s = run.total_s if run.is_dry else section.limit_s  # a busy processor may be slow
-        allowed_s = allowance_s(limit_s, run.clock.now() - began_s, run.total_s)
-        result = run_section(section, run, allowed_s) if allowed_s else _unrun(section, "no time was left")
-        report = replace(report, sections=(*report.sections, result))
-        write_report(run.out / RESULTS, report)
-        tell(result)
+    until_s = run.clock.now() + run.total_s
+    for index, stage in enumerate(stages):
+        left_s = max(0.0, until_s - run.clock.now())
+        weights = [each.weight for each in stages[index:]]
+        allowed_s = left_s if run.is_dry else limit_s(weights, left_s)  # a busy processor may be slow
+        for result in _side_by_side(stage, run, allowed_s):
+            report = replace(report, sections=(*report.sections, result))
+            write_report(run.out / RESULTS, report)
+            tell(result)
     return report
 
 
-def run_section(section: Section, run: Run, allowed_s: float) -> SectionResult:
-    """One, to its end or for `allowed_s`."""
-    if section.is_tests and run.is_dry:
-        return _unrun(section, "needs a GPU: tests")
-    try:
-        with tempfile.TemporaryDirectory(prefix="tandem-gpu-") as name, _environment(section, run, Path(name)) as env:
-            return _run(section, run, allowed_s, Path(name), env)
-    except DeviceError as error:
-        return _unrun(section, str(error))
+def _side_by_side(stage: Stage, run: Run, allowed_s: float) -> Iterator[SectionResult]:
+    """In the order of their ends."""
+    if not allowed_s:
+        yield from (_unrun(section, NO_TIME) for section in stage.sections)
+        return
+    until_s = run.clock.now() + allowed_s
+    with ThreadPoolExecutor(len(stage.sections)) as pool:
+        tasks = [pool.submit(run_section, Task(each, allowed_s, until_s), run) for each in stage.sections]
+        yield from (task.result() for task in as_completed(tasks))
 
 
-def command_of(section: Section, values: Path, *, is_dry: bool) -> list[str]:
+def run_section(task: Task, run: Run) -> SectionResult:
+    """One, to its end or to that of its time."""
+    if task.section.is_tests and run.is_dry:
+        return _unrun(task.section, "needs a GPU: tests")
+    with (
+        tempfile.TemporaryDirectory(prefix="tandem-gpu-") as name,
+        environment_of(task.section, Path(name), is_dry=run.is_dry) as around,
+    ):
+        result = _run(task, run, Path(name), around.environ)
+    return replace(result, values={"no_mps": around.why_no_mps, **result.values}) if around.why_no_mps else result
+
+
+def command_of(task: Task, run: Run, values: Path) -> list[str]:
     """Of the section's process."""
-    if section.is_tests:
-        plugins = ["-p", "no:cacheprovider", "-p", OUTCOMES, "--outcomes", str(values)]
-        if section.num_workers > 1 and find_spec("xdist"):
-            plugins += ["-n", str(section.num_workers)]
-        return [sys.executable, "-m", "pytest", "-v", "-rfEs", *plugins, section.run]
-    return [sys.executable, "-m", "bench.gpu.worker", section.run, str(values), *([DRY] if is_dry else [])]
+    section, until = task.section, str(task.until_s - END_S)
+    if not section.is_tests:
+        arguments = [section.run, str(values), until, str(run.pack), *([DRY] if run.is_dry else [])]
+        return [sys.executable, "-m", "bench.gpu.worker", *arguments]
+    plugins = ["-p", "no:cacheprovider", "-p", OUTCOMES, f"--outcomes={values}", f"--until={until}"]
+    if section.num_workers > 1 and find_spec("xdist"):
+        plugins += ["-n", str(section.num_workers)]
+    later = [f"--later={section.later}"] if section.later else []
+    select = ["-k", section.select] if section.select else []
+    return [sys.executable, "-m", "pytest", "-v", "-rfEs", *plugins, *later, *select, *section.run.split()]
 
 
-def status_of(section: Section, exit_status: int, last_line: str) -> SectionStatus:
+def status_of(section: Section, exit_status: int, values: Mapping[str, Value], last_line: str) -> SectionStatus:
     """Of a process that has ended by itself. Tests of which none ran were skipped."""
     if section.is_tests:
         if exit_status == NONE_COLLECTED or (exit_status == 0 and "passed" not in last_line):
             return SectionStatus.SKIPPED
     elif exit_status == SKIPPED:
         return SectionStatus.SKIPPED
-    return SectionStatus.PASSED if exit_status == 0 else SectionStatus.FAILED
+    if exit_status:
+        return SectionStatus.FAILED
+    return SectionStatus.CUT if values.get(LEFT_OUT) else SectionStatus.PASSED
 
 
-def _run(section: Section, run: Run, allowed_s: float, folder: Path, env: Mapping[str, str]) -> SectionResult:
-    values, output = folder / "values.json", folder / "output.txt"
-    began_s = run.clock.now()
-    exit_status = _wait(command_of(section, values, is_dry=run.is_dry), allowed_s, output, env)
-    text = output.read_text(errors="replace")
+def _run(task: Task, run: Run, folder: Path, env: Mapping[str, str]) -> SectionResult:
+    section, output, began_s = task.section, folder / "output.txt", run.clock.now()
+    findings = run.out / FINDINGS / f"{section.name}.json"
+    findings.parent.mkdir(exist_ok=True)
+    findings.unlink(missing_ok=True)  # of an earlier run into the same folder
+    exit_status = _wait(command_of(task, run, findings), task.until_s - began_s, output, env)
+    text, values = output.read_text(errors="replace"), read_values(findings)
     _keep(run.out / LOG, section, text)
     last_line = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     timed_out = exit_status is None
-    status = SectionStatus.TIMED_OUT if exit_status is None else status_of(section, exit_status, last_line)
-    found = read_values(values) | ({"summary": last_line} if section.is_tests else {})
-    reason = f"after {allowed_s:.0f} s" if timed_out else last_line
+    status = SectionStatus.TIMED_OUT if exit_status is None else status_of(section, exit_status, values, last_line)
+    reason = f"after {task.limit_s:.0f} s" if timed_out else last_line
     return SectionResult(
         section.name,
         section.question,
         status,
         round(run.clock.now() - began_s, 1),
-        "" if status is SectionStatus.PASSED else reason,
-        found,
+        round(task.limit_s, 1),
+        reason if status in (SectionStatus.FAILED, SectionStatus.SKIPPED, SectionStatus.TIMED_OUT) else "",
+        values | ({"summary": last_line} if section.is_tests else {}),
     )
 
 
@@ -113,7 +143,7 @@ def _wait(command: list[str], allowed_s: float, output: Path, env: Mapping[str, 
             start_new_session=True,
         )  # fmt: skip
         try:
-            return process.wait(allowed_s)
+            return process.wait(max(allowed_s, 0.0))
         except subprocess.TimeoutExpired:
             return None
         finally:
@@ -122,51 +152,10 @@ def _wait(command: list[str], allowed_s: float, output: Path, env: Mapping[str, 
             process.wait()
 
 
-@contextlib.contextmanager
-def _environment(section: Section, run: Run, folder: Path) -> Iterator[Mapping[str, str]]:
-    """A daemon of its own for a section that needs MPS; no section meets another's. DeviceError: it does not start."""
-    environ = _found_by_children(os.environ)
-    control = MpsControl(MpsDirectories(folder / "pipe", folder / "log"), environ)
-    client = {**environ, **control.directories.environment()}
-    if section.surroundings is Surroundings.PLAIN or run.is_dry or not _is_served(control, client, section):
-        yield {**environ, ENV_PIPE_DIRECTORY: NOWHERE}
-        return
-    try:
-        yield client
-    finally:
-        _stop(control)
-
-
-def _found_by_children(environ: Mapping[str, str]) -> dict[str, str]:
-    """With the places of this tree and of the driver's programs."""
-    places = (("PYTHONPATH", str(ROOT), environ.get("PYTHONPATH")), ("PATH", environ.get("PATH"), DRIVER_PROGRAMS))
-    return {**environ, **{name: os.pathsep.join(filter(None, paths)) for name, *paths in places}}
-
-
-def _is_served(control: MpsControl, client: Mapping[str, str], section: Section) -> bool:
-    """Starts the daemon; a daemon alone is not enough. DeviceError: it does not serve a section that needs it."""
-    try:
-        control.start()
-        search = look_from_child(client)
-        if search.gpu is None or not search.gpu.has_mps:
-            _stop(control)
-            raise DeviceError(f"MPS: a daemon starts and serves nobody: {search.reason or 'attribute 133 is 0'}")
-    except DeviceError:
-        if section.surroundings is Surroundings.MPS:
-            raise
-        return False
-    return True
-
-
-def _stop(control: MpsControl) -> None:
-    with contextlib.suppress(DeviceError):
-        control.stop()
-
-
 def _keep(log: Path, section: Section, text: str) -> None:
     with log.open("a") as sink:
         sink.write(f"===== {section.name}\n{text}\n")
 
 
 def _unrun(section: Section, reason: str) -> SectionResult:
-    return SectionResult(section.name, section.question, SectionStatus.SKIPPED, 0.0, reason)
+    return SectionResult(section.name, section.question, SectionStatus.SKIPPED, 0.0, 0.0, reason)

@@ -1,29 +1,32 @@
-"""What is asked of a GPU, the most valuable first. Each section is a process of its own."""
+"""What is asked of a GPU, in stages one after another. Each section is a process of its own."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 TESTS = "tests/gpu"
+TIMED_TESTS = "millisecond or take_turns"  # of the partitions': they need the device to themselves
+SECOND_CHOICE = "cuda-ipc"  # memory for drivers without VMM export
 
 
 class Surroundings(StrEnum):
     """What a section's process runs under."""
 
     PLAIN = "plain"
-    MPS = "mps"  # a client of a daemon that the run has started
-    MPS_OR_ALONE = "mps-or-alone"  # likewise where there is one; else without
+    MPS = "mps"  # a client of a daemon that the run has started, where one serves; else without
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """`run` is ``module:function`` in `bench.gpu.parts`, or the path of tests, after a slash."""
+    """`run` is ``module:function`` in `bench.gpu.parts`, or paths of tests with spaces between them."""
 
     name: str
     question: str
     run: str
-    limit_s: float
     surroundings: Surroundings = Surroundings.PLAIN
     num_workers: int = 1  # processes among which tests are divided, where pytest-xdist is there
+    select: str = ""  # tests alone that pytest's -k takes so
+    later: str = ""  # tests with this in their names come last
 
     @property
     def is_tests(self) -> bool:
@@ -31,27 +34,72 @@ class Section:
         return "/" in self.run
 
 
-ALONE = Surroundings.MPS_OR_ALONE
-SECTIONS = (
-    Section("floors", "copy bandwidth and matrix rate of this card", "device:floors", 40),
-    Section("driver", "versions, granularity, groups of SMs", "device:driver_facts", 30),
-    Section("kernel-tests", "the kernels against their references", f"{TESTS}/kernels", 150, num_workers=8),
-    Section("captured-tests", "captured kernels follow their tensors", f"{TESTS}/test_captured_kernels.py", 60),
-    Section("greedy", "a small model's tokens are the processor's", "greedy:greedy", 60),
-    Section("llama", "Llama-3-8B: decode <= 1.25x / 1.4x its floor, prefill >= 60 %", "models:llama", 90),
-    Section("memory-tests", "memd's memory: no context, no copy, read-only", f"{TESTS}/test_memory.py", 130),
-    Section("partition-tests", "SMs disjoint, as asked, the same cut twice", f"{TESTS}/test_partition.py", 130),
-    Section("graphs-keep-sms", "a graph keeps to its stream's SMs", "faults:graph_keeps_its_sms", 40, ALONE),
-    Section("repartition", "stall of 1,000 switches: p99 < 1 ms", "shares:repartition", 110, ALONE),
-    Section("attach", "a phase that starts again: < 10 s", "attach:attach", 90),
-    Section("deployment", "on device memory; decode killed in an answer", "deployment:deployment", 150, ALONE),
-    Section("shares-alone", "step time and prefill rate over the share", "shares:alone", 80, ALONE),
-    Section("shares-together", "likewise, side by side", "shares:together", 90, Surroundings.MPS),
-    Section("attention", "attention against float64, SDPA and its floor", "kernels:attention", 60),
-    Section("qwen", "Qwen2.5-7B, as Llama", "models:qwen", 90),
-    Section("sampling", "draws of 64 rows", "kernels:sampling", 40),
-    Section("last-user", "memory outlives the last user of the device", "device:last_user", 60),
-    Section("faults-without-mps", "a fault stays in its process", "faults:without_mps", 40),
-    Section("faults-with-mps", "a fault takes every client", "faults:with_mps", 40, Surroundings.MPS),
-    Section("goodput", "semi-pd over colocated: the mark is 1.55", "deployment:goodput", 400, ALONE),
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Sections side by side, which do not disturb each other. `weight`: seconds that it may well take, a guess."""
+
+    weight: float
+    sections: tuple[Section, ...]
+
+
+def stages_of(names: Sequence[str]) -> tuple[Stage, ...]:
+    """Those with sections of these names, without the others. ValueError: there is no such section."""
+    unknown = set(names) - {section.name for stage in STAGES for section in stage.sections}
+    if unknown:
+        raise ValueError(f"no section {', '.join(sorted(unknown))}")
+    kept = (replace(stage, sections=tuple(each for each in stage.sections if each.name in names)) for stage in STAGES)
+    return tuple(stage for stage in kept if stage.sections)
+
+
+MPS = Surroundings.MPS
+STAGES = (
+    Stage(32, (Section("device", "versions, groups of SMs, granularity; copy and matrix rate", "device:device"),)),
+    Stage(  # compilers and starting processes, mostly; nothing here is timed
+        95,
+        (
+            Section(
+                "kernel-tests",
+                "the kernels against their references, captured ones too",
+                f"{TESTS}/kernels {TESTS}/test_captured_kernels.py",
+                num_workers=10,
+            ),
+            Section(
+                "partition-tests",
+                "SMs disjoint, as asked, the same cut twice; a busy client ended",
+                f"{TESTS}/test_partition.py",
+                select=f"not ({TIMED_TESTS})",
+            ),
+            Section("greedy", "a small model's tokens are the processor's", "greedy:greedy"),
+        ),
+    ),
+    Stage(55, (Section("models", "decode <= 1.25x / 1.4x its floor, prefill >= 60 %", "models:models"),)),
+    Stage(80, (Section("shares", "stall of 1,000 switches; the table over shares", "shares:shares", MPS),)),
+    Stage(28, (Section("attach", "a phase that starts again: < 10 s; the last user", "attach:attach"),)),
+    Stage(50, (Section("deployment", "cold from files; decode killed", "deployment:deployment", MPS),)),
+    Stage(
+        65,
+        (
+            Section(
+                "memory-tests",
+                "memd's memory: no context, no copy, read-only",
+                f"{TESTS}/test_memory.py",
+                later=SECOND_CHOICE,
+            ),
+        ),
+    ),
+    Stage(24, (Section("kernels", "attention and draws against torch and floors", "kernels:kernels"),)),
+    Stage(
+        24,
+        (
+            Section(
+                "timed-tests",
+                "a switch < 1 ms, turns in a ratio",
+                f"{TESTS}/test_partition.py",
+                select=TIMED_TESTS,
+            ),
+        ),
+    ),
+    Stage(26, (Section("faults", "whose fault reaches whom", "faults:faults", MPS),)),
+    Stage(120, (Section("goodput", "semi-pd over colocated: the mark is 1.55", "goodput:goodput", MPS),)),
 )
+NAMES = tuple(section.name for stage in STAGES for section in stage.sections)

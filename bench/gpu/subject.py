@@ -1,7 +1,7 @@
 """Models of random weights on the device, in the shape of known ones, with the steps that a phase would run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -25,6 +25,7 @@ from tandem.types import SamplingSpec
 BLOCK_SIZE = 16
 GREEDY = SamplingSpec(temperature=0.0)
 TINY = ModelConfig("llama", 64, 96, 2, 4, 2, 16, 160, 512, 1e-5, 1e4)
+SMALLEST = replace(TINY, vocab_size=512)  # with room for one token a byte
 MODELS: Mapping[str, ModelConfig] = {
     "llama-3-8b": ModelConfig("llama", 4096, 14336, 32, 32, 8, 128, 128256, 8192, 1e-5, 5e5),
     "qwen2.5-7b": ModelConfig("qwen2", 3584, 18944, 28, 28, 4, 128, 152064, 32768, 1e-6, 1e6, attention_bias=True),

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import psutil
 
+from tandem.cli.attach_check import AttachReport
 from tandem.cli.deployment import Deployment
 from tandem.cli.events import last_lines, parse_line
 from tandem.cli.ports import bind_error
@@ -16,6 +17,7 @@ from tandem.cli.supervision import log_path
 from tandem.device.cpu.cores import available_cores
 from tandem.device.cuda.gpu import GpuFacts, GpuSearch
 from tandem.device.cuda.mps import MpsControl
+from tandem.device.memory import MemoryExporter
 from tandem.device.memory_backends import choose_exporter
 from tandem.device.partition_backends import choose_partition_backend
 from tandem.errors import DeviceError, TandemError
@@ -23,9 +25,11 @@ from tandem.rpc.controller_client import ControllerClient
 from tandem.types import Phase, Split
 
 GIB = 1 << 30
+MIB = 1 << 20
 NUM_LINES_SEARCHED = 10_000
 
 SmCheck = Callable[[Split, Mapping[str, str]], SmReport]
+AttachCheck = Callable[[MemoryExporter, Mapping[str, str]], AttachReport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +42,31 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a phase of the deployment would find. `is_running`: there is a deployment that must not be disturbed."""
+    """What a phase of the deployment would find. `is_running`: there is a deployment that must not be disturbed.
+
+    `free_bytes`: of the GPU's memory; None: not known.
+    """
 
     search: GpuSearch
     mps: MpsControl | None
     environ: Mapping[str, str]
     is_running: bool
+    free_bytes: int | None = None
 
 
-def examine_device(deployment: Deployment, around: Surroundings) -> Iterator[Finding]:
-    """The GPU and its driver, MPS, and the backends that would be chosen, each with its reason."""
-    yield from _gpu(around.search)
+def examine_device(deployment: Deployment, around: Surroundings, check_attach: AttachCheck) -> Iterator[Finding]:
+    """The GPU and its driver, MPS, and the backends that would be chosen, each with its reason.
+
+    Where no deployment runs, also how soon a process has memory that another one exports.
+    """
+    yield from _gpu(around)
     yield Finding("mps", _mps(around))
     for phase in Phase:
         choice = choose_partition_backend(
             deployment.partition_backends[phase], around.search, around.environ, num_cores=available_cores()
         )
         yield Finding("partition", f"{phase}: {choice.name} ({choice.reason})")
-    yield Finding("memory", _memory(deployment))
+    yield from _memory(deployment, around, check_attach)
 
 
 def examine_machine(deployment: Deployment, around: Surroundings) -> Iterator[Finding]:
@@ -75,13 +86,14 @@ def examine_shares(deployment: Deployment, around: Surroundings, check_sms: SmCh
         yield from _sms(deployment, around, check_sms)
 
 
-def _gpu(search: GpuSearch) -> Iterator[Finding]:
-    gpu = search.gpu
+def _gpu(around: Surroundings) -> Iterator[Finding]:
+    gpu = around.search.gpu
     if gpu is None:
-        yield Finding("device", f"no GPU: {search.reason}")
+        yield Finding("device", f"no GPU: {around.search.reason}")
         return
     capability, driver = (".".join(map(str, version)) for version in (gpu.compute_capability, gpu.cuda_version))
-    yield Finding("device", f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB, {gpu.num_sms} SMs")
+    free = "" if around.free_bytes is None else f"{around.free_bytes / GIB:.1f} GiB free of "
+    yield Finding("device", f"{gpu.name}, {free}{gpu.memory_bytes / GIB:.0f} GiB, {gpu.num_sms} SMs")
     yield Finding("driver", f"serves CUDA {driver}; compute capability {capability}")
 
 
@@ -95,12 +107,26 @@ def _mps(around: Surroundings) -> str:
     return f"control daemon in {around.mps.directories.pipe}, {served}; clients now: {clients}"
 
 
-def _memory(deployment: Deployment) -> str:
+def _memory(deployment: Deployment, around: Surroundings, check_attach: AttachCheck) -> Iterator[Finding]:
     try:
         choice = choose_exporter(deployment.memory_backend, lambda: None)
     except TandemError as error:
-        return f"{deployment.memory_backend}: not to be had: {error}"
-    return f"{choice.exporter.kind} ({choice.reason})"
+        yield Finding("memory", f"{deployment.memory_backend}: not to be had: {error}")
+        return
+    yield Finding("memory", f"{choice.exporter.kind} ({choice.reason})")
+    if not around.is_running:
+        yield Finding("attach", _attach(choice.exporter, around.environ, check_attach))
+
+
+def _attach(exporter: MemoryExporter, environ: Mapping[str, str], check_attach: AttachCheck) -> str:
+    try:
+        report = check_attach(exporter, environ)
+    except DeviceError as error:
+        return f"not measured: {error}"
+    size = f"{report.size_bytes / MIB:.0f} MiB of {report.kind}"
+    return (
+        f"{size} mapped {report.process_s:.1f} s after a process's start; a mapping alone {report.map_s * 1e3:.2f} ms"
+    )
 
 
 def _processor() -> str:

@@ -1,17 +1,15 @@
 """Whether the two phases really have SMs of their own: two processes take their shares and are probed together."""
 
-import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
 
 from kernels.gpu.sm_use import SmUse, share_faults
-from tandem.errors import DeviceError
+from tandem.cli.probes import Probe
 from tandem.types import Phase, Split
 
+READY = "ready"
 PROBE = (sys.executable, "-P", "-m", "tandem.phase.sm_probe")
 
 
@@ -34,10 +32,11 @@ class SmReport:
 
 def check_sms(split: Split, environ: Mapping[str, str], probe: Sequence[str] = PROBE) -> SmReport:
     """`environ`: what the phases are started with. DeviceError with what a probe said when it failed."""
+    shares = (str(split.prefill_percent), str(split.decode_percent))
     with ExitStack() as stack:
-        probes = {phase: stack.enter_context(_Probe(phase, split, environ, probe)) for phase in Phase}
+        probes = {phase: stack.enter_context(Probe("SM probe", [*probe, phase, *shares], environ)) for phase in Phase}
         for each in probes.values():
-            each.wait_ready()
+            each.wait_for(READY)
         for each in probes.values():
             each.release()
         answers = {phase: each.answer() for phase, each in probes.items()}
@@ -45,47 +44,3 @@ def check_sms(split: Split, environ: Mapping[str, str], probe: Sequence[str] = P
         {phase: answer["quota"] for phase, answer in answers.items()},
         {phase: SmUse(frozenset(a["sm_ids"]), a["from_ns"], a["to_ns"]) for phase, a in answers.items()},
     )
-
-
-class _Probe:
-    """A running `tandem.phase.sm_probe`; killed at the end of its context, when it waits or has ended."""
-
-    def __init__(self, phase: Phase, split: Split, environ: Mapping[str, str], command: Sequence[str]) -> None:
-        shares = (str(split.prefill_percent), str(split.decode_percent))
-        self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [*command, phase, *shares],
-            env=dict(environ), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def wait_ready(self) -> None:
-        assert self._process.stdout is not None
-        while line := self._process.stdout.readline():  # what is logged before is passed over
-            if line == "ready\n":
-                return
-        raise self._failure()
-
-    def release(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        try:
-            answer: dict[str, Any] = json.loads(self._process.stdout.read())
-        except ValueError as error:
-            raise self._failure() from error
-        return answer
-
-    def _failure(self) -> DeviceError:
-        self._process.kill()
-        _, said = self._process.communicate()
-        words = said.strip().splitlines()
-        return DeviceError(f"the SM probe failed: {words[-1] if words else f'status {self._process.returncode}'}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._process.kill()
-        self._process.communicate()

@@ -1,4 +1,4 @@
-"""Whole deployments whose weights and KV are the device's memory, with random weights."""
+"""A whole deployment whose weights and KV are the device's memory: from files, and again after a kill."""
 
 import json
 import subprocess
@@ -6,8 +6,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -15,17 +17,19 @@ import torch
 
 from bench.deployment.local import LocalServices, run_dir, running, serving
 from bench.gpu.bench import Bench
+from bench.gpu.model_files import forget_pages, written_model
 from bench.gpu.record import Value
-from bench.gpu.subject import MODELS, TINY
+from bench.gpu.subject import MODELS, SMALLEST
 from tandem.client import Client
 from tandem.model.config import ModelConfig
+from tandem.model.hf_folder import WEIGHTS
 from tandem.model.manifest import build_manifest
 from tandem.model.registry import get_family
 
-SHAPE = replace(MODELS["llama-3-8b"], num_layers=8)  # whose random weights the loader draws within seconds
-SMALLEST = replace(TINY, vocab_size=512)  # with room for one token a byte
+SHAPE = replace(MODELS["llama-3-8b"], num_layers=3, vocab_size=32_000)  # 1.7 GiB, to be written and read in seconds
 KV_BYTES = 8 << 30
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
+RESTART_S = 12.0  # of decode, and an answer, may well take
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 10
 TANDEM = (sys.executable, "-m", "tandem.cli.main")
 TOLD = {"memory.chosen": "memory", "partition.chosen": "backend", "kernels.chosen": "kernels"}  # event: its field
@@ -33,61 +37,38 @@ LOOK_S = 0.05
 
 
 def deployment(bench: Bench) -> None:
-    """What `tandem doctor` says; then start, an answer, and one in the middle of which decode is killed."""
+    """What `tandem doctor` says; a cold start from files, an answer, and one during which decode is killed."""
+    bench.expect(("doctor", "cold_first_token_s", "restarted_first_token_s"))
+    config, kv_bytes = (SMALLEST, 16 << 20) if bench.is_dry else (SHAPE, KV_BYTES)
     with run_dir() as folder:
-        bench.record("doctor", _doctor(folder))
-        config, kv_bytes = (SMALLEST, 16 << 20) if bench.is_dry else (SHAPE, KV_BYTES)
+        with ThreadPoolExecutor(1) as pool:
+            doctor = pool.submit(_doctor, folder)  # beside what nobody times
+            model = written_model(folder / "model", config)
+        bench.record("doctor", doctor.result())
+        bench.record("file_mib", (model / WEIGHTS).stat().st_size / MIB)
+        forget_pages(model / WEIGHTS)
         free_bytes, began_s = _free_bytes(bench), time.perf_counter()
-        system = LocalServices(folder, random_model(folder, config), {"memd": {"kv-bytes": kv_bytes}})
+        system = LocalServices(folder, str(model), {"memd": {"kv-bytes": kv_bytes}})
         with running(system):
             bench.record("start_s", time.perf_counter() - began_s)
-            bench.record("chosen", {each: _told(system.log(each)) for each in ("memd", "prefill", "decode")})
+            whole = _hear(system, bench.pick(600, 40), lambda _: None)
+            bench.record("cold_first_token_s", whole.at_s[0] - began_s)
+            _tell(bench, system, whole)
             if not bench.is_dry:
-                taken_bytes = free_bytes - _free_bytes(bench)
-                segments_bytes = _weight_bytes(config) + kv_bytes
-                bench.record("segments_gib", segments_bytes / GIB)
-                bench.record("taken_beside_them_gib", (taken_bytes - segments_bytes) / GIB)
-            _ask(bench, system, bench.pick(600, 40))
+                _memory(bench, free_bytes, _weight_bytes(config) + kv_bytes)
+            if bench.has_time(RESTART_S):
+                _kill_decode(bench, system, whole, whole.at_s[0] - began_s)
 
 
-def goodput(bench: Bench) -> None:
-    """Both modes at once on the device, on kernels of one shape; the rates at which 90 % of requests meet both SLOs."""
-    with run_dir() as folder:
-        config, kv_bytes = (SMALLEST, 64 << 20) if bench.is_dry else (SHAPE, KV_BYTES)
-        result = folder / "goodput.json"
-        command = [
-            *(*TANDEM, "bench", "goodput", "colocated", "semi-pd", "--model", random_model(folder, config)),
-            *("--set", f"memd.kv-bytes={kv_bytes}", "--workload", "sharegpt", "--out", str(result)),
-            *("--rate", "8" if not bench.is_dry else "1", "--probe-s", str(bench.pick(15, 1))),
-            *("--max-probes", str(bench.pick(7, 1)), "--drain-s", "20"),
-        ]
-        subprocess.run(command, check=True)  # noqa: S603 - our own program
-        found = json.loads(result.read_text())
-    bench.record("slo", found["slo"])
-    rates = {each["deployment"]: float(each["goodput"]["rate_per_s"]) for each in found["deployments"]}
-    bench.record("requests_per_s", rates)
-    if rates["colocated"]:
-        bench.record("semi_pd_over_colocated", rates["semi-pd"] / rates["colocated"])
+def _tell(bench: Bench, system: LocalServices, whole: "Heard") -> None:
+    bench.record("chosen", {each: _told(system.log(each)) for each in ("memd", "prefill", "decode")})
+    bench.record("ms_between_pieces", median(whole.gaps_s) * 1e3)
 
 
-def random_model(folder: Path, config: ModelConfig) -> str:
-    """As services name it."""
-    path = folder / "config.json"
-    fields = {
-        "model_type": config.family,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-    }
-    path.write_text(json.dumps(fields))
-    return f"random:{path}"
+def _memory(bench: Bench, free_bytes: int, segments_bytes: int) -> None:
+    taken_bytes = free_bytes - _free_bytes(bench)
+    bench.record("segments_gib", segments_bytes / GIB)
+    bench.record("taken_beside_them_gib", (taken_bytes - segments_bytes) / GIB)
 
 
 @dataclass(slots=True)
@@ -100,25 +81,32 @@ class Heard:
     @property
     def gaps_s(self) -> list[float]:
         """Between pieces."""
-        return [after - before for before, after in zip(self.at_s, self.at_s[1:], strict=False)]
+        return [after - before for before, after in pairwise(self.at_s)]
+
+    def longest_wait_s(self, from_s: float) -> float:
+        """For a piece, from then on: what was on its way may still have come."""
+        later = [at_s for at_s in self.at_s if at_s > from_s]
+        return max(after - before for before, after in pairwise([from_s, *later]))
 
 
-def _ask(bench: Bench, system: LocalServices, num_tokens: int) -> None:
-    began_s = time.perf_counter()
-    whole = _hear(system, num_tokens, lambda _: None)
-    bench.record("first_token_ms", (whole.at_s[0] - began_s) * 1e3)
-    bench.record("ms_between_pieces", median(whole.gaps_s) * 1e3)
+def _kill_decode(bench: Bench, system: LocalServices, whole: Heard, cold_s: float) -> None:
+    """In the middle of the same answer: the time to the next token beside the cold start's to its first."""
+    num_tokens = len(whole.token_ids)
+    killed_at_s: list[float] = []
 
-    def kill_decode(heard: Heard) -> None:
+    def kill(heard: Heard) -> None:
         if len(heard.token_ids) == num_tokens // 2:
             system.processes["decode"].kill()
+            killed_at_s.append(time.perf_counter())
 
     with _revived(system) as revivals:
-        cut = _hear(system, num_tokens, kill_decode)
+        cut = _hear(system, num_tokens, kill)
         while not all(serving(system.socket(service), service) for service in system.services):
             time.sleep(LOOK_S)  # who has just ended is started again meanwhile
+    restarted_s = cut.longest_wait_s(killed_at_s[0])
+    bench.record("restarted_first_token_s", restarted_s)
+    bench.record("cold_over_restarted", cold_s / restarted_s)
     bench.record("ended_with_decode", dict(revivals))  # how each process ended
-    bench.record("longest_gap_s", max(cut.gaps_s))
     same = [ours == theirs for ours, theirs in zip(cut.token_ids, whole.token_ids, strict=True)]
     bench.record("equal_tokens", [sum(same), num_tokens])
 

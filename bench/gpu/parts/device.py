@@ -15,6 +15,14 @@ from tandem.device.cuda.vmm_export import exportable_properties, granularity_byt
 from tandem.device.memory_backends import why_no_vmm
 
 
+def device(bench: Bench) -> None:
+    """What the driver says of it, where there is one; then what nothing on it can be faster than."""
+    bench.expect(("copy_gb_per_s", "matmul_tflop_per_s"))
+    if not bench.is_dry:
+        driver_facts(bench)
+    floors(bench)
+
+
 def floors(bench: Bench) -> None:
     """Copy bandwidth and matrix rate."""
     bench.record("python", sys.version.split()[0])
@@ -26,7 +34,6 @@ def floors(bench: Bench) -> None:
 
 def driver_facts(bench: Bench) -> None:
     """Versions, SMs, granularity, and into which groups the driver cuts the SMs."""
-    bench.needs_gpu("the driver")
     bench.record("kernel", platform.release())
     bench.record("mps_control", shutil.which(CONTROL_PROGRAM) or "not found")
     for package in ("triton", "cuda-bindings"):
@@ -48,15 +55,3 @@ def driver_facts(bench: Bench) -> None:
         parts, num_groups, rest = check(driver, split, "cuDevSmResourceSplitByCount")
         sizes = sorted({part.sm.smCount for part in parts[:num_groups]})
         bench.record(f"groups_of_at_least_{wanted}_sms", [num_groups, sizes, rest.sm.smCount])
-
-
-def last_user(bench: Bench) -> None:
-    """Whether exported memory outlives the last process that uses the device, with the descriptor alone kept open."""
-    bench.needs_gpu("exported memory")
-    from bench.gpu.children import answer_of, exporting
-
-    with exporting(256 << 20) as segment:
-        bench.record("filled", answer_of(["fill", *segment.arguments], segment.fd))
-        segment.end_exporter()
-        bench.record("first_start", answer_of(["check", *segment.arguments], segment.fd))
-        bench.record("second_start", answer_of(["check", *segment.arguments], segment.fd))

@@ -1,4 +1,4 @@
-"""Whether a phase's fault reaches the other, and whether a graph keeps to the SMs on which it was captured."""
+"""Whether a phase's fault reaches the other."""
 
 import contextlib
 import os
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from bench.gpu.bench import Bench
+from bench.gpu.surroundings import NOWHERE
 from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
 
 PROGRAM = """
@@ -20,56 +21,34 @@ print("ready", flush=True)
 command = sys.stdin.readline().strip()
 if command == "assert":
     a[torch.tensor([512], device="cuda")]
-until_s = time.monotonic() + 3
+until_s = time.monotonic() + 2
 while time.monotonic() < until_s:
     torch.mm(a, a)
     torch.cuda.synchronize()
 print("alive", flush=True)
 """
+FAULTS = ("assert", "kill")
+FAULT_S = 8.0  # two processes and a fault may well take
 CHILD_S = 30.0
 BUSY_S = 0.5  # how long both have computed when one is killed
 
 
-def with_mps(bench: Bench) -> None:
-    """A device-side assertion, and a kill, beside a client of the same daemon."""
+def faults(bench: Bench) -> None:
+    """A device-side assertion, and a kill, beside another process: without MPS, then beside a client of one daemon."""
     bench.needs_gpu("faults")
-    _survival(bench, os.environ)
+    bench.expect(f"peer_after_{name}_{how}" for how in ("without_mps", "with_mps") for name in FAULTS)
+    _survival(bench, {**os.environ, ENV_PIPE_DIRECTORY: NOWHERE}, "without_mps")
+    if os.environ[ENV_PIPE_DIRECTORY] != NOWHERE:
+        _survival(bench, os.environ, "with_mps")
+        return
+    for name in FAULTS:
+        bench.leave_out(f"peer_after_{name}_with_mps", "no MPS")
 
 
-def without_mps(bench: Bench) -> None:
-    """Likewise, with no daemon."""
-    bench.needs_gpu("faults")
-    _survival(bench, {**os.environ, ENV_PIPE_DIRECTORY: "/nonexistent"})
-
-
-def graph_keeps_its_sms(bench: Bench) -> None:
-    """A probe, captured on a share's stream: replayed there, then replayed from the stream of another share."""
-    bench.needs_gpu("green contexts")
-    import torch
-
-    from bench.gpu.load import share_backend, split_of
-    from kernels.gpu.sm_probe import PROGRAMS_PER_SM, launch_probe
-    from tandem.runner.cuda.graphs import StepStream, TorchGraphs
-    from tandem.types import Phase
-
-    stream = StepStream()
-    backend = share_backend(bench, Phase.DECODE, stream, is_alone=True)
-    graphs = TorchGraphs(bench.device, stream)
-    num_sms = torch.cuda.get_device_properties(bench.device).multi_processor_count
-    runs = torch.zeros(PROGRAMS_PER_SM * num_sms, 3, dtype=torch.int64, device=bench.device)
-    torch.cuda.synchronize()
-    backend.apply(Phase.DECODE, split_of(31))
-    launch_probe(runs, 100_000)
-    replay = graphs.capture(lambda: launch_probe(runs, 100_000))
-    for name, percent in (("on_its_own_share", 31), ("from_a_wider_share", 88)):
-        backend.apply(Phase.DECODE, split_of(percent))
-        replay()
-        graphs.wait()
-        bench.record(name, {"quota": stream.num_sms or num_sms, "sms": len(set(runs[:, 0].tolist()))})
-
-
-def _survival(bench: Bench, environ: Mapping[str, str]) -> None:
-    for name in ("assert", "kill"):
+def _survival(bench: Bench, environ: Mapping[str, str], how: str) -> None:
+    for name in FAULTS:
+        if not bench.has_time(FAULT_S):
+            return
         with _python(PROGRAM, environ) as peer, _python(PROGRAM, environ) as other:
             for process in (peer, other):
                 _line(process)
@@ -79,7 +58,7 @@ def _survival(bench: Bench, environ: Mapping[str, str]) -> None:
                 time.sleep(BUSY_S)
                 other.kill()
             said = _line(peer)
-            bench.record(f"peer_after_{name}", said or f"ended with {peer.wait(CHILD_S)}")
+            bench.record(f"peer_after_{name}_{how}", said or f"ended with {peer.wait(CHILD_S)}")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from bench.gpu.bench import Bench
-from bench.gpu.floors import attention_bytes
+from bench.gpu.floors import Rates, attention_bytes
 from bench.gpu.subject import BLOCK_SIZE, model_named
 from kernels.choice import choose_kernels
 from kernels.table import Kernels, torch_kernels
@@ -67,44 +67,55 @@ class PagedHeads:
         return attended.transpose(0, 1)
 
 
-def attention(bench: Bench) -> None:
-    """Decode of 64 x 1,024, chunks of 8 x 2,048, in the shape of both models."""
-    rates = bench.rates()
-    kernels = _kernels(bench)
-    for name in ("llama-3-8b", "qwen2.5-7b"):
-        config, context, length = model_named(bench, name), bench.pick(1024, 32), bench.pick(2048, 32)
-        batch = bench.pick(64, 4)
-        rows = PagedHeads(bench, config, 1, [context] * batch)
-        found = _against_torch(bench, rows, kernels, is_causal=False)
+NAMES = ("llama-3-8b", "qwen2.5-7b")
+ATTENTION_S, DRAWS_S = 5.0, 3.0  # what each may well take, kernels compiled
+SPECS = {
+    "greedy": SamplingSpec(temperature=0.0),
+    "top_p": SamplingSpec(temperature=0.8, top_p=0.9),
+    "top_k_top_p_min_p": SamplingSpec(temperature=0.8, top_k=50, top_p=0.9, min_p=0.01),
+    "temperature": SamplingSpec(temperature=0.8),
+}
+
+
+def kernels(bench: Bench) -> None:
+    """Attention in the shape of the first model, draws, attention in that of the second."""
+    bench.expect(
+        [f"{name}_{what}" for name in NAMES for what in ("rows", "chunks")] + [f"draw_{name}" for name in SPECS]
+    )
+    rates, ours = bench.rates(), _kernels(bench)
+    _attention(bench, NAMES[0], ours, rates)
+    for name, spec in SPECS.items():
+        if bench.has_time(DRAWS_S):
+            bench.record(f"draw_{name}", _draws(bench, ours, spec))
+    _attention(bench, NAMES[1], ours, rates)
+
+
+def _attention(bench: Bench, name: str, kernels: Kernels, rates: Rates) -> None:
+    """Decode of 64 x 1,024, chunks of 8 x 2,048."""
+    config = model_named(bench, name)
+    if bench.has_time(ATTENTION_S):
+        batch, context = bench.pick(64, 4), bench.pick(1024, 32)
+        found = _against_torch(bench, PagedHeads(bench, config, 1, [context] * batch), kernels, is_causal=False)
         floor_s = attention_bytes(config, batch, context) / rates.copy_gb_per_s / 1e9
         bench.record(f"{name}_rows", {**found, "over_floor": found["ours_ms"] / floor_s / 1e3})
-        batch = bench.pick(8, 2)
-        chunks = PagedHeads(bench, config, length, [length] * batch)
-        found = _against_torch(bench, chunks, kernels, is_causal=True)
+    if bench.has_time(ATTENTION_S):
+        batch, length = bench.pick(8, 2), bench.pick(2048, 32)
+        found = _against_torch(bench, PagedHeads(bench, config, length, [length] * batch), kernels, is_causal=True)
         flop = 4 * config.num_heads * config.head_dim * batch * length * (length + 1) // 2
         rate = flop / found["ours_ms"] / 1e9
         bench.record(f"{name}_chunks", {**found, "of_matmul_rate": rate / rates.matmul_tflop_per_s})
 
 
-def sampling(bench: Bench) -> None:
-    """Draws of 64 rows over a vocabulary of 128,256."""
+def _draws(bench: Bench, kernels: Kernels, spec: SamplingSpec) -> dict[str, float]:
+    """Of 64 rows over a vocabulary of 128,256."""
     num_rows, vocab_size = bench.pick(64, 4), bench.pick(128_256, 300)
     logits = torch.randn(num_rows, vocab_size, device=bench.device) * 3
-    draw = _kernels(bench).draw_tokens
-    specs = {
-        "greedy": SamplingSpec(temperature=0.0),
-        "temperature": SamplingSpec(temperature=0.8),
-        "top_p": SamplingSpec(temperature=0.8, top_p=0.9),
-        "top_k_top_p_min_p": SamplingSpec(temperature=0.8, top_k=50, top_p=0.9, min_p=0.01),
-    }
-    reference = torch_kernels().draw_tokens
-    for name, spec in specs.items():
-        samplings, positions = [spec] * num_rows, list(range(num_rows))
-        seconds = bench.median_s(lambda s=spec: draw(logits, [s] * num_rows, list(range(num_rows))))  # type: ignore[misc]
-        ours = draw(logits, samplings, positions)
-        theirs = reference(logits.cpu(), samplings, positions)
-        agreeing = sum(our == their for our, their in zip(ours, theirs, strict=True))
-        bench.record(name, {"ms": seconds * 1e3, "agreeing": agreeing, "rows": num_rows})
+    samplings, positions = [spec] * num_rows, list(range(num_rows))
+    seconds = bench.median_s(lambda: kernels.draw_tokens(logits, samplings, positions))
+    ours = kernels.draw_tokens(logits, samplings, positions)
+    theirs = torch_kernels().draw_tokens(logits.cpu(), samplings, positions)
+    agreeing = sum(our == their for our, their in zip(ours, theirs, strict=True))
+    return {"ms": seconds * 1e3, "agreeing": agreeing, "rows": num_rows}
 
 
 def _kernels(bench: Bench) -> Kernels:

@@ -1,40 +1,44 @@
 """Whole models against their floors."""
 
 import time
+from collections.abc import Sequence
 from statistics import median
 
 from bench.gpu.bench import Bench
-from bench.gpu.floors import decode_floor_ms, prefill_flop
+from bench.gpu.floors import Rates, decode_floor_ms, prefill_flop
 from bench.gpu.subject import DecodeBatch, Subject, model_named, open_subject, prefill_step
 from tandem.runner.cuda.graphs import StepStream
 
-
-def llama(bench: Bench) -> None:
-    """Decode at batch 1 and 64 with 1,024 tokens of context, prefill of 8 x 2,048."""
-    _model(bench, "llama-3-8b")
+NAMES = ("llama-3-8b", "qwen2.5-7b")
+OPEN_S, STEPS_S, PREFILL_S = 10.0, 4.0, 4.0  # what each may well take, kernels compiled
 
 
-def qwen(bench: Bench) -> None:
-    """Likewise."""
-    _model(bench, "qwen2.5-7b")
-
-
-def _model(bench: Bench, name: str) -> None:
-    config, num_steps = model_named(bench, name), bench.pick(128, 8)
-    context, length = bench.pick(1024, 32), bench.pick(2048, 32)
-    batches = (1, bench.pick(64, 4))
-    num_prompts = bench.pick(8, 2)
+def models(bench: Bench) -> None:
+    """Decode at batch 1 and 64 with 1,024 tokens of context, prefill of 8 x 2,048; of one model after the other."""
     rates = bench.rates()
     bench.record("copy_gb_per_s", rates.copy_gb_per_s)
     bench.record("matmul_tflop_per_s", rates.matmul_tflop_per_s)
+    batches = (1, bench.pick(64, 4))
+    bench.expect(f"{name}_{what}" for name in NAMES for what in (*(f"decode_{each}" for each in batches), "prefill"))
+    for name in NAMES:
+        if bench.has_time(OPEN_S):
+            _model(bench, name, batches, rates)
+
+
+def _model(bench: Bench, name: str, batches: Sequence[int], rates: Rates) -> None:
+    config, context, num_steps = model_named(bench, name), bench.pick(1024, 32), bench.pick(128, 8)
+    num_prompts, length = bench.pick(8, 2), bench.pick(2048, 32)
     num_tokens = max(DecodeBatch.num_tokens(batches[-1], context, num_steps), num_prompts * length)
     subject = open_subject(bench, config, num_tokens, StepStream())
     for batch in batches:
+        if not bench.has_time(STEPS_S):
+            return
         floor_ms = decode_floor_ms(config, batch, context + num_steps // 2, rates)
-        steps = DecodeBatch(subject, batch, context, num_steps)
-        found = decode_ms(bench, steps, num_steps)
-        bench.record(f"decode_{batch}", {**found, "floor_ms": floor_ms, "over_floor": found["median_ms"] / floor_ms})
-    bench.record("prefill", _prefill(bench, subject, num_prompts, length, rates.matmul_tflop_per_s))
+        found = decode_ms(bench, DecodeBatch(subject, batch, context, num_steps), num_steps)
+        over_floor = found["median_ms"] / floor_ms
+        bench.record(f"{name}_decode_{batch}", {**found, "floor_ms": floor_ms, "over_floor": over_floor})
+    if bench.has_time(PREFILL_S):
+        bench.record(f"{name}_prefill", _prefill(bench, subject, num_prompts, length, rates.matmul_tflop_per_s))
 
 
 def decode_ms(bench: Bench, steps: DecodeBatch, num_steps: int) -> dict[str, float]:

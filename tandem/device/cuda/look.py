@@ -5,23 +5,51 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
+from tandem.device.cuda.driver import DriverApi, open_driver
 from tandem.device.cuda.gpu import GpuFacts, GpuSearch, find_gpu
+from tandem.device.cuda.primary_context import PrimaryContext
+from tandem.errors import DeviceError
 
 TIMEOUT_S = 60.0
+DEVICE_ORDINAL = 0
+FREE = "free"
 
 
 def look_from_child(environ: Mapping[str, str]) -> GpuSearch:
     """What a process that is started with `environ` finds."""
-    command = [sys.executable, "-P", "-m", __name__]
+    try:
+        found = _answer(environ)
+    except DeviceError as error:
+        return GpuSearch(None, f"looking for a GPU failed: {error}")
+    return GpuSearch(_facts(found["gpu"]) if found["gpu"] else None, found["reason"])
+
+
+def free_bytes_from_child(environ: Mapping[str, str]) -> int:
+    """Of the device's memory, as a process that is started with `environ` sees it, whose context has some of it.
+
+    DeviceError.
+    """
+    return int(_answer(environ, FREE)["free_bytes"])
+
+
+def free_memory(driver: DriverApi) -> dict[str, int]:
+    """What `free_bytes_from_child` is told; makes this process's context. DeviceError."""
+    return {"free_bytes": PrimaryContext(driver, DEVICE_ORDINAL).free_bytes()}
+
+
+def _answer(environ: Mapping[str, str], *arguments: str) -> dict[str, Any]:
+    """Of this module in a process of its own. DeviceError."""
+    command = [sys.executable, "-P", "-m", __name__, *arguments]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
             command, env=dict(environ), capture_output=True, text=True, check=True, timeout=TIMEOUT_S
         )
-        found = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        return GpuSearch(None, f"looking for a GPU failed: {error}")
-    return GpuSearch(_facts(found["gpu"]) if found["gpu"] else None, found["reason"])
+        raise DeviceError(str(error)) from error
+    return answer
 
 
 def _facts(found: dict[str, object]) -> GpuFacts:
@@ -30,4 +58,4 @@ def _facts(found: dict[str, object]) -> GpuFacts:
 
 
 if __name__ == "__main__":
-    json.dump(asdict(find_gpu()), sys.stdout)
+    json.dump(free_memory(open_driver()) if FREE in sys.argv[1:] else asdict(find_gpu()), sys.stdout)

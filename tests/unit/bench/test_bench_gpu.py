@@ -1,56 +1,36 @@
-"""The GPU benchmark's pure parts, and its sections' processes, without a GPU."""
+"""The GPU benchmark's arithmetic, findings and search, without a GPU."""
 
 import json
-import os
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bench.gpu import __main__ as command
-from bench.gpu import runner
+from bench.deployment.hf_export import check_equal
+from bench.deployment.open import Target
+from bench.experiment import Experiment
+from bench.gpu import extract_trace
 from bench.gpu.bench import Bench, SkippedError
-from bench.gpu.budget import KEPT_BACK_S, LEAST_S, allowance_s
 from bench.gpu.display import result_lines, summary_lines, text_of
 from bench.gpu.floors import Rates, attention_bytes, decode_bytes, decode_floor_ms, prefill_flop
 from bench.gpu.load import DECODE_PERCENTS, split_of
-from bench.gpu.parts import device
-from bench.gpu.record import Report, SectionResult, SectionStatus
-from bench.gpu.runner import LOG, RESULTS, Run, command_of, run_section, run_sections, status_of
-from bench.gpu.sections import SECTIONS, Section, Surroundings
-from bench.gpu.subject import MODELS
-from tandem.clock import ManualClock, MonotonicClock
-from tandem.device.cuda.gpu import GpuFacts, GpuSearch
-from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
+from bench.gpu.model_files import forget_pages, written_model
+from bench.gpu.parts import deployment, device, goodput
+from bench.gpu.record import LEFT_OUT, NO_TIME, Report, SectionResult, SectionStatus
+from bench.gpu.subject import MODELS, SMALLEST
+from bench.load.endpoint import EndpointSpec, Protocols
+from bench.workloads.traces import read_azure
+from tandem.clock import Clock, ManualClock
 from tandem.device.cuda.sm_split import SmGroups, plan_share, shares_of
+from tandem.model.hf_folder import WEIGHTS
+from tandem.model.manifest import build_manifest
+from tandem.model.registry import get_family
+from tandem.model.source import open_model
 from tandem.types import Phase
-from tests.support import fake_mps_control
 from tests.support.fake_cuda.host import fake_driver
-
-TESTS = Section("tests", "?", "tests/gpu/none", 10.0)
-PROGRAM = Section("program", "?", "device:floors", 10.0)
-
-
-# --- the budget
-
-
-@given(st.floats(0, 600), st.floats(0, 600), st.floats(10, 600))
-def test_no_section_runs_into_what_is_kept_back(limit_s: float, elapsed_s: float, total_s: float) -> None:
-    allowed_s = allowance_s(limit_s, elapsed_s, total_s)
-    assert 0 <= allowed_s <= limit_s
-    assert allowed_s == 0 or elapsed_s + allowed_s <= total_s - KEPT_BACK_S + 1e-9  # sums of floats round
-
-
-def test_a_section_gets_its_limit_or_what_is_left_or_nothing() -> None:
-    assert allowance_s(60, 0, 540) == 60
-    assert allowance_s(60, 500, 540) == 540 - 500 - KEPT_BACK_S
-    assert allowance_s(60, 540 - KEPT_BACK_S - LEAST_S + 0.1, 540) == 0
-
 
 # --- floors
 
@@ -90,191 +70,28 @@ def test_each_percentage_is_another_share_of_16_groups() -> None:
         assert len(had) == len(DECODE_PERCENTS) == len(shares_of(phase, device))
 
 
-# --- sections
-
-
-def test_every_section_has_a_name_of_its_own_and_something_to_run() -> None:
-    assert len({section.name for section in SECTIONS}) == len(SECTIONS)
-    for section in SECTIONS:
-        if section.is_tests:
-            assert Path(section.run).exists()
-            continue
-        module, _, function = section.run.partition(":")
-        path = Path(runner.__file__).parent / "parts" / f"{module}.py"
-        assert f"def {function}(bench: Bench)" in path.read_text(), section
-
-
-def test_what_needs_mps_has_a_daemon() -> None:
-    by_surroundings = {kind: {each.name for each in SECTIONS if each.surroundings is kind} for kind in Surroundings}
-    assert by_surroundings[Surroundings.MPS] == {"shares-together", "faults-with-mps"}
-    assert by_surroundings[Surroundings.MPS_OR_ALONE] == {
-        "graphs-keep-sms", "repartition", "shares-alone", "deployment", "goodput",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("section", "exit_status", "last_line", "status"),
-    [
-        (TESTS, 0, "3 passed in 1s", SectionStatus.PASSED),
-        (TESTS, 0, "3 skipped in 1s", SectionStatus.SKIPPED),
-        (TESTS, 5, "no tests ran", SectionStatus.SKIPPED),
-        (TESTS, 1, "1 failed, 2 passed in 1s", SectionStatus.FAILED),
-        (PROGRAM, 0, "", SectionStatus.PASSED),
-        (PROGRAM, 3, "needs a GPU", SectionStatus.SKIPPED),
-        (PROGRAM, -9, "", SectionStatus.FAILED),
-    ],
-)
-def test_how_a_process_ended_is_the_section_s_status(
-    section: Section, exit_status: int, last_line: str, status: SectionStatus
-) -> None:
-    assert status_of(section, exit_status, last_line) is status
-
-
-def test_tests_are_run_by_pytest_and_programs_by_the_worker() -> None:
-    assert command_of(TESTS, Path("v"), is_dry=False)[1:3] == ["-m", "pytest"]
-    assert command_of(PROGRAM, Path("v"), is_dry=True)[2:] == ["bench.gpu.worker", "device:floors", "v", "--dry"]
-
-
-FINDS = """
-import json, pathlib, sys, time
-pathlib.Path(sys.argv[1]).write_text(json.dumps({"found": 1}))
-print("out of luck")
-time.sleep(float(sys.argv[2]))
-sys.exit(int(sys.argv[3]))
-"""
-
-
-@pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, int]]:
-    """What sections do by name: seconds, exit status."""
-    planned: dict[str, tuple[float, int]] = {}
-
-    def command(section: Section, values: Path, *, is_dry: bool) -> Sequence[str]:
-        seconds, exit_status = planned[section.name]
-        return [sys.executable, "-c", FINDS, str(values), str(seconds), str(exit_status)]
-
-    monkeypatch.setattr(runner, "command_of", command)
-    return planned
-
-
-def a_run(folder: Path, total_s: float = 60.0) -> Run:
-    return Run(folder, total_s, MonotonicClock(), is_dry=False)
-
-
-def test_one_that_fails_or_takes_too_long_keeps_what_it_found_and_the_next_goes_on(
-    tmp_path: Path, programs: dict[str, tuple[float, int]]
-) -> None:
-    programs |= {"bad": (0, 1), "slow": (600, 0), "good": (0, 0), "skip": (0, 3)}
-    limits = {"bad": 30.0, "slow": 1.0, "good": 30.0, "skip": 30.0}
-    sections = [Section(name, "?", "a:b", limits[name]) for name in programs]
-    seen: list[str] = []
-    report = run_sections(sections, a_run(tmp_path), Report(0.0, False), lambda result: seen.append(result.name))
-    statuses = [result.status for result in report.sections]
-    assert statuses == [SectionStatus.FAILED, SectionStatus.TIMED_OUT, SectionStatus.PASSED, SectionStatus.SKIPPED]
-    assert [result.reason for result in report.sections] == ["out of luck", "after 1 s", "", "out of luck"]
-    assert all(result.values == {"found": 1} for result in report.sections)
-    assert seen == list(programs)
-    written = json.loads((tmp_path / RESULTS).read_text())
-    assert [each["status"] for each in written["sections"]] == ["failed", "timed out", "passed", "skipped"]
-    assert (tmp_path / LOG).read_text().count("out of luck") == 4
-
-
-def test_results_are_whole_after_every_section(tmp_path: Path, programs: dict[str, tuple[float, int]]) -> None:
-    programs |= {"one": (0, 0), "two": (0, 0)}
-    counts: list[int] = []
-
-    def tell(_: SectionResult) -> None:
-        counts.append(len(json.loads((tmp_path / RESULTS).read_text())["sections"]))
-
-    run_sections([Section(name, "?", "a:b", 30.0) for name in programs], a_run(tmp_path), Report(0.0, False), tell)
-    assert counts == [1, 2]
-
-
-def test_without_time_left_sections_are_skipped_and_said_to_be(tmp_path: Path) -> None:
-    run = Run(tmp_path, 1.0, ManualClock(), is_dry=False)
-    report = run_sections([PROGRAM], run, Report(0.0, False), lambda _: None)
-    assert [(each.status, each.reason) for each in report.sections] == [(SectionStatus.SKIPPED, "no time was left")]
-
-
-def test_a_section_that_needs_mps_is_skipped_where_no_daemon_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    result = run_section(replace(PROGRAM, surroundings=Surroundings.MPS), a_run(tmp_path), 10.0)
-    assert result.status is SectionStatus.SKIPPED
-    assert "MPS" in result.reason
-
-
-def test_a_section_that_can_do_without_mps_runs_alone_where_no_daemon_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: dict[str, tuple[float, int]]
-) -> None:
-    programs |= {"program": (0, 0)}
-    monkeypatch.setenv("PATH", str(tmp_path))
-    result = run_section(replace(PROGRAM, surroundings=Surroundings.MPS_OR_ALONE), a_run(tmp_path), 30.0)
-    assert result.status is SectionStatus.PASSED
-
-
-@pytest.mark.parametrize(
-    ("surroundings", "has_mps"),
-    [(Surroundings.MPS, True), (Surroundings.MPS, False), (Surroundings.MPS_OR_ALONE, False)],
-)
-def test_a_daemon_that_serves_nobody_is_none(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    programs: dict[str, tuple[float, int]],
-    surroundings: Surroundings,
-    has_mps: bool,
-) -> None:
-    programs |= {"program": (0, 0)}
-    seen: list[str] = []
-
-    def look(environ: Mapping[str, str]) -> GpuSearch:
-        seen.append(environ[ENV_PIPE_DIRECTORY])
-        return GpuSearch(GpuFacts("H200", (13, 0), (9, 0), 132, 1 << 37, has_mps))
-
-    monkeypatch.setattr(runner, "look_from_child", look)
-    monkeypatch.setenv("PATH", str(fake_mps_control.install(tmp_path)), prepend=os.pathsep)
-    result = run_section(replace(PROGRAM, surroundings=surroundings), a_run(tmp_path), 60.0)
-    assert len(seen) == 1
-    if surroundings is Surroundings.MPS and not has_mps:
-        assert (result.status, "serves nobody" in result.reason) == (SectionStatus.SKIPPED, True)
-    else:
-        assert result.status is SectionStatus.PASSED
-
-
-# --- what tests came to
-
-THREE_TESTS = """
-import pytest
-def test_good(record_property):
-    record_property("ms", 3.5)
-def test_bad():
-    raise ValueError("not so\\nand more")
-def test_other():
-    pytest.skip("needs a GPU")
-"""
-
-
-def test_each_test_s_outcome_is_in_the_results(tmp_path: Path) -> None:
-    path = tmp_path / "tests" / "test_three.py"
-    path.parent.mkdir()
-    path.write_text(THREE_TESTS)
-    result = run_section(replace(TESTS, run=str(path), limit_s=300.0), a_run(tmp_path), 300.0)
-    assert result.status is SectionStatus.FAILED
-    assert result.values == {
-        "passed": 1,
-        "failed": {"test_three.py::test_bad": "ValueError: not so"},
-        "skipped": {"test_three.py::test_other": "Skipped: needs a GPU"},
-        "figures": {"test_three.py::test_good": {"ms": 3.5}},
-        "summary": result.values["summary"],
-    }
-
-
 # --- a section's own surroundings
 
 
+def a_bench(folder: Path, *, clock: Clock | None = None, is_dry: bool = True) -> Bench:
+    return Bench(folder / "v.json", clock or ManualClock(), 100.0, folder / "pack", is_dry=is_dry)
+
+
+def test_what_was_expected_and_is_not_there_was_left_out(tmp_path: Path) -> None:
+    clock = ManualClock()
+    bench = a_bench(tmp_path, clock=clock)
+    bench.expect(["one", "two", "three"])
+    bench.record("two", 2)
+    bench.leave_out("three", "no MPS")
+    assert json.loads((tmp_path / "v.json").read_text()) == {
+        "two": 2, LEFT_OUT: {"one": NO_TIME, "three": "no MPS"},
+    }  # fmt: skip
+    clock.advance(95.0)
+    assert (bench.has_time(5.0), bench.has_time(5.1)) == (True, False)
+
+
 def test_findings_are_there_at_once_and_rounded(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "v.json", is_dry=True)
+    bench = a_bench(tmp_path)
     bench.record("a", {"ms": 1.234567, "list": [0.000123456, 3]})
     assert json.loads((tmp_path / "v.json").read_text()) == {"a": {"ms": 1.235, "list": [0.0001235, 3]}}
     assert bench.device == torch.device("cpu")
@@ -284,14 +101,16 @@ def test_findings_are_there_at_once_and_rounded(tmp_path: Path) -> None:
 
 def test_what_the_driver_is_asked_over_a_fake_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "open_driver", fake_driver)
-    device.driver_facts(Bench(tmp_path / "v.json", is_dry=False))
+    device.driver_facts(a_bench(tmp_path, is_dry=False))
     found = json.loads((tmp_path / "v.json").read_text())
     assert (found["num_sms"], found["cuda"], found["why_no_vmm"]) == (132, [13, 0], "")
     assert found["groups_of_at_least_8_sms"] == [16, [8], 4]  # as many, of this size, and SMs in none
 
 
 def test_results_for_people() -> None:
-    result = SectionResult("llama", "fast?", SectionStatus.PASSED, 12.0, values={"decode": {"ms": 1.23456, "n": 3}})
+    result = SectionResult(
+        "llama", "fast?", SectionStatus.PASSED, 12.0, 20.0, values={"decode": {"ms": 1.23456, "n": 3}}
+    )
     lines = list(result_lines(result))
     assert "passed" in lines[0]
     assert lines[1].strip() == "decode: ms 1.235  n 3"
@@ -300,12 +119,79 @@ def test_results_for_people() -> None:
     assert list(summary_lines(report))[-1] == "2 passed, 1 failed"
 
 
-def test_a_dry_run_of_one_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "new"
-    assert command.main(["--out", str(out), "--dry", "--minutes", "5", "--only", "driver,kernel-tests"]) == 0
-    said = capsys.readouterr().out
-    assert "2 skipped" in said
-    assert "a dry run" in said
-    written = json.loads((out / RESULTS).read_text())
-    assert written["is_dry"]
-    assert "needs a GPU" in written["sections"][0]["reason"]
+# --- what is brought along, and models in files
+
+
+def trace_of(count: int) -> list[str]:
+    rows = [f"2023-11-16 18:{at // 60:02}:{at % 60:02}.0000000,{100 + at},{10 + at}\n" for at in range(count)]
+    return [f"{extract_trace.COLUMNS}\n", *rows]
+
+
+def test_an_extract_is_the_trace_s_first_requests(tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole.csv", tmp_path / extract_trace.EXTRACT
+    whole.write_text("".join(trace_of(extract_trace.NUM_REQUESTS + 5)))
+    assert extract_trace.main([str(whole), str(out)]) == 0
+    count = extract_trace.count_requests(out)
+    assert count == extract_trace.NUM_REQUESTS
+    assert read_azure(out, 0, count) == read_azure(whole, 0, count)
+
+
+@pytest.mark.parametrize("lines", [[], ["a,b\n", "1,2\n"], trace_of(0)])
+def test_what_is_no_trace_is_not_packed(lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "whole.csv").write_text("".join(lines))
+    assert extract_trace.main([str(tmp_path / "whole.csv"), str(tmp_path / "out")]) == 1
+    assert "whole.csv: its first line" in (said := capsys.readouterr().err) or "no requests" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_goodput_is_of_the_trace_where_it_was_brought_along(tmp_path: Path) -> None:
+    bench = a_bench(tmp_path)
+    assert goodput.workload_for(bench, SMALLEST).name == "sharegpt"
+    bench.pack.mkdir()
+    (bench.pack / extract_trace.EXTRACT).write_text("".join(trace_of(30)))
+    spec = goodput.workload_for(bench, SMALLEST)
+    assert (spec.name, spec.arrival.text, spec.num_requests) == ("azure", "trace", 30)
+
+
+def test_both_modes_are_looked_at_alike_until_the_time_is_over(tmp_path: Path) -> None:
+    """Colocated sustains 10 requests a second, semi-pd 16; a probe takes 9 s of 100."""
+    clock = ManualClock()
+    bench = a_bench(tmp_path, clock=clock)
+    asked: list[int] = []
+
+    def run(experiment: Experiment, target: Target, salt: str, on_progress: object) -> Any:
+        clock.advance(9.0)
+        asked.append(experiment.spec.num_requests)
+        sustained = {"colocated": 10.0, "semi-pd": 16.0}[target.name]
+        return SimpleNamespace(summary=SimpleNamespace(attainment=float(experiment.spec.rate_per_s <= sustained)))
+
+    spec = replace(goodput.workload_for(bench, SMALLEST), num_requests=60)
+    targets = [Target(name, EndpointSpec(Protocols.TANDEM, "")) for name in goodput.NAMES]
+    goodput.Probes(bench, Experiment(spec, 0, 1.0), targets, run).search(8.0, max_rates=20)
+    found = json.loads((tmp_path / "v.json").read_text())
+    assert found["rates_and_attainments"] == {
+        "colocated": [[8, 1], [16, 0], [12, 0], [10, 1]],
+        "semi-pd": [[8, 1], [16, 1], [32, 0], [24, 0], [20, 0], [18, 0]],
+    }
+    assert found["semi_pd_over_colocated"] == 1.6
+    assert asked[:4] == [40, 40, 60, 60]  # what the trace has at most
+    assert goodput.BISECTED not in found
+    assert 80 < clock.now() <= 100
+
+
+def test_a_written_model_is_the_drawn_one(tmp_path: Path) -> None:
+    folder = written_model(tmp_path / "model", SMALLEST)
+    forget_pages(folder / WEIGHTS)
+    written, drawn = (open_model(name, tmp_path) for name in (str(folder), f"random:{folder / 'config.json'}"))
+    assert written.config == drawn.config
+    check_equal(drawn, written)
+
+
+def test_the_model_in_files_is_bounded() -> None:
+    parameters = get_family("llama").parameters(deployment.SHAPE)
+    assert 1 << 30 < build_manifest(parameters, "bfloat16").total_bytes < 2 << 30
+
+
+def test_the_longest_wait_from_a_moment_on() -> None:
+    heard = deployment.Heard(at_s=[1.0, 5.0, 5.1, 8.0, 8.5])
+    assert heard.longest_wait_s(4.9) == pytest.approx(2.9)

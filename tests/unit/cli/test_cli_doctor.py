@@ -12,16 +12,23 @@ import pytest
 from click.testing import CliRunner
 
 from kernels.gpu.sm_use import SmUse
+from tandem.cli.attach_check import ATTACH_BYTES, AttachReport, check_attach
 from tandem.cli.checkup import Surroundings, examine_device, examine_machine, examine_shares, seconds_to_serve
 from tandem.cli.deployment import Deployment, Overrides, resolve
 from tandem.cli.main import main
 from tandem.cli.sm_check import SmReport, check_sms
 from tandem.cli.supervision import child_environment
+from tandem.clock import MonotonicClock
+from tandem.device.cpu.memory import MemfdExporter
 from tandem.device.cuda.gpu import GpuFacts, GpuSearch, find_gpu
+from tandem.device.cuda.look import free_bytes_from_child
 from tandem.device.cuda.mps import MpsControl, MpsDirectories
+from tandem.device.cuda.vmm_export import VmmExporter
+from tandem.device.memory import MemoryExporter, SegmentKind
 from tandem.errors import DeviceError
 from tandem.types import Phase, Split
 from tests.support import fake_mps_control
+from tests.support.fake_cuda.host import fake_driver
 
 H200 = GpuFacts("H200", (13, 0), (9, 0), 132, 141 << 30, has_mps=True)
 NO_DRIVER = GpuSearch(None, "no CUDA driver: not found")
@@ -65,11 +72,15 @@ def no_check(split: Split, environ) -> SmReport:
     raise AssertionError("not to be probed")
 
 
+def no_attach(exporter: MemoryExporter, environ) -> AttachReport:
+    raise DeviceError("no process")
+
+
 class TestDevice:
     def test_a_gpu_with_mps(self, deployment, mps):
         mps.start()
         fake_mps_control.connect(mps.directories.pipe, 700, 41, 42)
-        found = lines(examine_device(deployment, on_gpu(mps)))
+        found = lines(examine_device(deployment, on_gpu(mps), no_attach))
         assert found["device"] == "H200, 141 GiB, 132 SMs"
         assert found["driver"] == "serves CUDA 13.0; compute capability 9.0"
         assert found["mps"].endswith("pipe, serves this machine's phases; clients now: 2")
@@ -77,17 +88,39 @@ class TestDevice:
 
     def test_mps_that_is_silently_missing(self, deployment, mps):
         mps.start()
-        found = lines(examine_device(deployment, on_gpu(mps, has_mps=False)))
+        found = lines(examine_device(deployment, on_gpu(mps, has_mps=False), no_attach))
         assert "serves nobody" in found["mps"]
         assert "timeshare (no MPS (device attribute 133 is 0)" in found["partition"]
 
     def test_a_daemon_that_does_not_run(self, deployment, mps):
-        found = lines(examine_device(deployment, on_gpu(mps, has_mps=False)))
+        found = lines(examine_device(deployment, on_gpu(mps, has_mps=False), no_attach))
         assert found["mps"] == "its control daemon does not run; `tandem up` starts it"
+
+    def test_free_memory_beside_all_of_it(self, deployment, mps):
+        around = replace(on_gpu(mps), free_bytes=100 << 30)
+        assert (
+            lines(examine_device(deployment, around, no_attach))["device"] == "H200, 100.0 GiB free of 141 GiB, 132 SMs"
+        )
+
+    def test_how_soon_memory_is_mapped(self, deployment, mps):
+        def check(exporter: MemoryExporter, environ) -> AttachReport:
+            return AttachReport(SegmentKind.CUDA_VMM, 256 << 20, 3.21, 0.00456)
+
+        found = lines(examine_device(deployment, on_gpu(mps), check))["attach"]
+        assert found == "256 MiB of cuda-vmm mapped 3.2 s after a process's start; a mapping alone 4.56 ms"
+
+    def test_a_mapping_that_fails_is_no_failure_of_the_doctor(self, deployment, mps):
+        assert lines(examine_device(deployment, on_gpu(mps), no_attach))["attach"] == "not measured: no process"
+
+    def test_beside_a_running_deployment_nothing_is_mapped(self, deployment, mps):
+        around = replace(on_gpu(mps), is_running=True)
+        found = lines(examine_device(deployment, around, no_attach))
+        assert "attach" not in found
+        assert found["memory"]
 
     @needs_no_gpu
     def test_without_a_gpu(self, deployment):
-        found = lines(examine_device(deployment, Surroundings(NO_DRIVER, None, {}, is_running=False)))
+        found = lines(examine_device(deployment, Surroundings(NO_DRIVER, None, {}, is_running=False), no_attach))
         assert found["device"] == "no GPU: no CUDA driver: not found"
         assert (found["mps"], "driver" in found) == ("not used", False)
         assert found["partition"].startswith("prefill: cpu-")
@@ -97,7 +130,7 @@ class TestDevice:
     @needs_no_gpu
     def test_memory_that_is_not_to_be_had_is_no_failure_of_the_doctor(self, deployment):
         asking = replace(deployment, memory_backend="cuda")
-        found = lines(examine_device(asking, Surroundings(NO_DRIVER, None, {}, is_running=False)))
+        found = lines(examine_device(asking, Surroundings(NO_DRIVER, None, {}, is_running=False), no_attach))
         assert found["memory"].startswith("cuda: not to be had: ")
 
 
@@ -203,8 +236,42 @@ class TestSmCheck:
             check_sms(Split(50, 50), child_environment(os.environ))
 
 
+ATTACH_OVER_FAKE = (sys.executable, "-m", "tests.support.fake_cuda.attach_probe")
+
+
+class TestAttachCheck:
+    def test_the_machine_s_memory(self):
+        report = check_attach(MemfdExporter(), child_environment(os.environ), MonotonicClock())
+        assert (report.kind, report.size_bytes) == (SegmentKind.MEMFD, ATTACH_BYTES)
+        assert 0 < report.map_s < report.process_s
+
+    def test_a_device_s_memory_is_given_back(self):
+        driver = fake_driver()
+        environ = child_environment(os.environ)
+        report = check_attach(VmmExporter(driver), environ, MonotonicClock(), ATTACH_OVER_FAKE)
+        assert (report.kind, report.size_bytes) == (SegmentKind.CUDA_VMM, ATTACH_BYTES)
+        assert (driver.memory.owned_bytes, driver.memory.leaks) == (0, {})
+        assert not driver.base.contexts  # the memory's owner needs none
+
+    def test_memory_that_is_not_to_be_had(self):
+        with pytest.raises(DeviceError, match="segment probe"):
+            check_attach(MemfdExporter(lambda: 0), {}, MonotonicClock())
+
+    @pytest.mark.parametrize("program", ["exit('no memory')", "print('mapped', flush=True); exit('no memory')"])
+    def test_a_probe_that_ends_says_why(self, program):
+        with pytest.raises(DeviceError, match="the attach probe failed: no memory"):
+            check_attach(MemfdExporter(), os.environ, MonotonicClock(), (sys.executable, "-c", program))
+
+
+@needs_no_gpu
+def test_free_memory_of_a_machine_without_a_gpu_is_an_error():
+    with pytest.raises(DeviceError):
+        free_bytes_from_child(child_environment(os.environ))
+
+
 @needs_no_gpu
 def test_the_command_on_this_machine(deployment: Deployment):
     result = CliRunner().invoke(main, ["doctor", "--run-dir", str(deployment.run_dir)])
     assert result.exit_code == 0, result.output
     assert result.output.startswith("device     no GPU: ")
+    assert "attach     256 MiB of memfd mapped " in result.output

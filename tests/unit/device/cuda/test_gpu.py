@@ -3,6 +3,7 @@ from cuda.bindings import driver as real
 
 from tandem.device.cuda.gpu import ENV_PERCENTAGE, find_gpu, read_gpu, running_percentage
 from tandem.device.cuda.health import check_device
+from tandem.device.cuda.look import free_memory
 from tandem.device.cuda.percentage import PercentageBackend
 from tandem.device.partition import Applied, RestartRequired
 from tandem.errors import DeviceError, DeviceFaultError
@@ -92,3 +93,9 @@ def test_splits_are_on_offer_where_another_process_takes_over_while_this_one_ser
     outcomes = [backend.apply(Phase.PREFILL, split) for split in backend.splits]
     assert [isinstance(outcome, Applied) for outcome in outcomes] == [False, True, False, False, False]
     assert PercentageBackend(gpu, {}).splits == ()
+
+
+def test_free_memory_is_asked_of_a_context_of_its_own(mps_cuda):
+    cuda = mps_cuda()
+    assert free_memory(cuda) == {"free_bytes": cuda.base.spec.memory_bytes}
+    assert len(cuda.base.contexts) == 1
