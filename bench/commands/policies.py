@@ -69,7 +69,7 @@ def policies(out: Path, **given: Any) -> None:
 
 
 def _setting(given: dict[str, Any]) -> Setting:
-    system = cpu_system(None) if given["device"] == "cpu" else h200_system()
+    system = cpu_system() if given["device"] == "cpu" else h200_system()
     return Setting(system, parse_split(given["split"]), GatewayOptions(BASELINE, given["max_wait"], given["backlog"]))
 
 

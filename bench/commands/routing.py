@@ -51,7 +51,7 @@ def routing(out: Path, jobs: int, **given: Any) -> None:
     end. Shown are TTFT, hits and balance. A change is in the middle of the arrivals.
     """
     console = new_console()
-    system = cpu_system(None) if given["device"] == "cpu" else h200_system()
+    system = cpu_system() if given["device"] == "cpu" else h200_system()
     gateway = GatewayOptions("kvshare", MAX_WAIT_S, given["backlog"])
     replica = Setting(system, parse_split(given["split"]), gateway, given["news_delay"])
     todo = list(_jobs(replica, given))

@@ -29,6 +29,7 @@ from bench.simulate.contest import (
 from bench.simulate.loads import LOADS, LoadSpec, requests_of
 from bench.simulate.results import ModeResult, SimulateResult, mode_table, plot_modes
 from bench.simulate.systems import SwitchCost, System, cpu_system, h200_system
+from bench.validate.system import read_system
 from tandem.errors import ConfigError
 from tandem.partition.monitor import WindowLimits
 
@@ -40,7 +41,12 @@ EVERYBODY = (COLOCATED, STATIC, "semi-pd", "predictive")
 @click.command()
 @click.argument("modes", nargs=-1)
 @click.option("--device", type=click.Choice(["cpu", "h200"]), default="cpu", show_default=True, help="h200: plausible.")
-@click.option("--table", type=_PATH, help="A file of tandem bench micro, instead of the CPU's documented step times.")
+@click.option(
+    "--table",
+    type=_PATH,
+    help="Instead of the CPU's documented step times: a file of tandem bench validate (with contention and delays, "
+    "their means over its loads), or of tandem bench micro (step times alone).",
+)
 @click.option("--load", default="azure", show_default=True, help=f"One of {', '.join(LOADS)}.")
 @click.option("--data", type=_PATH, help="The trace's file, for azure.")
 @click.option("--length-scale", type=_SECONDS, help="Of prompts and answers; default: 0.25 on the CPU, 1 on the H200.")
@@ -111,12 +117,18 @@ def _contest(given: dict[str, Any]) -> Contest:
 def _system(given: dict[str, Any]) -> System:
     if given["table"] is not None and given["device"] != "cpu":
         raise ConfigError("table", "goes with --device cpu")
-    system = cpu_system(given["table"]) if given["device"] == "cpu" else h200_system()
+    system = _device(given["device"], given["table"])
     if given["splits"]:
         system = replace(system, splits=tuple(parse_split(text) for text in given["splits"].split()))
     if given["switch_stall_ms"] is not None:
         system = replace(system, switch=SwitchCost(system.switch.delay_s, given["switch_stall_ms"]))
     return system
+
+
+def _device(name: str, table: Path | None) -> System:
+    if table is not None:
+        return read_system(table)
+    return cpu_system() if name == "cpu" else h200_system()
 
 
 def _modes(asked: Sequence[str], contest: Contest) -> list[str]:

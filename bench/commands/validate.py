@@ -23,24 +23,22 @@ from bench.micro.shapes import Grid
 from bench.results import provenance, write_result
 from bench.simulate.loads import LOADS, LoadSpec
 from bench.simulate.pace import CadenceSteps
-from bench.simulate.step_times import Contention
-from bench.simulate.systems import System, cpu_system
 from bench.validate.calibrate import ProbesSeen, between, calibrated, calibration, probe_workloads, seen_probes
 from bench.validate.measure import MeasuredSteps, measured_contention, measured_steps
 from bench.validate.predict import LoadAsked, Twin, compared
 from bench.validate.probes import LEAST_CONTEXT_TOKENS
 from bench.validate.results import LoadCompared, ValidateResult, compared_table, failed_lines
+from bench.validate.system import measured_system
 from bench.workloads.arrivals import Arrival, ArrivalKind
 from bench.workloads.build import WorkloadSpec
 from bench.workloads.request import ModelLimits, Workload
-from tandem.config.settings import MemdConfig, default_cache_dir
+from tandem.config.settings import default_cache_dir
 from tandem.errors import ConfigError
-from tandem.model.metadata import ModelMetadata, read_metadata
+from tandem.model.metadata import read_metadata
 from tandem.telemetry.logs import configure_logging
 
 KINDS = (DeploymentKind.STATIC, DeploymentKind.COLOCATED)
 SHORT_ROWS = 64  # as of `kernels.native.layers`
-DEFAULT_KV_BYTES = 1 << 30
 NUM_WARM_UP = 4
 FEWEST_REQUESTS = 8  # have a 90th percentile
 BACKEND = "cpu-cadence"
@@ -82,7 +80,9 @@ def validate(*, deployment: str, loads: Sequence[str], out: Path, drain_s: float
     plan = _plan(given, limits)
     measured = _steps(console, plan, options)
     contention = measured_contention(measured.table, given["model"], BACKEND, seconds=3.0)
-    twin = Twin(_system(measured, plan.model, contention), deployment, given["seed"], drain_s)
+    cadence = CadenceSteps(plan.model.config.num_layers, SHORT_ROWS)
+    system = measured_system(measured.label, measured.model, measured.steps, cadence)
+    twin = Twin(replace(system, contention=contention), deployment, given["seed"], drain_s)
     experiment = Experiment(_spec(asked[0], limits), NUM_WARM_UP, drain_s)
     with open_deployment(parse_deployment(deployment), options) as target:
         measure = partial(_measured, console, experiment, target)
@@ -93,6 +93,7 @@ def validate(*, deployment: str, loads: Sequence[str], out: Path, drain_s: float
         model=measured.model,
         steps=measured.steps,
         loads=tuple(_compared(twin, load) for load in found),
+        cadence=cadence,
     )
     write_result(out, result, ValidateResult)
     console.print(compared_table(result))
@@ -190,19 +191,6 @@ def _steps(console: Console, plan: MicroPlan, options: DeploymentOptions) -> Mea
     with Progress(console=console) as progress:
         task = progress.add_task("steps", total=plan.num_steps)
         return measured_steps(plan, options, lambda: progress.advance(task))
-
-
-def _system(measured: MeasuredSteps, model: ModelMetadata, contention: Contention) -> System:
-    """The documented CPU's engine limits with this model's numbers."""
-    known = cpu_system(None)
-    block_bytes = MemdConfig().block_size * measured.model.kv_token_bytes
-    return replace(
-        known,
-        table=measured.table,
-        contention=contention,
-        limits=replace(known.limits, num_blocks=DEFAULT_KV_BYTES // block_bytes),
-        cadence=CadenceSteps(model.config.num_layers, SHORT_ROWS),
-    )
 
 
 def _spec(first: LoadAsked, limits: ModelLimits) -> WorkloadSpec:

@@ -1,5 +1,6 @@
 """Modes against each other on one load: the same requests, the same machine, the same SLO."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -101,7 +102,8 @@ def control_of(contest: Contest, mode: str) -> ControlOptions | None:
     initial = parse_split(shares) if shares else contest.initial
     slos = SloPolicy(PlannedSlo(contest.slo.ttft_ms, contest.slo.tpot_ms))
     options = PlannerOptions(initial, slos, contest.margin)
-    return ControlOptions(make_planner(name, options), initial, contest.limits, contest.interval_s)
+    interval_s = math.inf if name == STATIC else contest.interval_s  # there is nothing to decide
+    return ControlOptions(make_planner(name, options), initial, contest.limits, interval_s)
 
 
 def parse_split(text: str) -> Split:

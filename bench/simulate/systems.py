@@ -1,9 +1,9 @@
 """The simulated machines: what was measured on a CPU, and what an H200 may plausibly do."""
 
+import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from bench.micro.table import StepShape, StepTime, read_micro
+from bench.micro.table import StepShape, StepTime
 from bench.simulate.pace import CadenceSteps
 from bench.simulate.step_times import WHOLE_PERCENT, Contention, DeviceTable, table_of
 from tandem.device.cpu.cadence import SPLITS as CADENCE_SPLITS
@@ -56,9 +56,8 @@ class EngineLimits:
         one = self.beside if is_beside and self.beside is not None else self.alone
         if self.several is None:
             return one
-        many = replace(one, between_steps_ms=self.several.between_steps_ms)
-        part = (num_sequences - 1) / (self.several.num_sequences - 1)
-        return _on_line(one, self.several.beside if is_beside else many, part)
+        several = self.several.beside if is_beside else replace(one, between_steps_ms=self.several.between_steps_ms)
+        return _on_line(one, several, (num_sequences - 1) / (self.several.num_sequences - 1))
 
 
 def _on_line(start: Delays, end: Delays, part: float) -> Delays:
@@ -105,13 +104,13 @@ _CPU_PAIR_MS = {50: 4.7e-4, 100: 1.8e-4}
 _CPU_KV_BYTES, _CPU_BLOCK_BYTES = 1 << 30, 16 * 23040
 
 
-def cpu_system(path: Path | None) -> System:
-    """The documented measurement, or a file of `tandem bench micro`; shares as `cpu-cadence` makes them. ConfigError.
+def cpu_system() -> System:
+    """The documented measurement; shares as `cpu-cadence` makes them.
 
     The default model has 30 layers; a step of up to 64 rows does not wait between them (`kernels.native.layers`).
     """
     return System(
-        table=_documented_cpu() if path is None else _micro_table(path),
+        table=_documented_cpu(),
         contention=Contention(prefill_factor=1.07, decode_factor=1.03, noise=0.05, meeting_factor=1.26),
         limits=EngineLimits(
             max_sequences=32,
@@ -148,15 +147,13 @@ def _documented_cpu() -> DeviceTable:
     return table_of("SmolLM2-135M on two Zen 5 cores, measured", decode + prefill)
 
 
-def _micro_table(path: Path) -> DeviceTable:
-    result = read_micro(path)
-    return measured_table(f"{result.model.name} on {result.provenance.processor}, measured: {path}", result.steps)
-
-
 def measured_table(label: str, steps: tuple[StepTime, ...]) -> DeviceTable:
-    """Threads become shares of the most that were measured. ConfigError: a phase is missing."""
+    """Threads become shares of the most that were measured. ConfigError: no steps of a phase, or of no time."""
     if {step.shape.phase for step in steps} != set(Phase):
-        raise ConfigError("table", "has no steps of both phases")
+        raise ConfigError("table", "steps: there are none of both phases; measure both")
+    for place, step in enumerate(steps):
+        if not 0.0 < step.median_ms < math.inf:
+            raise ConfigError("table", f"steps.{place}.median_ms: {step.median_ms} is no time of a step; measure again")
     most = max(step.shape.num_threads for step in steps)
     entries = [_entry(step.shape, most, step.median_ms) for step in steps]
     lone_rows = [

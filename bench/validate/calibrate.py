@@ -8,6 +8,7 @@ from bench.simulate.systems import Delays, EngineLimits, Several
 from bench.validate.predict import Twin
 from bench.validate.probes import Seen, ensemble_workload, lone_workload, mean_of, seen_alone, seen_beside
 from bench.validate.results import Calibration, ProbeCompared
+from bench.validate.system import with_alone
 from bench.workloads.request import Workload
 
 LEAST_MS = 1e-3
@@ -89,7 +90,7 @@ def _beside_of(twin: Twin) -> tuple[Seen, Seen]:
 
 
 def _start(limits: EngineLimits) -> EngineLimits:
-    return _with_alone(replace(limits, beside=None, several=None), NO_DELAYS)
+    return with_alone(replace(limits, beside=None, several=None), NO_DELAYS)
 
 
 def _beside_as_alone(limits: EngineLimits) -> EngineLimits:
@@ -104,7 +105,7 @@ def _nearer_alone(twin: Twin, real: Seen, made: Seen) -> Twin:
     delays = replace(_nearer_waits(alone, real, made), between_steps_ms=between_ms)
     factor = contention.lone_prefill_factor * max(LEAST_MS, real.rows_ms) / made.rows_ms
     system = replace(twin.system, contention=replace(contention, lone_prefill_factor=factor))
-    return _with_limits(replace(twin, system=system), _with_alone(system.limits, delays))
+    return _with_limits(replace(twin, system=system), with_alone(system.limits, delays))
 
 
 def _nearer_one(limits: EngineLimits, real: Seen, made: Seen) -> EngineLimits:
@@ -136,15 +137,6 @@ def _nearer_waits(delays: Delays, real: Seen, made: Seen) -> Delays:
         delays,
         handover_ms=max(LEAST_MS, delays.handover_ms + real.short_ttft_ms - made.short_ttft_ms),
         join_ms=max(LEAST_MS, delays.join_ms + real.joining_ms - made.joining_ms),
-    )
-
-
-def _with_alone(limits: EngineLimits, delays: Delays) -> EngineLimits:
-    return replace(
-        limits,
-        between_steps_ms=delays.between_steps_ms,
-        handover_ms=delays.handover_ms,
-        join_ms=delays.join_ms,
     )
 
 

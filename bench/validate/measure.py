@@ -31,9 +31,14 @@ class MeasuredSteps:
     steps: tuple[StepTime, ...]
 
     @property
+    def label(self) -> str:
+        """What the steps are of."""
+        return f"{self.model.name}, measured"
+
+    @property
     def table(self) -> DeviceTable:
         """As the simulator reads it. ConfigError."""
-        return measured_table(f"{self.model.name}, measured", self.steps)
+        return measured_table(self.label, self.steps)
 
 
 def measured_steps(plan: MicroPlan, options: DeploymentOptions, advance: Callable[[], None]) -> MeasuredSteps:

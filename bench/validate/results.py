@@ -9,6 +9,7 @@ from rich.table import Table
 from bench.load.metrics import Summary
 from bench.micro.table import ModelFacts, StepTime
 from bench.results import Provenance
+from bench.simulate.pace import CadenceSteps
 from bench.simulate.step_times import Contention
 from bench.simulate.systems import Delays, Several
 from bench.validate.probes import Seen
@@ -102,6 +103,7 @@ class ValidateResult:
     model: ModelFacts
     steps: tuple[StepTime, ...]
     loads: tuple[LoadCompared, ...]
+    cadence: CadenceSteps | None = None  # None: the default model's
     schema: Literal["tandem.bench.validate/2"] = "tandem.bench.validate/2"
 
 

@@ -1,11 +1,12 @@
 """How fast answers come under a split: decode's mean time a token, and how it differs between answers. Pure.
 
-Answers differ by the batches they meet, and by how much of their time prefill is at work: to an answer shorter than a
-prompt's service it is so all the time or never, to one much longer it is so for the same part as to every other.
+Answers differ by the batches they meet, and by how much of their time prefill is at work: to a short answer it is so
+all the time or never, to one much longer than prefill works or rests at a stretch for the same part as to every other.
 """
 
 import math
 from dataclasses import dataclass
+from statistics import fmean
 
 from tandem.partition.load import Load
 from tandem.partition.step_times import StepContent, StepModel
@@ -13,23 +14,29 @@ from tandem.types import Split
 
 DEVIATION = 0.7
 LEAST_SPREAD = 0.03  # of the time
+MOST_BUSY = 0.97
 MOST_SEQUENCES = 4096.0
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """What decode has beside it: prefill works in the part `busy` of the time, `service_s` on each prompt."""
+    """What decode has beside it: prefill works in the part `busy` of the time, on prompts that take a residual time.
+
+    `residual_s`: what is left of the service that one finds under way, ``E[S^2] / 2 E[S]``.
+    """
 
     busy: float
-    service_s: float
+    residual_s: float
 
     def alike(self, answer_s: float) -> float:
         """How much answers of that length differ in what is beside them: 1, all the time or never; 0, not at all.
 
-        Of a process that is on and off, the variance of the mean over a stretch of time, over that of one moment.
-        Prompts that come at random and are served one by one let its correlation decay with a prompt's service time.
+        Of a process that is on and off, the variance of the mean over a stretch of time, over that of one moment. Its
+        correlation is taken to decay with one time. The work of prompts that come at random, ``E[S^2]`` a prompt, gives
+        the variance over long stretches, and so that time: the residual service over the idle part.
         """
-        stretch = answer_s / max(self.service_s, 1e-6)
+        decay_s = self.residual_s / (1.0 - min(self.busy, MOST_BUSY))
+        stretch = answer_s / max(decay_s, 1e-6)
         if stretch < 1e-3:
             return 1.0
         return 2.0 / stretch * (1.0 - (1.0 - math.exp(-stretch)) / stretch)
@@ -71,7 +78,8 @@ class Decoding:
         """Of all answers; the weights add up to 1."""
         if not self.model.lends:
             return (self._around(1.0, num_sequences, 1.0),)
-        alike = prefill.alike(self.answer_s(num_sequences, prefill.busy))
+        mean_s = self.answer_s(num_sequences, prefill.busy)
+        alike = fmean(prefill.alike(mean_s * length) for length in self.load.answers)
         return (
             self._around(alike * prefill.busy, num_sequences, 1.0),
             self._around(alike * (1.0 - prefill.busy), num_sequences, 0.0),

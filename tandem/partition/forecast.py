@@ -35,14 +35,6 @@ class Models:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """A point of the horizon: what a request that arrives then finds."""
-
-    wait_s: float  # of the fluid
-    num_sequences: float  # in decode, a mean over the time that its answer takes
-
-
-@dataclass(frozen=True, slots=True)
 class Busy:
     """In which part of the time each phase is at work."""
 
@@ -52,13 +44,18 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """One split's future. `service_s` is of each of the load's shapes."""
+    """One split's future. `service_s` is of each of the load's shapes.
+
+    `waits_s` are the fluid's, at even times, so that a backlog counts for as long as it lasts. `num_sequences` are
+    those in decode, means over the time of an answer that begins at one of fewer moments.
+    """
 
     split: Split
     load: Load
     models: Models
     horizon_s: float
-    moments: tuple[Moment, ...]
+    waits_s: tuple[float, ...]
+    num_sequences: tuple[float, ...]
     busy: Busy
     service_s: tuple[float, ...]
     tpots: tuple[Tpot, ...]  # of all moments
@@ -76,7 +73,7 @@ class Forecast:
     @property
     def mean_residual_s(self) -> float:
         """What is left of the service that an arriving prompt finds under way."""
-        return fmean(each**2 for each in self.service_s) / (2.0 * max(self.mean_service_s, 1e-9))
+        return residual_s(self.service_s)
 
     def ttft_attainment(self, slos: SloPolicy) -> float:
         """The share of requests that meet it, over the shapes that come and the moments they may come at."""
@@ -108,19 +105,19 @@ class Forecast:
         """
         utilisation = min(self.utilisation, HIGHEST_UTILISATION)
         decay = (1.0 - utilisation) / max(self.mean_residual_s, 1e-6)
-        waits_s = Counter(moment.wait_s for moment in self.moments)  # mostly 0
+        waits_s = Counter(self.waits_s)  # mostly 0
         return [
             sum(
                 count * (1.0 - utilisation * math.exp(-decay * (left - wait)))
                 for wait, count in waits_s.items()
                 if left >= wait
             )
-            / len(self.moments)
+            / len(self.waits_s)
             for left in left_s
         ]
 
     def _tpot_met(self, limit_ms: float) -> float:
-        return min(1.0, sum(tpot.met(limit_ms) for tpot in self.tpots) / len(self.moments))  # weights are rounded
+        return min(1.0, sum(tpot.met(limit_ms) for tpot in self.tpots) / len(self.num_sequences))  # weights are rounded
 
 
 def forecast(split: Split, load: Load, models: Models, horizon_s: float) -> Forecast:
@@ -128,10 +125,15 @@ def forecast(split: Split, load: Load, models: Models, horizon_s: float) -> Fore
     ticks = _ticks(split, load, models, horizon_s / (NUM_MOMENTS * STEPS_A_MOMENT))
     busy = Busy(fmean(tick.busy.prefill for tick in ticks), fmean(tick.busy.decode for tick in ticks))
     services = tuple(service_s(shape.num_prompt_tokens, split, load, models, busy.decode) for shape in load.shapes)
-    moments, prefill = _moments(ticks), Prefill(busy.prefill, fmean(services))
-    decode = Decoding(split, load, models.decode)
-    tpots = tuple(chain.from_iterable(decode.tpots(moment.num_sequences, prefill) for moment in moments))
-    return Forecast(split, load, models, horizon_s, moments, busy, services, tpots)
+    waits_s, num_sequences = tuple(tick.wait_s for tick in ticks), _num_sequences(ticks)
+    decode, prefill = Decoding(split, load, models.decode), Prefill(busy.prefill, residual_s(services))
+    tpots = tuple(chain.from_iterable(decode.tpots(number, prefill) for number in num_sequences))
+    return Forecast(split, load, models, horizon_s, waits_s, num_sequences, busy, services, tpots)
+
+
+def residual_s(services_s: Sequence[float]) -> float:
+    """What is left of one that is found under way: ``E[S^2] / 2 E[S]``."""
+    return fmean(each**2 for each in services_s) / (2.0 * max(fmean(services_s), 1e-9))
 
 
 def service_s(num_prompt_tokens: float, split: Split, load: Load, models: Models, decode_busy: float) -> float:
@@ -152,12 +154,13 @@ class _Tick:
     busy: Busy
 
 
-def _moments(ticks: Sequence[_Tick]) -> tuple[Moment, ...]:
-    moments = []
-    for start in range(0, len(ticks), STEPS_A_MOMENT):
-        end = start + max(1, round(ticks[start].answer_ticks))
-        moments.append(Moment(ticks[start].wait_s, fmean(tick.num_sequences for tick in ticks[start:end])))
-    return tuple(moments)
+def _num_sequences(ticks: Sequence[_Tick]) -> tuple[float, ...]:
+    """At each moment."""
+    starts = range(0, len(ticks), STEPS_A_MOMENT)
+    ends = (start + max(1, round(ticks[start].answer_ticks)) for start in starts)
+    return tuple(
+        fmean(tick.num_sequences for tick in ticks[start:end]) for start, end in zip(starts, ends, strict=True)
+    )
 
 
 def _ticks(split: Split, load: Load, models: Models, tick_s: float) -> list[_Tick]:

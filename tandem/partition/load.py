@@ -3,17 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import TypeVar
 
 from tandem.partition.observations import Observations, PhaseSamples
 from tandem.partition.samples import RequestSample, StepSample
 from tandem.types import Phase, RequestClass
 
 MAX_SHAPES = 64  # that stand for all
+MAX_ANSWERS = 16
 LATELY = 0.1  # of the window: what counts as now
 MIN_SPAN_S = 0.5
 LEAST_RATE_PER_S = 1e-3
 MOST_CORRECTION = 2.0  # of answers' lengths
 MOST_STRETCH = 8.0  # of prompts' lengths
+
+_Each = TypeVar("_Each")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Load:
     shapes: tuple[RequestShape, ...]  # of what arrives
     mean_prompt_tokens: float
     work_per_request: float  # answer tokens that a request brings
+    answers: tuple[float, ...]  # how they differ: some lengths over the mean
     num_queued: float
 
     def scaled(self, factor: float) -> "Load":
@@ -80,18 +85,20 @@ def load_of(observations: Observations, stretch_s: float) -> Load | None:
         return None
     prefill = prefill_load(observations.samples(Phase.PREFILL), observations.now_s, stretch_s)
     decode = _decode(observations, stretch_s)
-    span_s = max(min(stretch_s, observations.samples(Phase.DECODE).observed_s), MIN_SPAN_S)
+    span_s = max(min(stretch_s, observations.served_s), MIN_SPAN_S)
     mean_served = fmean(sample.num_prompt_tokens for sample in served)
     more = decode.growth_per_s + prefill.growth_tokens_per_s / mean_served + _queue_growth(served)
     requests_per_s = max(LEAST_RATE_PER_S, len(served) / span_s + more)
     longer = min(max(prefill.arriving_tokens_per_s / requests_per_s / mean_served, 1 / MOST_STRETCH), MOST_STRETCH)
+    answers = sorted(sample.num_output_tokens for sample in served)
     return Load(
         prefill=prefill,
         decode=decode,
         requests_per_s=requests_per_s,
         shapes=_shapes(served, longer),
         mean_prompt_tokens=mean_served * longer,
-        work_per_request=_work(decode, fmean(sample.num_output_tokens for sample in served), requests_per_s),
+        work_per_request=_work(decode, fmean(answers), requests_per_s),
+        answers=tuple(length / fmean(answers) for length in _middles(answers, MAX_ANSWERS)),
         num_queued=_queued(observations),
     )
 
@@ -104,12 +111,21 @@ def _work(decode: DecodeLoad, mean_output_tokens: float, requests_per_s: float) 
 
 
 def _shapes(served: Sequence[RequestSample], longer: float) -> tuple[RequestShape, ...]:
-    """Every so many-th, the newest among them; prompts are made so many times as long."""
-    stride = -(-len(served) // MAX_SHAPES)
+    """In the order of lengths; prompts are made so many times as long.
+
+    Few long prompts decide how long others wait: a sample by time has them or has them not.
+    """
+    ordered = sorted(served, key=lambda sample: (sample.request_class.value, sample.num_prompt_tokens))
     return tuple(
         RequestShape(sample.request_class, max(1, round(sample.num_prompt_tokens * longer)), sample.num_output_tokens)
-        for sample in served[::-stride]
+        for sample in _middles(ordered, MAX_SHAPES)
     )
+
+
+def _middles(ordered: Sequence[_Each], most: int) -> list[_Each]:
+    """Of so many equal parts, or of as many as there are."""
+    count = min(len(ordered), most)
+    return [ordered[(2 * part + 1) * len(ordered) // (2 * count)] for part in range(count)]
 
 
 def prefill_load(samples: PhaseSamples, now_s: float, stretch_s: float) -> PrefillLoad:

@@ -108,6 +108,7 @@ class Monitor:
         self._coming: Split | None = None  # decided, and not in force in all phases yet
         self._switches_s: deque[float] = deque(maxlen=MAX_SWITCHES)
         self._window_start_s: float | None = None
+        self._first_s = math.inf  # the first report
         self._now_s = -math.inf
 
     def phase(self, phase: Phase) -> PhaseMonitor:
@@ -116,14 +117,14 @@ class Monitor:
 
     def add_step(self, phase: Phase, step: StepStatistics, now_s: float, age_s: float = 0.0) -> None:
         """Takes one step in, received at `now_s`, that had ended `age_s` before."""
-        sample = self._phases[phase].add(step, self._advance(now_s) - age_s, self._percents[phase])
+        sample = self._phases[phase].add(step, self._reported(now_s) - age_s, self._percents[phase])
         for other, monitor in self._phases.items():
             if sample is not None and other is not phase:
                 monitor.peer_stepped(sample)
 
     def add_request(self, request: RequestObservation, now_s: float) -> None:
         """Takes one request in, received at `now_s`."""
-        now_s = self._advance(now_s)
+        now_s = self._reported(now_s)
         self._requests.add(request)
         sample = request_sample(request, now_s, self._split)
         if sample is not None:
@@ -164,6 +165,7 @@ class Monitor:
             splits=splits,
             backend=backend,
             served=tuple(sample for sample in self._served if sample.at_s > now_s - window_s * MEMORY_WINDOWS),
+            served_s=self._served_s(now_s),
             steps={phase: monitor.samples(now_s, window_s) for phase, monitor in self._phases.items()},
             history=tuple(self._history),
             switch_ages_s=self._switch_ages_s(now_s),
@@ -179,6 +181,17 @@ class Monitor:
     def _switch_ages_s(self, now_s: float) -> tuple[float, ...]:
         made = tuple(now_s - at_s for at_s in self._switches_s)
         return made if self._coming is None else (*made, 0.0)
+
+    def _served_s(self, now_s: float) -> float:
+        """To the first report, unless more requests were served since than are kept."""
+        is_full = len(self._served) == self._served.maxlen
+        start_s = self._served[0].at_s if is_full else self._first_s
+        return min(max(0.0, now_s - start_s), self._limits.window_s * MEMORY_WINDOWS)
+
+    def _reported(self, now_s: float) -> float:
+        now_s = self._advance(now_s)
+        self._first_s = min(self._first_s, now_s)
+        return now_s
 
     def _advance(self, now_s: float) -> float:
         """A clock that goes back is taken to stand."""

@@ -90,6 +90,7 @@ class Observations:
     splits: tuple[Split, ...] = ()  # those that the backends offer; empty: none but the one in force
     backend: str = ""  # the partition backend's name
     served: tuple[RequestSample, ...] = ()  # as far back as samples go, oldest first
+    served_s: float = 0.0  # how far back they go, at most as far as anything was reported
     steps: Mapping[Phase, PhaseSamples] = field(default_factory=dict)
     history: tuple[WindowSummary, ...] = ()  # oldest first; the last closed now or earlier
     switch_ages_s: tuple[float, ...] = ()  # of the newest switches, oldest first; 0 of one that is under way

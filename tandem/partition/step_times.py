@@ -132,6 +132,8 @@ def _ratio(plain: StepModel, step: StepSample) -> float:
 
 def _nearest(factors: Mapping[int, float], size: int) -> float:
     """The factor of that size, or of the nearest one; 1 where there is none."""
+    if size in factors:
+        return factors[size]
     return factors[min(factors, key=lambda seen: abs(seen - size))] if factors else 1.0
 
 

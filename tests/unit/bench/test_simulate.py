@@ -22,7 +22,7 @@ from tandem.partition.monitor import WindowLimits
 from tandem.partition.planner import Plan
 from tandem.types import Phase, Split
 
-CPU = cpu_system(None)
+CPU = cpu_system()
 LOAD = LoadSpec("shift", duration_s=30.0, seed=3, period_s=20.0, length_scale=0.25)
 DECODE = StepContent(num_decode_rows=8, num_decode_keys=2048)
 PROMPT = StepContent(num_prompt_rows=512)

@@ -32,7 +32,7 @@ LONE_FACTOR = 1.05
 
 
 def twin_of(alone: Delays, beside: Delays | None = None, several: Several | None = None, factor: float = 1.0) -> Twin:
-    system = cpu_system(None)
+    system = cpu_system()
     contention = replace(system.contention, noise=0.0, lone_prefill_factor=factor)
     limits = replace(
         system.limits,

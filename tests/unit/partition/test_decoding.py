@@ -1,13 +1,14 @@
 """How fast answers come: how much they differ by what prefill does meanwhile."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean, pvariance
 
 import pytest
 
 from tandem.partition.decoding import Decoding, Prefill
-from tandem.partition.forecast import Models, forecast
+from tandem.partition.forecast import Models, forecast, residual_s
 from tandem.partition.load import Load, load_of
 from tandem.partition.observations import PhaseSamples
 from tandem.partition.slo import Slo, SloPolicy
@@ -24,28 +25,32 @@ def load_with(requests_per_s: float, prompt_tokens: int, output_tokens: float) -
     return replace(seen, requests_per_s=requests_per_s, work_per_request=output_tokens)
 
 
-@pytest.mark.parametrize("answer_s", [0.05, 0.3, 2.0])
-def test_answers_differ_as_stretches_of_a_phase_that_comes_and_goes_do(answer_s):
-    """Against chance itself: prefill is idle for half a second and busy for a third, each an exponential time."""
-    noise, service_s, rate = random.Random(5), 0.2, 2.0
-    busy = rate * service_s
-    times, is_on = [0.0], []
-    while times[-1] < 4000.0:
-        is_on.append(len(is_on) % 2 == 0)
-        times.append(times[-1] + noise.expovariate((1.0 - busy) / service_s if is_on[-1] else rate))
-    seen, place = [], 0
-    for number in range(int(3900.0 / (answer_s * 2))):
-        start_s = number * answer_s * 2
-        while times[place + 1] <= start_s:
-            place += 1
-        worked_s, each = 0.0, place
-        while times[each] < start_s + answer_s:
-            overlap_s = min(times[each + 1], start_s + answer_s) - max(times[each], start_s)
-            worked_s, each = worked_s + is_on[each] * overlap_s, each + 1
-        seen.append(worked_s / answer_s)
-    assert fmean(seen) == pytest.approx(busy, rel=0.1)
-    expected = Prefill(busy, service_s).alike(answer_s) * busy * (1.0 - busy)
-    assert pvariance(seen) == pytest.approx(expected, rel=0.15)
+def busy_stretches(rate: float, services_s: Sequence[float], until_s: float) -> list[tuple[float, float]]:
+    """From and to, of one that serves prompts one by one as they come: Poisson arrivals, any of the services."""
+    noise, at_s, free_s = random.Random(5), 0.0, 0.0
+    stretches: list[tuple[float, float]] = []
+    while at_s < until_s:
+        at_s += noise.expovariate(rate)
+        begun_s, free_s = max(at_s, free_s), max(at_s, free_s) + noise.choice(services_s)
+        if stretches and begun_s == stretches[-1][1]:
+            begun_s = stretches.pop()[0]
+        stretches.append((begun_s, free_s))
+    return stretches
+
+
+@pytest.mark.parametrize("answer_s", [0.05, 0.5, 5.0, 20.0])
+def test_answers_differ_as_stretches_of_a_queue_that_comes_and_goes_do(answer_s):
+    """Against chance itself: most prompts are short, one of ten is long, and what waits makes a busy time longer."""
+    services_s, rate = (0.05,) * 9 + (0.65,), 4.0
+    busy, until_s = rate * fmean(services_s), 20_000.0
+    worked_s = [0.0] * int(until_s / answer_s)
+    for begun_s, ended_s in busy_stretches(rate, services_s, until_s - 60.0):
+        for number in range(int(begun_s / answer_s), int(ended_s / answer_s) + 1):
+            worked_s[number] += min(ended_s, (number + 1) * answer_s) - max(begun_s, number * answer_s)
+    seen = pvariance(each / answer_s for each in worked_s)
+    assert fmean(worked_s) / answer_s == pytest.approx(busy, rel=0.05)
+    expected = Prefill(busy, residual_s(services_s)).alike(answer_s) * busy * (1.0 - busy)
+    assert seen == pytest.approx(expected, rel=0.3)
 
 
 def test_all_answers_are_some_answers():
@@ -66,3 +71,14 @@ def test_short_answers_meet_their_slo_or_not_where_long_ones_all_do():
     assert short.tpot_attainment(slos) == pytest.approx(1.0 - short.busy.prefill, abs=0.1)
     assert long.tpot_attainment(slos) > 0.95
     assert short.tpot_p90_ms() > 1.5 * long.tpot_p90_ms()
+
+
+def test_it_is_short_answers_that_miss_however_long_the_mean_is():
+    load = load_with(3.0, 256, 100.0)
+    models = Models(calibrated(CPU_LAWS.prefill, PhaseSamples(), lends=True), LENDING)
+    slos = SloPolicy(Slo(1e6, 25.0))
+    equal, unequal = (
+        forecast(LEAST, replace(load, answers=answers), models, WINDOW_S).tpot_attainment(slos)
+        for answers in ((1.0,) * 4, (0.04, 0.04, 0.04, 3.88))
+    )
+    assert unequal < equal - 0.1

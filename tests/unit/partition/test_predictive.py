@@ -201,6 +201,45 @@ def test_the_arriving_rate_is_what_was_computed_and_what_is_left():
     assert load.decode.num_sequences == 4
 
 
+@pytest.mark.parametrize(("traffic", "num_windows"), [(replace(Traffic(), decode_steps=900), 8), (Traffic(), 30)])
+def test_who_comes_is_counted_over_the_time_that_is_remembered(traffic, num_windows):
+    """Of decode's steps, or of the requests, fewer are kept than of eight windows."""
+    watching = Monitor(WindowLimits(WINDOW_S, 100), MIDDLE)
+    for number in range(num_windows):
+        feed(watching, traffic, number * WINDOW_S)
+    seen = watching.observations(num_windows * WINDOW_S, SPLITS)
+    assert load_of(seen, 8 * WINDOW_S).requests_per_s == pytest.approx(2.0, rel=0.1)
+
+
+def test_the_same_past_seen_a_request_later_is_nearly_the_same_load():
+    """One prompt of ten is long: whoever takes every so many-th has all of the long ones, or none."""
+    watching = Monitor(WindowLimits(WINDOW_S, 400), MIDDLE)
+    feed(watching, Traffic(), 0.0)
+    longest = []
+    for number in range(270):
+        tokens = 1000 if number % 10 == 0 else 100
+        watching.add_request(request(replace(Traffic(), prompt_tokens=tokens)), WINDOW_S)
+        if number > 250:
+            shapes = load_of(watching.observations(WINDOW_S), WINDOW_S).shapes
+            lengths = sorted(shape.num_prompt_tokens for shape in shapes)
+            longest.append(sum(length > 5 * lengths[0] for length in lengths) / len(lengths))
+    assert min(longest) > 0.05
+    assert max(longest) < 0.16
+
+
+def test_a_backlog_counts_for_as_long_as_it_lasts():
+    """A second's work at 200 ms a prompt, within ten seconds: who comes in the other nine finds nothing of it."""
+    models = Models(StepModel(StepLaw(0.0, 1.0, 0.0, 0.0, 0.0), {}, {}), StepModel(StepLaw(10.0, 0, 0, 0, 0.0), {}, {}))
+    seen = load_of(observed(Traffic(prompt_tokens=200), MIDDLE), WINDOW_S)
+    load = replace(seen, requests_per_s=0.5, prefill=replace(seen.prefill, backlog_tokens=1000.0))
+    within = SloPolicy(Slo(450.0, 1e6))
+    late, none = (
+        1.0 - forecast(MIDDLE, each, models, WINDOW_S).ttft_attainment(within)
+        for each in (load, replace(load, prefill=replace(load.prefill, backlog_tokens=0.0)))
+    )
+    assert 0.02 < late - none < 0.13
+
+
 def served_for(windows: Sequence[Traffic]) -> Observations:
     watching = Monitor(WindowLimits(WINDOW_S, 400), MIDDLE)
     for number, traffic in enumerate(windows):
@@ -243,7 +282,7 @@ def test_a_batch_grows_to_what_comes_in_while_an_answer_takes_however_short_that
     load = replace(seen, requests_per_s=1.0, prefill=replace(seen.prefill, backlog_tokens=0.0))
     for num_tokens in (5.0, 200.0):
         made = forecast(MIDDLE, replace(load, work_per_request=num_tokens), models, 60.0)
-        assert made.moments[-1].num_sequences == pytest.approx(num_tokens * 0.02, rel=0.05)
+        assert made.num_sequences[-1] == pytest.approx(num_tokens * 0.02, rel=0.05)
 
 
 def test_a_split_in_which_decode_falls_behind_slowly_is_not_moved_to(monkeypatch):
