@@ -134,6 +134,20 @@ def test_a_watch_keeps_whole_windows_of_this_process():
     assert first.num_threads >= 1
 
 
+def test_what_is_open_for_a_moment_is_no_growth():
+    watch = Watch(10.0)
+    watch.add({"me": os.getpid()})
+    for at_s in (1.0, 3.0):
+        watch.look(at_s)
+    with Path(os.devnull).open():
+        watch.look(5.0)
+    for at_s in (11.0, 21.0):
+        watch.look(at_s)
+    (series,) = watch.series()
+    first, second = series.windows
+    assert first.num_descriptors == second.num_descriptors
+
+
 def test_a_process_that_ends_ends_the_run():
     watch = Watch(10.0)
     watch.add({"decode": 2**22 + 1})
