@@ -19,9 +19,9 @@ def bounded(num_bytes: int, cpu_s: float) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert time.process_time() - started_s < cpu_s
-    if open_files() != before:
+    if not open_files().items() <= before.items():
         gc.collect()  # what an error's trace refers to is not left open
-    assert open_files() == before
+    assert open_files().items() <= before.items()  # of what others left, some may be closed meanwhile
 
 
 def open_files() -> dict[int, str]:

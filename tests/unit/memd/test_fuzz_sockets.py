@@ -120,7 +120,7 @@ def test_fuzz_the_keeper(segments):
         if json.loads(ask_keeper(keeper, Verb.LOOK, []))["segments"] != describe_segments(segments)["segments"]:
             ask_keeper(keeper, Verb.DEPOSIT, segments)  # it was a good request after all
         assert lent.nobody_has_one()
-        assert len(open_files()) == len(before)
+        assert len(open_files()) <= len(before)  # of what others left, some may be closed meanwhile
 
     check()
 
@@ -150,16 +150,16 @@ def test_fuzz_the_handle_socket(tmp_path, segments):
         @given(talk(REQUESTS), st.booleans())
         def check(parts: list[Part], stays: bool) -> None:
             runner.run(exchange(parts, stays))
-            runner.run(_until_open_files_are(before))
+            runner.run(_until_open_files_are_of(before))
 
         check()
         runner.run(server.close())
 
 
-async def _until_open_files_are(numbers: set[int]) -> None:
+async def _until_open_files_are_of(numbers: set[int]) -> None:
     """The server closes a connection a little after its client has the answer."""
     async with asyncio.timeout(60):
-        while set(open_files()) != numbers:
+        while not set(open_files()) <= numbers:
             await asyncio.sleep(0.001)
 
 
@@ -195,7 +195,7 @@ def test_fuzz_answers(asks, tmp_path):
                 close_segments(_ask(asks, path).values())
             answering.result()
             assert lent.nobody_has_one()
-            assert set(open_files()) == set(before)
+            assert set(open_files()) <= set(before)
 
         check()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import os
 import signal
 import sys
@@ -53,6 +54,7 @@ async def test_in_another_namespace_nobody_can_tell():
 def test_services_loop_hears_of_it_and_forgets():
     async def watch() -> None:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(60)")
+        gc.collect()  # what other tests have left closes now, not in between
         num_descriptors = psutil.Process().num_fds()
         ended = asyncio.Event()
         forgotten = watch_end(seen_process(process.pid), pytest.fail)
