@@ -99,21 +99,34 @@ def assemble(config: GatewayConfig, model: ModelMetadata, world: World, on_ready
     outlook = Outlook(lambda: [replica.prospects for replica in replicas.serving])
     places = WaitingPlaces(bounds, throughput.requests, outlook)
     reception = Reception(replicas, places, deadlines=deadlines, patience=patience, reporter=door)
-    frontend = Frontend(
+    frontend = _frontend(config, model, world, replicas=replicas, reception=reception, reporter=door, quotas=quotas)
+    replicas.follow(world.replicas)
+    return Gateway(replicas, reception, frontend, StatusView(replicas, throughput))
+
+
+def _frontend(
+    config: GatewayConfig,
+    model: ModelMetadata,
+    world: World,
+    *,
+    replicas: ReplicaSet,
+    reception: Reception,
+    reporter: DoorReporter,
+    quotas: TenantQuotas,
+) -> Frontend:
+    return Frontend(
         config=config,
         model=model,
         template=ChatTemplate(model.chat_template, _special_tokens(model), datetime.now),
         replicas=replicas,
         reception=reception,
-        reporter=door,
-        tenants=directory,
+        reporter=reporter,
+        tenants=world.tenants,
         quotas=quotas,
         draws=world.draws,
-        clock=clock,
+        clock=world.clock,
         unix_ns=world.unix_ns,
     )
-    replicas.follow(world.replicas)
-    return Gateway(replicas, reception, frontend, StatusView(replicas, throughput))
 
 
 def _fleet(config: GatewayConfig, world: World) -> Fleet[Request]:

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.load.metrics import Slo
-from bench.micro.table import StepShape, StepTime
 from bench.simulate.contest import DRAIN_S, Contest, Job, control_of, run_trial, static_modes
 from bench.simulate.deployment import Setting, SimDeployment, simulate
 from bench.simulate.events import EventQueue
@@ -21,6 +20,7 @@ from tandem.errors import ConfigError
 from tandem.partition.monitor import WindowLimits
 from tandem.partition.planner import Plan
 from tandem.types import Phase, Split
+from tests.support.measured_steps import STEPS
 
 CPU = cpu_system()
 LOAD = LoadSpec("shift", duration_s=30.0, seed=3, period_s=20.0, length_scale=0.25)
@@ -156,21 +156,11 @@ def test_steps_take_longer_with_less_device_and_with_more_to_do(system):
 
 
 def test_a_measured_table_gives_back_what_was_measured():
-    steps = tuple(
-        StepTime(StepShape(phase, threads, batch, rows, context), 10.0 * batch * rows / threads, 0.0, 0.0, 0.0)
-        for threads in (1, 2)
-        for phase, batch, rows, context in (
-            (Phase.DECODE, 1, 1, 128),
-            (Phase.DECODE, 8, 1, 128),
-            (Phase.PREFILL, 1, 64, 64),
-            (Phase.PREFILL, 1, 128, 128),
-        )
-    )
-    table = measured_table("t", steps)
+    table = measured_table("t", STEPS)
     assert table.ms(StepContent(num_decode_rows=8, num_decode_keys=8 * 128), 50.0) == pytest.approx(80.0)
     assert table.ms(StepContent(num_prompt_rows=128), 100.0) == pytest.approx(640.0)
     with pytest.raises(ConfigError, match="both phases"):
-        measured_table("t", steps[:2])
+        measured_table("t", STEPS[:2])
 
 
 def test_events_of_one_instant_keep_their_order():

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.load.metrics import summarise
-from bench.micro.table import Floor, MicroResult, ModelFacts, StepShape, StepTime
+from bench.micro.table import Floor, MicroResult, ModelFacts
 from bench.results import provenance, write_result
 from bench.simulate.pace import CadenceSteps
 from bench.simulate.step_times import Contention, StepContent
@@ -17,19 +17,9 @@ from bench.validate.results import Calibration, LoadCompared, ValidateResult
 from bench.validate.system import read_system
 from tandem.cli.main import main
 from tandem.errors import ConfigError
-from tandem.types import Phase
+from tests.support.measured_steps import STEPS
 
 FACTS = ModelFacts("tiny", "bfloat16", 1000, kv_token_bytes=1024, flops_per_token=1000, block_size=16)
-STEPS = tuple(
-    StepTime(StepShape(phase, threads, batch, rows, context), 10.0 * batch * rows / threads, 0.0, 0.0, 0.0)
-    for threads in (1, 2)
-    for phase, batch, rows, context in (
-        (Phase.DECODE, 1, 1, 128),
-        (Phase.DECODE, 8, 1, 128),
-        (Phase.PREFILL, 1, 64, 64),
-        (Phase.PREFILL, 1, 128, 128),
-    )
-)
 CADENCE = CadenceSteps(num_layers=12, short_rows=32)
 NOTHING = summarise((), None)
 
