@@ -17,7 +17,7 @@ REQUESTS = "requests"  # the subject that is no process
 
 @dataclass(frozen=True, slots=True)
 class ProcessWindow:
-    """One process for some seconds, `at_s` their middle: medians.
+    """One process for some seconds, `at_s` their middle: medians, and the most of what is counted.
 
     `anonymous_bytes` is what is judged. PSS and USS count the files of libraries too, which are a process's alone or
     not by what else runs on the machine; `segment_bytes` are its part of weights and KV, which others map.

@@ -83,13 +83,16 @@ def trend_of(at_s: Sequence[float], values: Sequence[float], duration_s: float, 
 
 
 def peaks_of(at_s: Sequence[float], counts: Sequence[int], duration_s: float) -> Trend:
-    """Grew: the most of the last third is above the most of the second."""
+    """Grew: two windows of the last third, at least, are above the most of the second.
+
+    One alone is a connection that lasted for a moment, in which somebody happened to look.
+    """
     kept = judged(at_s, duration_s)
     second = [counts[index] for index in kept if at_s[index] < 2 * WARM_UP_SHARE * duration_s]
     third = [counts[index] for index in kept if at_s[index] >= 2 * WARM_UP_SHARE * duration_s]
     if len(kept) < MIN_POINTS or not (second and third):
         return Trend(0.0, 0.0, None, None, None, 0.0, Verdict.TOO_SHORT)
-    verdict = Verdict.GREW if max(third) > max(second) else Verdict.HELD
+    verdict = Verdict.GREW if sum(count > max(second) for count in third) > 1 else Verdict.HELD
     return Trend(max(second), max(third), None, None, None, 0.0, verdict)
 
 

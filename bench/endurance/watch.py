@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median, median_low
+from statistics import median
 
 from bench.endurance.results import ProcessSeries, ProcessWindow
 from bench.micro.processes import ProcessMemory, memory, num_descriptors, num_threads
@@ -19,7 +19,7 @@ class _Look:
 
 
 class Watch:
-    """Keeps a line a window for each process, of medians: a connection that lasts a moment is no growth."""
+    """Keeps a line a window for each process: medians of memory, the most of what is counted."""
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
@@ -63,6 +63,6 @@ def _window(at_s: float, looks: Sequence[_Look]) -> ProcessWindow:
         uss_bytes=round(median(look.memory.uss_bytes for look in looks)),
         anonymous_bytes=round(median(look.memory.pss_anonymous_bytes for look in looks)),
         segment_bytes=round(median(look.memory.pss_shared_bytes for look in looks)),
-        num_descriptors=median_low(look.num_descriptors for look in looks),
-        num_threads=median_low(look.num_threads for look in looks),
+        num_descriptors=max(look.num_descriptors for look in looks),
+        num_threads=max(look.num_threads for look in looks),
     )

@@ -15,13 +15,3 @@ def limit_s(weights: Sequence[float], left_s: float) -> float:
     usable_s = left_s - KEPT_BACK_S - BETWEEN_S * len(weights)
     limit = usable_s * weights[0] / sum(weights)
     return limit if limit >= LEAST_S else 0.0
-
-
-def limits_s(weights: Sequence[float], total_s: float) -> list[float]:
-    """Of all stages, if each takes all that it is allowed."""
-    limits: list[float] = []
-    left_s = total_s
-    for index in range(len(weights)):
-        limits.append(limit_s(weights[index:], left_s))
-        left_s -= limits[-1] + BETWEEN_S
-    return limits

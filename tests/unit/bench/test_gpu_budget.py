@@ -1,16 +1,28 @@
 """How the GPU benchmark divides its time; nothing is run."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.gpu import __main__ as command
-from bench.gpu.budget import BETWEEN_S, KEPT_BACK_S, LEAST_S, limit_s, limits_s
+from bench.gpu.budget import BETWEEN_S, KEPT_BACK_S, LEAST_S, limit_s
 from bench.gpu.sections import STAGES
 
 STAGE_WEIGHTS = [stage.weight for stage in STAGES]
 TOTAL_S = command.MINUTES * 60
 positive = st.floats(0.1, 200)
+
+
+def limits_s(weights: Sequence[float], total_s: float) -> list[float]:
+    """Of all stages, if each takes all that it is allowed."""
+    limits: list[float] = []
+    left_s = total_s
+    for index in range(len(weights)):
+        limits.append(limit_s(weights[index:], left_s))
+        left_s -= limits[-1] + BETWEEN_S
+    return limits
 
 
 def test_the_whole_run_is_shorter_than_nine_minutes_and_every_stage_has_its_turn() -> None:
