@@ -28,7 +28,7 @@ from tandem.cli.mps import end_client, environments, find_mps, start_mps, stop_c
 from tandem.cli.output import new_console
 from tandem.cli.ports import check_free
 from tandem.cli.programs import Program, replica_dirs
-from tandem.cli.readiness import last_words, look, shown_on, wait_until_serving
+from tandem.cli.readiness import last_words, look_with_replicas, shown_on, wait_until_serving
 from tandem.cli.spares import forget_shares
 from tandem.cli.supervision import KILL_MARGIN_S, DaemonState, Supervisor, render_conf
 from tandem.clock import MonotonicClock
@@ -198,7 +198,7 @@ def _title(process: psutil.Process) -> str:
 def _wait(deployment: Deployment, supervisor: Supervisor, console: Console) -> None:
     with shown_on(console) as display:
         wait_until_serving(
-            partial(look, deployment, supervisor),
+            partial(look_with_replicas, deployment, supervisor),
             partial(last_words, deployment),
             display,
             clock=MonotonicClock(),

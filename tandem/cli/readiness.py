@@ -5,7 +5,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rich.console import Console
@@ -14,12 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from tandem.cli import events, health
+from tandem.cli.asking import ask_gateway
 from tandem.cli.deployment import Deployment
 from tandem.cli.health import Health
-from tandem.cli.programs import parse_program
+from tandem.cli.programs import GATEWAY, parse_program
 from tandem.cli.supervision import ProcessView, Supervisor, log_path
 from tandem.clock import Clock
-from tandem.errors import NotReadyError
+from tandem.errors import DeadlineError, NotReadyError
+from tandem.rpc.gateway_values import ServerStatus
 
 MAX_DEATHS = 2
 POLL_S = 0.25
@@ -111,6 +113,32 @@ def look(deployment: Deployment, supervisor: Supervisor) -> dict[str, ServiceVie
         name: ServiceView(health.probe_program(deployment, parse_program(name)), process, _news(deployment, process))
         for name, process in sorted(processes.items())
     }
+
+
+def look_with_replicas(deployment: Deployment, supervisor: Supervisor) -> dict[str, ServiceView]:
+    """As `look`, but a gateway serves only when all replicas that were started with it do: one is enough for itself."""
+    views = look(deployment, supervisor)
+    num_replicas = len({parse_program(name).replica for name in views})
+    if num_replicas > 1 and GATEWAY in views:
+        views[GATEWAY] = with_replicas(views[GATEWAY], _asked(deployment), num_replicas)
+    return views
+
+
+def with_replicas(gateway: ServiceView, status: ServerStatus | None, num_replicas: int) -> ServiceView:
+    """Not serving while it has fewer ready replicas than there are; `status` is None when it does not answer."""
+    if gateway.health is not Health.SERVING:
+        return gateway
+    num_ready = sum(replica.is_ready for replica in status.replicas) if status else 0
+    if num_ready >= num_replicas:
+        return gateway
+    return replace(gateway, health=Health.NOT_SERVING, news=f"has {num_ready} of {num_replicas} replicas")
+
+
+def _asked(deployment: Deployment) -> ServerStatus | None:
+    try:
+        return ask_gateway(deployment.address(GATEWAY))
+    except (NotReadyError, DeadlineError):
+        return None
 
 
 def last_words(deployment: Deployment, service: str) -> str:

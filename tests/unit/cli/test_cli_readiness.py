@@ -4,10 +4,11 @@ import pytest
 from rich.console import Console
 
 from tandem.cli.health import Health
-from tandem.cli.readiness import MAX_DEATHS, ServiceView, shown_on, wait_until_serving
+from tandem.cli.readiness import MAX_DEATHS, ServiceView, shown_on, wait_until_serving, with_replicas
 from tandem.cli.supervision import ProcessView
 from tandem.clock import ManualClock
 from tandem.errors import NotReadyError
+from tandem.rpc.gateway_values import ReplicaStatus, ServerStatus
 
 
 def view(health: Health, state: str = "RUNNING", started: int = 100, news: str = "") -> ServiceView:
@@ -85,3 +86,21 @@ def test_on_a_terminal_the_rows_are_drawn_over():
         display.show({"memd": view(Health.NOT_SERVING, news="model.loading [bold]")})
     assert "memd" in out.getvalue()
     assert "model.loading [bold]" in out.getvalue()
+
+
+def status(*ready: bool) -> ServerStatus:
+    replicas = tuple(ReplicaStatus(f"r{n}", "joined", is_ready, 0, 0, 0) for n, is_ready in enumerate(ready))
+    return ServerStatus(0, 0, 0, 0, 0, True, True, True, 0.0, 0.0, replicas)
+
+
+@pytest.mark.parametrize(("told", "line"), [((True, True), "serving"), ((False, True), "has 1 of 2 replicas")])
+def test_a_gateway_is_waited_for_until_it_has_all_replicas(told, line):
+    assert with_replicas(view(Health.SERVING), status(*told), 2).line() == line
+
+
+def test_a_gateway_that_does_not_say_what_it_has_is_waited_for():
+    assert with_replicas(view(Health.SERVING), None, 2).health is Health.NOT_SERVING
+
+
+def test_a_gateway_that_does_not_serve_says_what_it_said():
+    assert with_replicas(view(Health.NOT_SERVING, news="model.loading"), status(), 2).line() == "model.loading"
