@@ -48,6 +48,11 @@ class Bench:
         self._left_out[name] = why
         self._write()
 
+    def give_up(self, names: Iterable[str], why: str) -> None:
+        """Those of the findings that are not there will not come."""
+        self._left_out |= {name: why for name in names if name not in self._values}
+        self._write()
+
     def record(self, name: str, value: Value) -> None:
         """A finding; floats to four digits."""
         self._values[name] = _rounded(value)

@@ -59,6 +59,7 @@ def run_stages(stages: Sequence[Stage], run: Run, report: Report, tell: Callable
         for result in _side_by_side(stage, run, allowed_s):
             report = replace(report, sections=(*report.sections, result))
             write_report(run.out / RESULTS, report)
+            _findings(run, result.name).unlink(missing_ok=True)  # few files are brought back
             tell(result)
     return report
 
@@ -114,7 +115,7 @@ def status_of(section: Section, exit_status: int, values: Mapping[str, Value], l
 
 def _run(task: Task, run: Run, folder: Path, env: Mapping[str, str]) -> SectionResult:
     section, output, began_s = task.section, folder / "output.txt", run.clock.now()
-    findings = run.out / FINDINGS / f"{section.name}.json"
+    findings = _findings(run, section.name)
     findings.parent.mkdir(exist_ok=True)
     findings.unlink(missing_ok=True)  # of an earlier run into the same folder
     exit_status = _wait(command_of(task, run, findings), task.until_s - began_s, output, env)
@@ -133,6 +134,11 @@ def _run(task: Task, run: Run, folder: Path, env: Mapping[str, str]) -> SectionR
         reason if status in (SectionStatus.FAILED, SectionStatus.SKIPPED, SectionStatus.TIMED_OUT) else "",
         values | ({"summary": last_line} if section.is_tests else {}),
     )
+
+
+def _findings(run: Run, name: str) -> Path:
+    """Of a section, until they are in the results."""
+    return run.out / FINDINGS / f"{name}.json"
 
 
 def _wait(command: list[str], allowed_s: float, output: Path, env: Mapping[str, str]) -> int | None:

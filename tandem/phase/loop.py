@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,14 +101,18 @@ class StepLoop:
         share: ShareKeeper,
         reporter: Reporter,
         clock: Clock,
+        idle_check: Callable[[], None] | None = None,
     ) -> None:
-        """`wake` is set by whoever changes what `work.prepare` would answer."""
+        """`wake` is set by whoever changes what `work.prepare` would answer. `idle_check` is called on the step's
+        thread while there is nothing to do; DeviceFaultError ends the loop.
+        """
         self._work = work
         self._wake = wake
         self._stepper = stepper
         self._share = share
         self._reporter = reporter
         self._clock = clock
+        self._idle_check = idle_check
         self._num_failures = 0
 
     async def run(self) -> None:
@@ -154,6 +157,9 @@ class StepLoop:
             raise DeviceError(f"{self._num_failures} steps in a row failed, the last with {error}") from error
 
     async def _idle(self) -> None:
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(IDLE_POLL_S):
                 await self._wake.wait()
+        except TimeoutError:
+            if self._idle_check is not None:
+                await self._stepper.run_in_thread(self._idle_check)

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from kernels.native.team import place_team
 from tandem.clock import Clock, MonotonicClock
 from tandem.config.settings import PhaseConfig
-from tandem.device.cuda.health import check_device
+from tandem.device.cuda.health import check_device, idle_check
 from tandem.device.memory_backends import IMPORTERS, SegmentImporter
 from tandem.device.partition import PartitionBackend
 from tandem.device.partition_backends import PartitionSite, make_partition_backend
@@ -133,6 +133,7 @@ class PhaseProcess:
             share=around.share(stepper),
             reporter=around.reporter,
             clock=around.clock,
+            idle_check=idle_check() if model.is_on_gpu else None,
         )
         self._crew.spawn(loop.run())
         if around.config.step_timeout_s:

@@ -101,6 +101,7 @@ class MappedModel:
     open_segments: Callable[[], SegmentRunner]
     wipe: Callable[[Sequence[int]], None]  # zeroes blocks
     segments: tuple[MappedSegment, ...]
+    is_on_gpu: bool
 
 
 def claim(config: PhaseConfig) -> Fingerprint:
@@ -160,7 +161,7 @@ def map_model(
         steps = _host_steps(build, kv_cache, chosen.kernels)
     _log.info("kernels.chosen", kernels=chosen.kernels.name, reason=chosen.reason)
     open_segments = partial(SegmentSteps, config, views, chosen.kernels, kv_cache)
-    return MappedModel(steps, open_segments, partial(wipe_blocks, kv_cache), (weights, kv))
+    return MappedModel(steps, open_segments, partial(wipe_blocks, kv_cache), (weights, kv), kv_cache.is_cuda)
 
 
 def choose_pausing_kernels(pause: Callable[[], None] | None, dtype: torch.dtype) -> KernelChoice:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,35 @@ def segment(request, driver):
     made.close()
 
 
-def phase(segment: ExportedSegment, how: str, environment: Mapping[str, str] = NO_ENVIRONMENT) -> dict[str, Any]:
-    """What a process of its own saw."""
-    arguments = [segment.kind.value, str(segment.fd), str(segment.size_bytes), how]
-    command = [sys.executable, "-m", "tests.support.gpu_phase", *arguments]
-    ended = subprocess.run(
-        command, pass_fds=[segment.fd], check=False, capture_output=True, text=True, env={**os.environ, **environment}
-    )
-    assert ended.stdout, ended.stderr
-    seen: dict[str, Any] = json.loads(ended.stdout)
+def phases(segment: ExportedSegment, *hows: str | tuple[str, Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+    """What processes of their own see, one after the other; they are started at once.
+
+    A word, or that and what is in the process's environment.
+    """
+    arguments = [segment.kind.value, str(segment.fd), str(segment.size_bytes)]
+    wanted = [(how, NO_ENVIRONMENT) if isinstance(how, str) else how for how in hows]
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.support.gpu_phase", *arguments, how],
+                    pass_fds=[segment.fd], env={**os.environ, **environment}, text=True,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                )
+            )
+            for how, environment in wanted
+        ]  # fmt: skip
+        for process in started:
+            assert process.stdout.readline() == "ready\n", process.communicate()
+        for process in started:
+            yield seen_by(process)
+
+
+def seen_by(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Once it is told to go on."""
+    said, error = process.communicate("\n")
+    assert said, error
+    seen: dict[str, Any] = json.loads(said)
     return seen
 
 
@@ -100,9 +121,8 @@ def test_this_device_exports_descriptors(driver):
 
 
 def test_phases_share_one_segment_and_take_no_memory_for_it(segment, record_property):
-    writer = phase(segment, "write")
+    writer, *readers = phases(segment, "write", "read", "read")
     assert writer["error"] == ""
-    readers = [phase(segment, "read") for _ in range(2)]
     for seen in (writer, *readers):
         assert seen["ends"] == [7, 7]
         assert seen["taken_bytes"] < VIEW_MAY_TAKE_BYTES
@@ -111,19 +131,19 @@ def test_phases_share_one_segment_and_take_no_memory_for_it(segment, record_prop
 
 
 def test_clients_of_mps_map_what_a_process_outside_it_exported(segment, mps):
-    for how in ("write", "read"):
-        seen = phase(segment, how, mps)
+    *clients, outside = phases(segment, ("write", mps), ("read", mps), "read")
+    for seen in clients:
         assert (seen["has_mps"], seen["error"], seen["ends"]) == (True, "", [7, 7])
         assert seen["taken_bytes"] < VIEW_MAY_TAKE_BYTES
-    assert phase(segment, "read")["ends"] == [7, 7]
+    assert (outside["has_mps"], outside["ends"]) == (False, [7, 7])
 
 
 def test_a_write_through_a_read_only_mapping_faults_and_changes_nothing(driver):
     segment = VmmExporter(driver).create("weights", SEGMENT_BYTES)
-    assert phase(segment, "write")["error"] == ""
-    seen = phase(segment, "overwrite")
+    writer, seen, reader = phases(segment, "write", "overwrite", "read")
+    assert writer["error"] == ""
     assert seen["error"] != "", "the device wrote to memory that is mapped read-only"
-    assert phase(segment, "read")["ends"] == [7, 7]
+    assert reader["ends"] == [7, 7]
     segment.close()
 
 
@@ -136,11 +156,12 @@ def test_the_exporter_has_no_context_and_its_memory_outlives_it(driver):
         said, (fd,), _, _ = socket.recv_fds(ours, 100, 1)
         size_bytes, context_active = map(int, said.split())
         received = VmmSegment("kv", fd, size_bytes)
-        assert phase(received, "write")["ends"] == [7, 7]
+        seen = phases(received, "write", "read")
+        assert next(seen)["ends"] == [7, 7]
         exporter.send_signal(signal.SIGKILL)
         exporter.wait()
     assert context_active == 0
-    assert phase(received, "read")["ends"] == [7, 7]
+    assert next(seen)["ends"] == [7, 7]
     os.close(fd)
 
 
@@ -150,7 +171,7 @@ def test_one_allocation_can_be_most_of_the_device(driver, record_property):
     free_before = context.free_bytes()
     segment = VmmExporter(driver).create("kv", int(free_before * 0.8))
     assert free_before - context.free_bytes() >= segment.size_bytes
-    seen = phase(segment, "read")
+    (seen,) = phases(segment, "read")
     assert seen["error"] == ""
     record_property("mib", segment.size_bytes >> 20)
     record_property("attach_ms", round(1000 * seen["attach_s"], 1))

@@ -108,8 +108,10 @@ def test_attribute_133_tells_a_client_from_others(environ):
 
 @needs_mps
 @pytest.mark.parametrize("split", [Split(50, 50), Split(12, 88), Split(70, 30)])
-def test_two_phases_have_sms_of_their_own_and_run_at_once(environ, split):
+def test_two_phases_have_sms_of_their_own_and_run_at_once(environ, split, record_property):
     report = check_sms(split, environ)
+    record_property("sms", {phase.value: sorted(use.sm_ids) for phase, use in report.uses.items()})
+    record_property("quotas", {phase.value: quota for phase, quota in report.quotas.items()})
     assert report.faults == ()
     for phase in Phase:
         assert len(report.uses[phase].sm_ids) == report.quotas[phase]
@@ -143,7 +145,7 @@ def test_a_percentage_caps_the_sms(environ):
 
 @needs_mps
 def test_a_busy_client_is_ended_and_its_peer_lives(environ, mps):
-    with python(BUSY, environ) as busy, python(PEER, environ, "10") as peer:
+    with python(BUSY, environ) as busy, python(PEER, environ, "4") as peer:
         assert read_line(busy) == "busy"
         assert read_line(peer) == "ready"
         time.sleep(1.0)
@@ -172,7 +174,7 @@ a = torch.ones(2048, 2048, device="cuda")
 torch.mm(a, a)
 print("ready", flush=True)
 sys.stdin.readline()
-had_s, until_s = 0.0, clock.now() + 5.0
+had_s, until_s = 0.0, clock.now() + 3.0
 while clock.now() < until_s:
     with backend.turn():
         started_s = clock.now()
@@ -201,4 +203,4 @@ print(had_s)
     for thread in threads:
         thread.join(60)
     assert had_s[Phase.PREFILL] == pytest.approx(had_s[Phase.DECODE], rel=0.15)
-    assert sum(had_s.values()) > 3.5
+    assert sum(had_s.values()) > 2.1

@@ -1,6 +1,7 @@
-"""A phase's side of a segment on a real GPU: ``KIND FD SIZE read|write|overwrite``; says in JSON what it saw.
+"""A phase's side of a segment on a real GPU: ``KIND FD SIZE read|write|overwrite``.
 
-``write`` fills it with sevens, ``overwrite`` tries so through a read-only mapping.
+It says ``ready``, waits for a line, and then says in JSON what it saw. ``write`` fills it with sevens, ``overwrite``
+tries so through a read-only mapping.
 """
 
 import json
@@ -23,6 +24,10 @@ def main(kind: str, fd: str, size_bytes: str, how: str) -> None:
     torch.cuda.init()
     driver = open_driver()
     context = PrimaryContext(driver, 0)
+    context.synchronize()  # it has what it takes of the device before anybody counts
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()  # its turn
     free_before = context.free_bytes()
     started_s = time.perf_counter()
     mapped = SegmentImporter(IMPORTERS).map(segment, writable=how == "write")

@@ -1,6 +1,7 @@
 """A whole deployment whose weights and KV are the device's memory: from files, and again after a kill."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,14 +14,15 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-import torch
-
 from bench.deployment.local import LocalServices, run_dir, running, serving
 from bench.gpu.bench import Bench
 from bench.gpu.model_files import forget_pages, written_model
 from bench.gpu.record import Value
 from bench.gpu.subject import MODELS, SMALLEST
+from bench.gpu.surroundings import NOWHERE
 from tandem.client import Client
+from tandem.device.cuda.look import free_bytes_from_child
+from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
 from tandem.model.config import ModelConfig
 from tandem.model.hf_folder import WEIGHTS
 from tandem.model.manifest import build_manifest
@@ -162,8 +164,10 @@ def _told(log: str) -> dict[str, Value]:
 
 
 def _free_bytes(bench: Bench) -> int:
-    """Of the device's memory; this process's own context is there when it has first been asked for."""
-    return 0 if bench.is_dry else torch.cuda.mem_get_info(bench.device)[0]
+    """Of the device's memory, as a process that is no client of MPS sees it. Nor is this one: after the kill a daemon
+    serves nobody new as long as any client from before lives.
+    """
+    return 0 if bench.is_dry else free_bytes_from_child({**os.environ, ENV_PIPE_DIRECTORY: NOWHERE})
 
 
 def _weight_bytes(config: ModelConfig) -> int:

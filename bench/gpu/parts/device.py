@@ -1,4 +1,4 @@
-"""The card, its driver, and what nothing can be faster than."""
+"""The card and its driver."""
 
 import platform
 import shutil
@@ -16,20 +16,11 @@ from tandem.device.memory_backends import why_no_vmm
 
 
 def device(bench: Bench) -> None:
-    """What the driver says of it, where there is one; then what nothing on it can be faster than."""
-    bench.expect(("copy_gb_per_s", "matmul_tflop_per_s"))
-    if not bench.is_dry:
-        driver_facts(bench)
-    floors(bench)
-
-
-def floors(bench: Bench) -> None:
-    """Copy bandwidth and matrix rate."""
+    """What the driver says of it, where there is one."""
     bench.record("python", sys.version.split()[0])
     bench.record("torch", torch.__version__)
-    rates = bench.rates()
-    bench.record("copy_gb_per_s", rates.copy_gb_per_s)
-    bench.record("matmul_tflop_per_s", rates.matmul_tflop_per_s)
+    if not bench.is_dry:
+        driver_facts(bench)
 
 
 def driver_facts(bench: Bench) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from bench.gpu.bench import Bench
 from bench.gpu.surroundings import NOWHERE
@@ -14,6 +15,8 @@ from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
 PROGRAM = """
 import sys, time
 import torch
+print("imported", flush=True)
+sys.stdin.readline()
 a = torch.ones(512, 512, device="cuda")
 torch.mm(a, a)
 torch.cuda.synchronize()
@@ -21,50 +24,71 @@ print("ready", flush=True)
 command = sys.stdin.readline().strip()
 if command == "assert":
     a[torch.tensor([512], device="cuda")]
-until_s = time.monotonic() + 2
+until_s = time.monotonic() + 1.0
 while time.monotonic() < until_s:
     torch.mm(a, a)
     torch.cuda.synchronize()
 print("alive", flush=True)
 """
 FAULTS = ("assert", "kill")
-FAULT_S = 8.0  # two processes and a fault may well take
+FAULT_S = 4.0  # two contexts and a fault may well take
 CHILD_S = 30.0
-BUSY_S = 0.5  # how long both have computed when one is killed
+BUSY_S = 0.3  # how long both have computed when one is killed
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Two processes that have imported torch and used no device yet."""
+
+    finding: str
+    fault: str
+    peer: subprocess.Popen[str]
+    other: subprocess.Popen[str]
 
 
 def faults(bench: Bench) -> None:
     """A device-side assertion, and a kill, beside another process: without MPS, then beside a client of one daemon."""
     bench.needs_gpu("faults")
-    bench.expect(f"peer_after_{name}_{how}" for how in ("without_mps", "with_mps") for name in FAULTS)
-    _survival(bench, {**os.environ, ENV_PIPE_DIRECTORY: NOWHERE}, "without_mps")
-    if os.environ[ENV_PIPE_DIRECTORY] != NOWHERE:
-        _survival(bench, os.environ, "with_mps")
-        return
-    for name in FAULTS:
-        bench.leave_out(f"peer_after_{name}_with_mps", "no MPS")
+    surroundings = {"without_mps": {**os.environ, ENV_PIPE_DIRECTORY: NOWHERE}, "with_mps": os.environ}
+    bench.expect(f"peer_after_{fault}_{how}" for how in surroundings for fault in FAULTS)
+    if os.environ[ENV_PIPE_DIRECTORY] == NOWHERE:
+        del surroundings["with_mps"]
+        for fault in FAULTS:
+            bench.leave_out(f"peer_after_{fault}_with_mps", "no MPS")
+    with contextlib.ExitStack() as opened:
+        cases = [
+            Case(f"peer_after_{fault}_{how}", fault, *(opened.enter_context(_python(environ)) for _ in range(2)))
+            for how, environ in surroundings.items()
+            for fault in FAULTS
+        ]
+        for case in cases:
+            if bench.has_time(FAULT_S):
+                bench.record(case.finding, _survival(case))
 
 
-def _survival(bench: Bench, environ: Mapping[str, str], how: str) -> None:
-    for name in FAULTS:
-        if not bench.has_time(FAULT_S):
-            return
-        with _python(PROGRAM, environ) as peer, _python(PROGRAM, environ) as other:
-            for process in (peer, other):
-                _line(process)
-            _tell(peer, "compute")
-            _tell(other, name)
-            if name == "kill":
-                time.sleep(BUSY_S)
-                other.kill()
-            said = _line(peer)
-            bench.record(f"peer_after_{name}_{how}", said or f"ended with {peer.wait(CHILD_S)}")
+def _survival(case: Case) -> str:
+    """What became of the peer. Both are ended: a daemon takes no clients as long as those of a fault live."""
+    for process in (case.peer, case.other):
+        _line(process)
+        _tell(process, "use the device")
+    for process in (case.peer, case.other):
+        _line(process)
+    _tell(case.peer, "compute")
+    _tell(case.other, case.fault)
+    if case.fault == "kill":
+        time.sleep(BUSY_S)
+        case.other.kill()
+    said = _line(case.peer) or f"ended with {case.peer.wait(CHILD_S)}"
+    for process in (case.peer, case.other):
+        process.kill()
+        process.wait()
+    return said
 
 
 @contextlib.contextmanager
-def _python(program: str, environ: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", program]
-    with subprocess.Popen(  # noqa: S603 - the programs above
+def _python(environ: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(  # noqa: S603 - the program above
         command, env=dict(environ), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         try:

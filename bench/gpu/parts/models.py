@@ -26,7 +26,7 @@ def models(bench: Bench) -> None:
 
 
 def _model(bench: Bench, name: str, batches: Sequence[int], rates: Rates) -> None:
-    config, context, num_steps = model_named(bench, name), bench.pick(1024, 32), bench.pick(128, 8)
+    config, context, num_steps = model_named(bench, name), bench.pick(1024, 32), bench.pick(64, 8)
     num_prompts, length = bench.pick(8, 2), bench.pick(2048, 32)
     num_tokens = max(DecodeBatch.num_tokens(batches[-1], context, num_steps), num_prompts * length)
     subject = open_subject(bench, config, num_tokens, StepStream())
@@ -57,6 +57,6 @@ def decode_ms(bench: Bench, steps: DecodeBatch, num_steps: int) -> dict[str, flo
 
 
 def _prefill(bench: Bench, subject: Subject, num_prompts: int, length: int, peak: float) -> dict[str, float]:
-    seconds = bench.median_s(lambda: prefill_step(subject, num_prompts, length), num_rounds=5, num_warm=2)
+    seconds = bench.median_s(lambda: prefill_step(subject, num_prompts, length), num_rounds=3, num_warm=1)
     rate = prefill_flop(subject.config, [length] * num_prompts) / seconds / 1e12
     return {"ms": seconds * 1e3, "tflop_per_s": rate, "of_matmul_rate": rate / peak}

@@ -7,6 +7,7 @@ from typing import Any
 
 from tandem.device.cuda.driver import DriverApi, check
 from tandem.device.cuda.gpu import GpuFacts, read_gpu
+from tandem.device.cuda.primary_context import PrimaryContext
 from tandem.device.cuda.sm_split import SmGroups, SmShare, describe, grain_of, plan_share, shares_of, splits_of, whole
 from tandem.device.cuda.step_stream import UseStream
 from tandem.device.partition import Applied, RestartRequired
@@ -51,10 +52,10 @@ class GreenBackend:
         self._current: GreenStream | None = None
         self._device = check(driver, driver.cuDeviceGet(DEVICE_ORDINAL), "cuDeviceGet")
         # Green contexts live on the primary context, which would be made and ended with each of them otherwise.
-        check(driver, driver.cuDevicePrimaryCtxRetain(self._device), "cuDevicePrimaryCtxRetain")
+        self._context = PrimaryContext(driver, DEVICE_ORDINAL)
         self._cut = cut_device(driver, self._device, gpu)
         wanted = dict.fromkeys(share for phase in phases for share in shares_of(phase, self._cut.groups))
-        self._streams = {share: self._make(share) for share in wanted}
+        self._streams = {share: make_green_stream(driver, self._device, self._cut, share) for share in wanted}
 
     @property
     def name(self) -> str:
@@ -75,7 +76,8 @@ class GreenBackend:
         share = plan_share(phase, split, self._cut.groups)
         chosen = self._streams[share]
         if self._current is not None:
-            check(self._driver, self._driver.cuStreamSynchronize(self._current.stream), "cuStreamSynchronize")
+            with self._context.current():  # a thread that has not computed yet has no context of its own accord
+                check(self._driver, self._driver.cuStreamSynchronize(self._current.stream), "cuStreamSynchronize")
         self._use_stream(int(chosen.stream), share.num_sms)
         self._current = chosen
         return Applied(describe(share, self._cut.groups))
@@ -83,16 +85,6 @@ class GreenBackend:
     def turn(self) -> AbstractContextManager[None]:
         """Both phases run at once."""
         return nullcontext()
-
-    def _make(self, share: SmShare) -> GreenStream:
-        driver, cut = self._driver, self._cut
-        parts = [cut.everything] if share == whole(cut.groups) else [cut.parts[index] for index in share.groups]
-        desc = check(driver, driver.cuDevResourceGenerateDesc(parts, len(parts)), "cuDevResourceGenerateDesc")
-        default_stream = driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM
-        context = check(driver, driver.cuGreenCtxCreate(desc, self._device, default_stream), "cuGreenCtxCreate")
-        non_blocking = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        stream = check(driver, driver.cuGreenCtxStreamCreate(context, non_blocking, 0), "cuGreenCtxStreamCreate")
-        return GreenStream(context, stream)
 
 
 def cut_device(driver: DriverApi, device: Any, gpu: GpuFacts) -> CutDevice:
@@ -107,3 +99,14 @@ def cut_device(driver: DriverApi, device: Any, gpu: GpuFacts) -> CutDevice:
     if len(sizes) != 1:
         raise DeviceError(f"the driver cut {num_sms} SMs into groups of {sorted(sizes)}; expected one size")
     return CutDevice(SmGroups(num_sms, sizes.pop(), num_groups), everything, tuple(parts[:num_groups]))
+
+
+def make_green_stream(driver: DriverApi, device: Any, cut: CutDevice, share: SmShare) -> GreenStream:
+    """A new green context of the share's SMs, and a stream in it. DeviceError."""
+    parts = [cut.everything] if share == whole(cut.groups) else [cut.parts[index] for index in share.groups]
+    desc = check(driver, driver.cuDevResourceGenerateDesc(parts, len(parts)), "cuDevResourceGenerateDesc")
+    default_stream = driver.CUgreenCtxCreate_flags.CU_GREEN_CTX_DEFAULT_STREAM
+    context = check(driver, driver.cuGreenCtxCreate(desc, device, default_stream), "cuGreenCtxCreate")
+    non_blocking = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+    stream = check(driver, driver.cuGreenCtxStreamCreate(context, non_blocking, 0), "cuGreenCtxStreamCreate")
+    return GreenStream(context, stream)

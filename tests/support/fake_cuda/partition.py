@@ -102,7 +102,7 @@ class Partition:
             raise Refused(INVALID_VALUE)
         return real.CUstream(self._keep(self.streams, self.green[int(context)]))
 
-    @driver_call()
+    @driver_call(needs_context=True)
     def cuStreamSynchronize(self, stream: Any) -> None:  # noqa: N802
         self._check_stream(stream)
         self.synchronised.append(int(stream))

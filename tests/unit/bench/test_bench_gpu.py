@@ -1,6 +1,7 @@
 """The GPU benchmark's arithmetic, findings and search, without a GPU."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +17,16 @@ from bench.gpu import extract_trace
 from bench.gpu.bench import Bench, SkippedError
 from bench.gpu.display import result_lines, summary_lines, text_of
 from bench.gpu.floors import Rates, attention_bytes, decode_bytes, decode_floor_ms, prefill_flop
-from bench.gpu.load import DECODE_PERCENTS, split_of
+from bench.gpu.load import DECODE_PERCENTS, SMALLEST_PERCENT, split_of
 from bench.gpu.model_files import forget_pages, written_model
 from bench.gpu.parts import deployment, device, goodput
 from bench.gpu.record import LEFT_OUT, NO_TIME, Report, SectionResult, SectionStatus
 from bench.gpu.subject import MODELS, SMALLEST
+from bench.gpu.surroundings import NOWHERE
 from bench.load.endpoint import EndpointSpec, Protocols
 from bench.workloads.traces import read_azure
 from tandem.clock import Clock, ManualClock
+from tandem.device.cuda.mps import ENV_PIPE_DIRECTORY
 from tandem.device.cuda.sm_split import SmGroups, plan_share, shares_of
 from tandem.model.hf_folder import WEIGHTS
 from tandem.model.manifest import build_manifest
@@ -66,8 +69,10 @@ def test_prefill_is_two_flop_a_weight_and_token_and_attention_s() -> None:
 def test_each_percentage_is_another_share_of_16_groups() -> None:
     device = SmGroups(132, 8, 16)
     for phase in Phase:
-        had = {plan_share(phase, split_of(percent), device) for percent in DECODE_PERCENTS}
-        assert len(had) == len(DECODE_PERCENTS) == len(shares_of(phase, device))
+        had = {
+            plan_share(phase, split_of(percent), device) for percent in DECODE_PERCENTS if percent != SMALLEST_PERCENT
+        }
+        assert len(had) == len(DECODE_PERCENTS) - 1 == len(shares_of(phase, device))
 
 
 # --- a section's own surroundings
@@ -190,6 +195,19 @@ def test_a_written_model_is_the_drawn_one(tmp_path: Path) -> None:
 def test_the_model_in_files_is_bounded() -> None:
     parameters = get_family("llama").parameters(deployment.SHAPE)
     assert 1 << 30 < build_manifest(parameters, "bfloat16").total_bytes < 2 << 30
+
+
+def test_the_section_that_kills_a_client_of_mps_is_none_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def free_bytes(environ: Mapping[str, str]) -> int:
+        asked.append(environ[ENV_PIPE_DIRECTORY])
+        return 7
+
+    monkeypatch.setenv(ENV_PIPE_DIRECTORY, "/a/daemon's")
+    monkeypatch.setattr(deployment, "free_bytes_from_child", free_bytes)
+    assert deployment._free_bytes(a_bench(tmp_path, is_dry=False)) == 7
+    assert asked == [NOWHERE]
 
 
 def test_the_longest_wait_from_a_moment_on() -> None:

@@ -32,6 +32,11 @@ def test_the_whole_run_is_shorter_than_nine_minutes_and_every_stage_has_its_turn
     assert min(limits) > 3 * LEAST_S
 
 
+def test_what_the_stages_may_well_take_is_no_more_than_they_get() -> None:
+    for weight, limit in zip(STAGE_WEIGHTS, limits_s(STAGE_WEIGHTS, TOTAL_S), strict=True):
+        assert weight <= limit
+
+
 @given(st.lists(positive, min_size=1, max_size=15), st.floats(1, 900))
 def test_limits_never_add_up_to_more_than_there_is(weights: list[float], total_s: float) -> None:
     limits = limits_s(weights, total_s)

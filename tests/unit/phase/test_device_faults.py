@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from tandem.clock import ManualClock
-from tandem.device.cuda.health import check_device
+from tandem.device.cuda.health import check_device, idle_check
 from tandem.device.partition import Applied
 from tandem.errors import DeviceError, DeviceFaultError
 from tandem.model.batch import SequenceRows
@@ -65,13 +65,35 @@ class Work:
         return Load(0, 1, 0)
 
 
-def step_loop(work: Work, runner: Runner, check: Callable[[], None]) -> StepLoop:
+class NoWork(Work):
+    """Nothing to do, until the end."""
+
+    def __init__(self, on_look: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_look = on_look
+
+    def prepare(self) -> Sequence[StepPart]:
+        self._on_look()
+        return []
+
+
+def step_loop(
+    work: Work, runner: Runner, check: Callable[[], None], idle_check: Callable[[], None] | None = None
+) -> StepLoop:
     controller, clock = FakeController(), ManualClock(0.0)
     metrics = PhaseMetrics.create(CollectorRegistry(), Phase.DECODE)
     stepper = Stepper(LogitsThenDraws(runner, greedy), check_device=check)
     share = ShareKeeper(Phase.DECODE, controller, FakeBackend(), stepper, metrics=metrics, clock=clock)
     reporter = Reporter(controller, metrics, lambda: 7)
-    return StepLoop(work, wake=asyncio.Event(), stepper=stepper, share=share, reporter=reporter, clock=clock)
+    return StepLoop(
+        work,
+        wake=asyncio.Event(),
+        stepper=stepper,
+        share=share,
+        reporter=reporter,
+        clock=clock,
+        idle_check=idle_check,
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,6 +114,29 @@ async def test_a_step_that_fails_on_a_sound_device_costs_its_own_sequences() -> 
         await step_loop(work, Runner(driver), partial(check_device, lambda: driver)).run()
     assert not isinstance(raised.value, DeviceFaultError)
     assert len(work.failures) == MAX_FAILURES_IN_A_ROW
+
+
+async def test_a_fault_of_another_process_ends_one_that_has_nothing_to_do() -> None:
+    """Under MPS nobody new is served until it has gone; its step thread has never computed."""
+    driver, looks = fake_driver(), 0
+
+    def on_look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            driver.base.sticky = driver.CUresult.CUDA_ERROR_MPS_CLIENT_TERMINATED
+
+    loop = step_loop(NoWork(on_look), Runner(driver), lambda: None, idle_check(lambda: driver))
+    with pytest.raises(DeviceFaultError, match="MPS_CLIENT_TERMINATED"):
+        await loop.run()
+    assert looks == 2
+
+
+def test_what_is_no_fault_leaves_an_idle_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = fake_driver()
+    look = idle_check(lambda: driver)
+    monkeypatch.setattr(driver, "cuCtxSynchronize", lambda: (driver.CUresult.CUDA_ERROR_NOT_READY,), raising=False)
+    look()
 
 
 def test_a_thread_that_uses_no_gpu_has_no_fault() -> None:

@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cuda.bindings import driver as real
@@ -82,6 +83,14 @@ def test_the_stream_is_set_on_the_thread_that_applies(cuda):
     thread.start()
     thread.join()
     assert streams.used[0][1:] == (64, thread.ident)
+
+
+def test_a_thread_without_a_context_of_its_own_can_apply_twice(cuda):
+    backend = GreenBackend(cuda, [Phase.DECODE], Streams(cuda).use)
+    with ThreadPoolExecutor(1) as thread:
+        for split in (Split(50, 50), Split(30, 70)):
+            thread.submit(backend.apply, Phase.DECODE, split).result()
+    assert len(cuda.partition.synchronised) == 1
 
 
 def test_without_mps_it_is_refused_with_what_to_do(mps_cuda):
