@@ -32,6 +32,8 @@ def cost_table(result: MicroResult) -> Table:
         streams = f"{cost.num_streams} streams of {cost.num_output_tokens}"
         table.add_row("gateway CPU", streams, f"{cost.cpu_us_per_token:.0f} us a token")
         table.add_row("decode CPU but its steps", streams, f"{cost.decode_loop_us_per_token:.0f} us a token")
+    if result.gateway_request_us is not None:
+        table.add_row("gateway CPU, beginning and end", "a request", f"{result.gateway_request_us:.0f} us")
     for each in result.overhead:
         at = f"batch {each.shape.num_sequences}, {each.shape.num_threads} threads"
         spent = f"{each.share * 100:.1f} % of {each.step_ms:.1f} ms"

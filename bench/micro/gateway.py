@@ -86,17 +86,33 @@ def _num_tokens(summary: Summary) -> int:
     return round(summary.output_tokens_per_s * summary.duration_s)
 
 
+def request_us(costs: Sequence[GatewayCost]) -> float | None:
+    """CPU time of a request's beginning and end: what is left at no token, by two lengths of as many streams' answers.
+
+    None: there are no two. A difference of two measurements has the noise of both, many times over: take medians.
+    """
+    for long in costs:
+        for short in costs:
+            if short.num_streams == long.num_streams and short.num_output_tokens < long.num_output_tokens:
+                share = 1 / short.num_output_tokens - 1 / long.num_output_tokens  # of a request, more for each token
+                return (short.cpu_us_per_token - long.cpu_us_per_token) / share
+    return None
+
+
 def _ignore(progress: Progress) -> None:
     pass
 
 
 def table(rounds: Sequence[Sequence[GatewayCost]]) -> Table:
-    """A row a case: medians, and the lowest and the highest."""
+    """A row a case: medians, and the lowest and the highest; under them what a request costs beside its tokens."""
     view = Table("streams", "tokens each", "gateway CPU, us a token", "decode CPU but its steps, us a token")
     for costs in zip(*rounds, strict=True):
         gateway = [cost.cpu_us_per_token for cost in costs]
         decode = [cost.decode_loop_us_per_token for cost in costs]
         view.add_row(str(costs[0].num_streams), str(costs[0].num_output_tokens), _spread(gateway), _spread(decode))
+    requests = [spent_us for spent_us in map(request_us, rounds) if spent_us is not None]
+    if requests:
+        view.caption = f"gateway CPU of a request's beginning and end, derived: {_spread(requests)} us"
     return view
 
 

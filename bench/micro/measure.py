@@ -9,7 +9,7 @@ from bench.deployment.local import LocalServices, run_dir, running
 from bench.deployment.open import DeploymentKind, DeploymentOptions, DeploymentSpec, open_deployment
 from bench.experiment import Experiment
 from bench.micro.decisions import measure_decisions
-from bench.micro.gateway import measure_gateway
+from bench.micro.gateway import measure_gateway, request_us
 from bench.micro.leases import measure_leases
 from bench.micro.memory import measure_segments, measure_services
 from bench.micro.overhead import measure_overhead, overhead_shapes
@@ -97,6 +97,7 @@ def measure(
         decisions=measure_decisions(plan.num_rounds),
         leases=storage.leases,
         gateway=system.gateway,
+        gateway_request_us=request_us(system.gateway),
         overhead=storage.overhead,
         segments=system.segments,
         services=system.services,

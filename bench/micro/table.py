@@ -131,6 +131,7 @@ class MicroResult:
     overhead: tuple[StepOverhead, ...] = ()
     segments: tuple[SegmentSize, ...] = ()
     services: tuple[ServiceMemory, ...] = ()  # after the gateway's measurement
+    gateway_request_us: float | None = None  # see `bench.micro.gateway.request_us`
     schema: Literal["tandem.bench.micro/1"] = "tandem.bench.micro/1"
 
 

@@ -15,7 +15,7 @@ from tandem.rpc.controller_codecs import (
     applied_from_proto,
     decision_to_proto,
     hello_from_proto,
-    observation_from_proto,
+    observations_from_proto,
     split_from_proto,
     status_to_proto,
     step_from_proto,
@@ -54,7 +54,8 @@ class ControllerService(pb_grpc.ControllerServiceServicer):
     ) -> pb.ObserveResponse:
         """Takes observations in until the gateway ends the stream."""
         async for request in request_iterator:
-            self._controller.observe(observation_from_proto(request))
+            for observation in observations_from_proto(request):
+                self._controller.observe(observation)
         return pb.ObserveResponse()
 
     async def GetStatus(  # noqa: N802

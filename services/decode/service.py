@@ -6,7 +6,7 @@ from contextlib import aclosing
 import grpc
 
 from tandem.phase.door import Door
-from tandem.rpc.codecs import command_from_proto, decode_result_to_proto
+from tandem.rpc.codecs import commands_from_proto, decode_result_to_proto
 from tandem.rpc.stubs.decode.v1 import decode_pb2, decode_pb2_grpc
 from tandem.types import DecodeResult
 
@@ -25,7 +25,7 @@ class DecodeServicer(decode_pb2_grpc.DecodeServiceServicer):
         context: "grpc.aio.ServicerContext[decode_pb2.RunRequest, decode_pb2.RunResponse]",
     ) -> AsyncIterator[decode_pb2.RunResponse]:
         """Commands in, one message a step out."""
-        commands = (command_from_proto(request) async for request in request_iterator)
+        commands = (command async for request in request_iterator for command in commands_from_proto(request))
         async with aclosing(self._door.converse(commands)) as results:
             async for result in results:
                 yield decode_result_to_proto(result)

@@ -1,9 +1,7 @@
 """The gateway's process."""
 
 import asyncio
-import secrets
 import time
-import uuid
 
 from prometheus_client import CollectorRegistry
 
@@ -11,6 +9,7 @@ from services.gateway.addresses import read_replicas
 from services.gateway.assembly import World, assemble
 from services.gateway.connections import RunningReplicas
 from services.gateway.discovery import Discovery, look_up
+from services.gateway.entropy import Entropy
 from services.gateway.frontend import Draws
 from services.gateway.listening import directory, gateway_port, replica_credentials
 from services.gateway.service import SERVICE_NAME, add_to_server
@@ -24,6 +23,7 @@ from tandem.telemetry.metrics import GatewayMetrics, start_metrics_server
 STOP_GRACE_S = 2.0  # for the last messages to reach clients that read
 LEASE_ID_BITS = 63
 SEED_BITS = 64
+REQUEST_ID_BYTES = 16
 
 
 class Process:
@@ -71,7 +71,7 @@ class Process:
         self._metrics_server.close()
 
     def _world(self, metrics: GatewayMetrics) -> World:
-        clock, loop = MonotonicClock(), asyncio.get_running_loop()
+        clock, loop, entropy = MonotonicClock(), asyncio.get_running_loop(), Entropy()
         return World(
             replicas=self._listed.fixed,
             connect=self._running.connect,
@@ -82,8 +82,8 @@ class Process:
             unix_ns=time.time_ns,
             timers=loop,
             wake=loop.call_soon,
-            draw_lease_id=lambda: secrets.randbits(LEASE_ID_BITS),
-            draws=Draws(seed=lambda: secrets.randbits(SEED_BITS), request_id=lambda: uuid.uuid4().hex),
+            draw_lease_id=lambda: entropy.number(LEASE_ID_BITS),
+            draws=Draws(lambda: entropy.number(SEED_BITS), lambda: entropy.take(REQUEST_ID_BYTES).hex()),
             tenants=directory(self._config, clock),
         )
 

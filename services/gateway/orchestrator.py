@@ -139,7 +139,7 @@ class Orchestrator:
     @property
     def gives_turns(self) -> bool:
         """Whether what waits is sent as soon as there is room for it."""
-        return not self._trials.are_on and all(self._attempts.takes(phase) for phase in Phase)
+        return not self._trials.are_on and self._attempts.takes(Phase.PREFILL) and self._attempts.takes(Phase.DECODE)
 
     @property
     def is_quiet(self) -> bool:

@@ -120,7 +120,9 @@ class RunningQuotas:
         """It is let in as soon as it may wait for prefill: now, or when others have left. Again is at once."""
         tenant = sequence.arrival.tenant
         quotas = self._quotas_of(tenant)
-        use = self._tenants.setdefault(tenant, _Use())
+        use = self._tenants.get(tenant)
+        if use is None:
+            use = self._tenants[tenant] = _Use()
         if sequence in use.blocks:
             let_in(sequence)
         elif use.parked or not self._take(use, quotas, sequence):

@@ -20,7 +20,7 @@ from services.gateway.routing_report import RoutingReporter
 from tandem.clock import Clock
 from tandem.errors import NotReadyError
 from tandem.routing.fleet import Fleet
-from tandem.routing.membership import ReplicaState
+from tandem.routing.membership import Membership, ReplicaState
 
 NO_LOAD = Load(0, 0, 0)
 
@@ -55,6 +55,8 @@ class ReplicaSet:
         self._lost: set[str] = set()  # they join again when they are ready
         self._refused: set[str] = set()
         self._is_ready = False
+        self._membership: Membership | None = None  # that `_serving` are of
+        self._serving: tuple[Replica, ...] = ()
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(tuple(self._replicas.values()))
@@ -72,7 +74,11 @@ class ReplicaSet:
     @property
     def serving(self) -> tuple[Replica, ...]:
         """Those that get requests."""
-        return tuple(self._replicas[name] for name in self._fleet.membership.serving)
+        membership = self._fleet.membership
+        if membership is not self._membership:
+            self._membership = membership
+            self._serving = tuple(self._replicas[name] for name in membership.serving)
+        return self._serving
 
     @property
     def load(self) -> Load:
@@ -117,23 +123,30 @@ class ReplicaSet:
 
     def route(self, request: Request) -> Replica:
         """Its home from now on. NotReadyError: nobody serves."""
-        block_size = self.pool.block_size
-        has_choice = len(self._fleet.membership.serving) > 1
-        prompt = prompt_of(request, block_size) if has_choice else unkeyed(request, block_size)
-        prospect = self._fleet.route(request, prompt)
-        home = self._homes[request] = self._replicas[prospect.replica_id]
-        self._reporter.routed(request, prospect, is_choice=has_choice)
-        if has_choice:
-            _log.info(
-                "request.routed",
-                request_id=request.request_id,
-                replica=home.name,
-                num_exact_tokens=prospect.num_exact_tokens,
-                num_segment_tokens=prospect.num_segment_tokens,
-                num_computed_tokens=prospect.num_computed_tokens,
-                wait_ms=round(prospect.wait_s * 1e3, 1),
-            )
+        block_size, serving = self.pool.block_size, self.serving
+        home = self._homes[request] = (
+            self._choose(request, block_size) if len(serving) > 1 else self._place(request, serving[0], block_size)
+        )
         return home
+
+    def _place(self, request: Request, only: Replica, block_size: int) -> Replica:
+        self._fleet.place(request, only.name, unkeyed(request, block_size))
+        self._reporter.routed(request, only.name, None)
+        return only
+
+    def _choose(self, request: Request, block_size: int) -> Replica:
+        prospect = self._fleet.route(request, prompt_of(request, block_size))
+        self._reporter.routed(request, prospect.replica_id, prospect.ttft_s)
+        _log.info(
+            "request.routed",
+            request_id=request.request_id,
+            replica=prospect.replica_id,
+            num_exact_tokens=prospect.num_exact_tokens,
+            num_segment_tokens=prospect.num_segment_tokens,
+            num_computed_tokens=prospect.num_computed_tokens,
+            wait_ms=round(prospect.wait_s * 1e3, 1),
+        )
+        return self._replicas[prospect.replica_id]
 
     def prefilled(self, request: Request, num_computed_tokens: int) -> None:
         """It has its first token; nothing happens when it was not routed."""

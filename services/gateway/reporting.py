@@ -11,7 +11,7 @@ import structlog
 
 from services.gateway.ports import ObservationSink
 from services.gateway.rates import RateMeter
-from services.gateway.requests import Request, Sequence
+from services.gateway.requests import TOKEN_SOURCES, Request, Sequence
 from tandem.clock import Clock
 from tandem.errors import TandemError
 from tandem.rpc.status import status_of
@@ -39,6 +39,7 @@ class DoorReporter:
 
     def __init__(self, metrics: GatewayMetrics) -> None:
         self._metrics = metrics
+        self._load = (0, 0)  # as told last
 
     @contextmanager
     def refusals(self, request_id: str) -> Iterator[None]:
@@ -65,6 +66,9 @@ class DoorReporter:
 
     def load(self, num_waiting: int, num_requests: int) -> None:
         """How full the gateway is now: requests that wait, and all of them."""
+        if self._load == (num_waiting, num_requests):
+            return
+        self._load = (num_waiting, num_requests)
         self._metrics.num_requests_waiting.set(num_waiting)
         self._metrics.num_requests_running.set(num_requests - num_waiting)
 
@@ -80,6 +84,7 @@ class Reporter:
         self._observations = observations
         self._throughput = throughput
         self._num_uncounted_tokens = 0
+        self._by_source = {source: metrics.prompt_tokens_by_source.labels(source) for source in TOKEN_SOURCES}
 
     def prefilled(self, request: Request, sequence: Sequence, entry: Prefilled) -> None:
         """A first prefill: `entry` comes before its token is taken in."""
@@ -90,7 +95,7 @@ class Reporter:
         self._metrics.prefix_cache_queries.inc(num_prompt_tokens)
         self._metrics.prefix_cache_hits.inc(sequence.num_cached_tokens)
         for source, num_tokens in sequence.num_tokens_by_source().items():
-            self._metrics.prompt_tokens_by_source.labels(source).inc(num_tokens)
+            self._by_source[source].inc(num_tokens)
         if not request.started:
             request.prefill_compute_ms = entry.compute_ms
 

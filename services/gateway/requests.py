@@ -15,6 +15,7 @@ from tandem.errors import InvalidRequestError
 from tandem.types import ContentKind, FinishReason, Prefilled, SegmentOutcome, SequenceOutput, SequenceSpec
 
 NS_PER_MS = 1e6
+TOKEN_SOURCES = ("exact", "approximate", "recomputed", "computed")  # of a prompt's KV
 
 
 class State(Enum):
@@ -113,8 +114,9 @@ class Sequence:
     def num_tokens_by_source(self) -> dict[str, int]:
         """Of the prompt, in its first prefill; together they are the whole prompt."""
         recomputed = sum(outcome.num_computed for outcome in self._outcomes if outcome.found)
-        reused = {"exact": self.num_cached_tokens, "approximate": self.num_approximate_tokens, "recomputed": recomputed}
-        return {**reused, "computed": len(self.arrival.prompt_token_ids) - sum(reused.values())}
+        counts = (self.num_cached_tokens, self.num_approximate_tokens, recomputed)
+        rest = len(self.arrival.prompt_token_ids) - sum(counts)
+        return dict(zip(TOKEN_SOURCES, (*counts, rest), strict=True))
 
     @property
     def num_new_tokens(self) -> int:

@@ -10,7 +10,6 @@ from services.gateway.requests import Request
 from tandem.clock import Clock
 from tandem.kv.cache_store import CacheNews
 from tandem.kv.journal import CacheCleared
-from tandem.routing.router import Prospect
 from tandem.telemetry.metrics import ReplicaMetrics
 
 NS_PER_S = 1e9
@@ -32,59 +31,56 @@ class RoutingReporter:
         self._metrics = metrics
         self._clock = clock
         self._unix_ns = unix_ns
-        self._open: set[str] = set()
+        self._open: dict[str, ReplicaMetrics] = {}  # each one's own
         self._routed: dict[Request, _Routed] = {}  # that have not ended
 
     def opened(self, replica: str) -> None:
         """It is known from now on."""
-        self._open.add(replica)
-        self._metrics.begin(replica)
+        self._open[replica] = self._metrics.begin(replica)
 
     def closed(self, replica: str) -> None:
         """It is known no more."""
-        self._open.discard(replica)
+        self._open.pop(replica, None)
         self._metrics.remove(replica)
 
     def ready(self, replica: str, is_ready: bool) -> None:
         """Whether all of it is connected."""
-        if replica in self._open:
-            self._metrics.ready.labels(replica).set(is_ready)
+        if (metrics := self._open.get(replica)) is not None:
+            metrics.ready.set(is_ready)
 
     def heard(self, replica: str, news: CacheNews, num_blocks: int) -> None:
         """Of its cache, of which so many blocks are known now."""
-        if replica not in self._open:
+        if (metrics := self._open.get(replica)) is None:
             return
-        self._metrics.cache_events.labels(replica).inc(len(news.events))
-        self._metrics.cache_news_unix_seconds.labels(replica).set(self._unix_ns() / NS_PER_S)
-        self._metrics.known_blocks.labels(replica).set(num_blocks)
+        metrics.cache_events.inc(len(news.events))
+        metrics.cache_news_unix_seconds.set(self._unix_ns() / NS_PER_S)
+        metrics.known_blocks.set(num_blocks)
         if any(isinstance(event, CacheCleared) for event in news.events):
-            self._metrics.cache_resyncs.labels(replica).inc()
+            metrics.cache_resyncs.inc()
 
-    def routed(self, request: Request, prospect: Prospect, *, is_choice: bool) -> None:
-        """It goes there, perhaps from a replica that is lost."""
+    def routed(self, request: Request, replica: str, predicted_ttft_s: float | None) -> None:
+        """It goes there, perhaps from a replica that is lost. None: there was no choice, so nothing was predicted."""
         self.ended(request)
-        replica = prospect.replica_id
-        self._routed[request] = _Routed(replica, self._clock.now(), prospect.ttft_s if is_choice else None)
-        if replica in self._open:
-            self._metrics.requests_routed.labels(replica).inc()
-            self._metrics.requests_running.labels(replica).inc()
+        self._routed[request] = _Routed(replica, self._clock.now(), predicted_ttft_s)
+        if (metrics := self._open.get(replica)) is not None:
+            metrics.requests_routed.inc()
+            metrics.requests_running.inc()
 
     def prefilled(self, request: Request, num_computed_tokens: int) -> None:
         """Its first token is about to be taken in. Nothing happens when it was not routed."""
         routed = self._routed.get(request)
-        if routed is None or routed.replica not in self._open:
+        if routed is None or (metrics := self._open.get(routed.replica)) is None:
             return
-        replica, metrics = routed.replica, self._metrics
-        metrics.prompt_tokens.labels(replica).inc(request.sequences[0].num_tokens)
-        metrics.computed_tokens.labels(replica).inc(num_computed_tokens)
+        metrics.prompt_tokens.inc(request.sequences[0].num_tokens)
+        metrics.computed_tokens.inc(num_computed_tokens)
         seen_s = self._clock.now() - routed.at_s
-        metrics.time_to_first_token_seconds.labels(replica).observe(seen_s)
+        metrics.time_to_first_token_seconds.observe(seen_s)
         if routed.predicted_ttft_s is not None:
-            metrics.predicted_time_to_first_token_seconds.labels(replica).observe(routed.predicted_ttft_s)
-            metrics.prediction_error_seconds.labels(replica).inc(abs(seen_s - routed.predicted_ttft_s))
+            metrics.predicted_time_to_first_token_seconds.observe(routed.predicted_ttft_s)
+            metrics.prediction_error_seconds.inc(abs(seen_s - routed.predicted_ttft_s))
 
     def ended(self, request: Request) -> None:
         """It is there no more. Nothing happens when it was not routed."""
         routed = self._routed.pop(request, None)
-        if routed is not None and routed.replica in self._open:
-            self._metrics.requests_running.labels(routed.replica).dec()
+        if routed is not None and (metrics := self._open.get(routed.replica)) is not None:
+            metrics.requests_running.dec()

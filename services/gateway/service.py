@@ -171,9 +171,11 @@ def add_to_server(frontend: Frontend, status: StatusView, server: grpc.aio.Serve
 
 def piece_to_proto(request_id: str, piece: Piece, origin: Origin | None = None) -> pb.GenerateResponse:
     """See `Piece`. The first of a stream has the request's origin. What most pieces lack is not touched in them."""
-    message = pb.GenerateResponse(
-        request_id=request_id, index=piece.index, text_delta=piece.text_delta, token_ids=piece.token_ids
-    )
+    message = pb.GenerateResponse()
+    message.request_id = request_id
+    message.index = piece.index
+    message.text_delta = piece.text_delta
+    message.token_ids.extend(piece.token_ids)
     if piece.logprobs:
         message.logprobs.extend(_logprobs(piece))
     if origin is not None:

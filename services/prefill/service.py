@@ -6,7 +6,7 @@ from contextlib import aclosing
 import grpc
 
 from tandem.phase.door import Door
-from tandem.rpc.codecs import command_from_proto, prefill_result_to_proto
+from tandem.rpc.codecs import commands_from_proto, prefill_result_to_proto
 from tandem.rpc.stubs.prefill.v1 import prefill_pb2, prefill_pb2_grpc
 from tandem.types import PrefillResult
 
@@ -25,7 +25,7 @@ class PrefillServicer(prefill_pb2_grpc.PrefillServiceServicer):
         context: "grpc.aio.ServicerContext[prefill_pb2.RunRequest, prefill_pb2.RunResponse]",
     ) -> AsyncIterator[prefill_pb2.RunResponse]:
         """Commands in, one message a step out."""
-        commands = (command_from_proto(request) async for request in request_iterator)
+        commands = (command async for request in request_iterator for command in commands_from_proto(request))
         async with aclosing(self._door.converse(commands)) as results:
             async for result in results:
                 yield prefill_result_to_proto(result)

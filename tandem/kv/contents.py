@@ -63,6 +63,8 @@ def _in_domain(digest: bytes, domain: bytes) -> bytes:
 
 def block_keys(start: bytes, token_ids: Sequence[int], block_size: int) -> tuple[bytes, ...]:
     """Keys of the full blocks of `token_ids`; `start` is the namespace, or the key of the block before the first."""
+    if len(token_ids) < block_size:
+        return ()
     tokens = np.asarray(token_ids, dtype="<u4")
     keys: list[bytes] = []
     for end in range(block_size, len(tokens) + 1, block_size):

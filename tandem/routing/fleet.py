@@ -77,8 +77,7 @@ class Fleet(Generic[Item]):
 
     def route(self, item: Item, prompt: Prompt) -> Prospect:
         """Where it goes; it counts as sent. NotReadyError: nobody serves. ValueError: it is under way already."""
-        if item in self._places:
-            raise ValueError(f"{item!r} is at replica {self._places[item]} already")
+        self._check_is_new(item)
         if not self._caches:
             raise NotReadyError("no replica serves")
         candidates = self._caches.keys() - self._away or self._caches.keys()
@@ -88,6 +87,11 @@ class Fleet(Generic[Item]):
         chosen = self._router.choose([self._prospect(*each) for each in reuses.items()])
         self._send(item, chosen.replica_id, prompt, reuses[chosen.replica_id])
         return chosen
+
+    def place(self, item: Item, replica_id: str, prompt: Prompt) -> None:
+        """It goes there without choice, and counts as sent with nothing found. KeyError: that one does not serve."""
+        self._check_is_new(item)
+        self._send(item, replica_id, prompt, Reuse(0, 0, prompt.num_tokens, prompt.keys))
 
     def prefilled(self, item: Item, num_computed_tokens: int) -> None:
         """It has its first token; nothing happens when it had one before. KeyError: it is not under way."""
@@ -103,6 +107,10 @@ class Fleet(Generic[Item]):
     def items(self, replica_id: str) -> Sequence[Item]:
         """That it has. KeyError when it is gone."""
         return self._loads[replica_id].items
+
+    def _check_is_new(self, item: Item) -> None:
+        if item in self._places:
+            raise ValueError(f"{item!r} is at replica {self._places[item]} already")
 
     def _send(self, item: Item, replica_id: str, prompt: Prompt, reuse: Reuse) -> None:
         self._num_turns += 1

@@ -28,11 +28,11 @@ class Membership:
     """The replicas that are not gone, in the order in which they joined."""
 
     states: Mapping[str, ReplicaState] = field(default_factory=dict)
+    serving: tuple[str, ...] = field(init=False, compare=False)  # those that get sequences: asked for at every request
 
-    @property
-    def serving(self) -> tuple[str, ...]:
-        """Those that get sequences."""
-        return tuple(replica_id for replica_id, state in self.states.items() if state is ReplicaState.JOINED)
+    def __post_init__(self) -> None:
+        joined = (replica_id for replica_id, state in self.states.items() if state is ReplicaState.JOINED)
+        object.__setattr__(self, "serving", tuple(joined))
 
     def state(self, replica_id: str) -> ReplicaState:
         """Of any name."""

@@ -1,6 +1,6 @@
 """Between the protos of the phases and `tandem.types`; each pair of functions is the other's inverse."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tandem.rpc.stubs.common.v1 import common_pb2 as common
 from tandem.rpc.stubs.decode.v1 import decode_pb2 as decode
@@ -30,19 +30,9 @@ from tandem.types import (
 
 def sampling_to_proto(spec: SamplingSpec) -> common.SamplingSpec:
     """See `SamplingSpec`."""
-    return common.SamplingSpec(
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        top_k=spec.top_k,
-        min_p=spec.min_p,
-        repetition_penalty=spec.repetition_penalty,
-        presence_penalty=spec.presence_penalty,
-        frequency_penalty=spec.frequency_penalty,
-        seed=spec.seed,
-        logit_bias=dict(spec.logit_bias),
-        logprobs=spec.logprobs,
-        num_top_logprobs=spec.num_top_logprobs,
-    )
+    message = common.SamplingSpec()
+    _fill_sampling(message, spec)
+    return message
 
 
 def sampling_from_proto(message: common.SamplingSpec) -> SamplingSpec:
@@ -64,7 +54,9 @@ def sampling_from_proto(message: common.SamplingSpec) -> SamplingSpec:
 
 def stop_to_proto(spec: StopSpec) -> common.StopSpec:
     """See `StopSpec`."""
-    return common.StopSpec(max_tokens=spec.max_tokens, min_tokens=spec.min_tokens, stop_token_ids=spec.stop_token_ids)
+    message = common.StopSpec()
+    _fill_stop(message, spec)
+    return message
 
 
 def stop_from_proto(message: common.StopSpec) -> StopSpec:
@@ -74,22 +66,9 @@ def stop_from_proto(message: common.StopSpec) -> StopSpec:
 
 def sequence_to_proto(spec: SequenceSpec) -> common.SequenceSpec:
     """See `SequenceSpec`."""
-    return common.SequenceSpec(
-        lease_id=spec.lease_id,
-        request_id=spec.request_id,
-        token_ids=spec.token_ids,
-        num_prompt_tokens=spec.num_prompt_tokens,
-        sampling=sampling_to_proto(spec.sampling),
-        stop=stop_to_proto(spec.stop),
-        priority=spec.priority,
-        arrival_unix_ns=spec.arrival_unix_ns,
-        cache_namespace=spec.cache_namespace,
-        reuse=None if spec.reuse is None else _reuse_to_proto(spec.reuse),
-        num_publishable_tokens=spec.num_publishable_tokens,
-        content_kind=common.ContentKind.ValueType(spec.content_kind),
-        approximate=_spans_to_proto(spec.approximate),
-        domain=spec.domain,
-    )
+    message = common.SequenceSpec()
+    _fill_sequence(message, spec)
+    return message
 
 
 def sequence_from_proto(message: common.SequenceSpec) -> SequenceSpec:
@@ -116,14 +95,18 @@ def command_to_prefill(command: PhaseCommand) -> prefill.RunRequest:
     """A command on prefill's stream."""
     if isinstance(command, AbortSequence):
         return prefill.RunRequest(abort_lease_id=command.lease_id)
-    return prefill.RunRequest(submit=sequence_to_proto(command.sequence))
+    request = prefill.RunRequest()
+    _fill_sequence(request.submit, command.sequence)
+    return request
 
 
 def command_to_decode(command: PhaseCommand) -> decode.RunRequest:
     """A command on decode's stream."""
     if isinstance(command, AbortSequence):
         return decode.RunRequest(abort_lease_id=command.lease_id)
-    return decode.RunRequest(submit=sequence_to_proto(command.sequence))
+    request = decode.RunRequest()
+    _fill_sequence(request.submit, command.sequence)
+    return request
 
 
 def command_from_proto(message: prefill.RunRequest | decode.RunRequest) -> PhaseCommand | None:
@@ -135,6 +118,13 @@ def command_from_proto(message: prefill.RunRequest | decode.RunRequest) -> Phase
             return AbortSequence(message.abort_lease_id)
         case _:
             return None
+
+
+def commands_from_proto(message: prefill.RunRequest | decode.RunRequest) -> Iterator[PhaseCommand | None]:
+    """All commands of a message of either stream, in order; each as of `command_from_proto`."""
+    yield command_from_proto(message)
+    for following in message.more:
+        yield command_from_proto(following)
 
 
 def output_to_proto(output: SequenceOutput) -> common.SequenceOutput:
@@ -181,6 +171,7 @@ def prefill_result_to_proto(result: PrefillResult) -> prefill.RunResponse:
     return prefill.RunResponse(
         prefilled=[_prefilled_to_proto(entry) for entry in result.prefilled],
         dropped=[dropped_to_proto(entry) for entry in result.dropped],
+        takes_more=True,
     )
 
 
@@ -197,6 +188,7 @@ def decode_result_to_proto(result: DecodeResult) -> decode.RunResponse:
     return decode.RunResponse(
         outputs=[output_to_proto(entry) for entry in result.outputs],
         dropped=[dropped_to_proto(entry) for entry in result.dropped],
+        takes_more=True,
     )
 
 
@@ -206,6 +198,48 @@ def decode_result_from_proto(message: decode.RunResponse) -> DecodeResult:
         outputs=tuple(output_from_proto(entry) for entry in message.outputs),
         dropped=tuple(dropped_from_proto(entry) for entry in message.dropped),
     )
+
+
+def _fill_sequence(message: common.SequenceSpec, spec: SequenceSpec) -> None:
+    """In place, as the two below: made apart and copied in, a sequence's messages take three times as long."""
+    message.lease_id = spec.lease_id
+    message.request_id = spec.request_id
+    message.token_ids.extend(spec.token_ids)
+    message.num_prompt_tokens = spec.num_prompt_tokens
+    _fill_sampling(message.sampling, spec.sampling)
+    _fill_stop(message.stop, spec.stop)
+    message.priority = spec.priority
+    message.arrival_unix_ns = spec.arrival_unix_ns
+    message.cache_namespace = spec.cache_namespace
+    if spec.reuse is not None:
+        message.reuse.CopyFrom(_reuse_to_proto(spec.reuse))
+    if spec.num_publishable_tokens is not None:
+        message.num_publishable_tokens = spec.num_publishable_tokens
+    message.content_kind = common.ContentKind.ValueType(spec.content_kind)
+    if spec.approximate:
+        message.approximate.extend(_spans_to_proto(spec.approximate))
+    message.domain = spec.domain
+
+
+def _fill_sampling(message: common.SamplingSpec, spec: SamplingSpec) -> None:
+    message.temperature = spec.temperature
+    message.top_p = spec.top_p
+    message.top_k = spec.top_k
+    message.min_p = spec.min_p
+    message.repetition_penalty = spec.repetition_penalty
+    message.presence_penalty = spec.presence_penalty
+    message.frequency_penalty = spec.frequency_penalty
+    message.seed = spec.seed
+    if spec.logit_bias:
+        message.logit_bias.update(spec.logit_bias)
+    message.logprobs = spec.logprobs
+    message.num_top_logprobs = spec.num_top_logprobs
+
+
+def _fill_stop(message: common.StopSpec, spec: StopSpec) -> None:
+    message.max_tokens = spec.max_tokens
+    message.min_tokens = spec.min_tokens
+    message.stop_token_ids.extend(spec.stop_token_ids)
 
 
 def _prefilled_to_proto(entry: Prefilled) -> prefill.Prefilled:

@@ -20,7 +20,7 @@ from tandem.rpc.cancelling import end_tasks
 from tandem.rpc.controller_codecs import (
     applied_to_proto,
     hello_to_proto,
-    observation_to_proto,
+    observations_to_proto,
     split_from_proto,
     split_to_proto,
     status_from_proto,
@@ -36,8 +36,9 @@ from tandem.types import Phase, RequestObservation, Split, StepStatistics
 
 PEER = "controller"
 MAX_UNSENT_STEPS = 256
-GATHER_S = 0.1  # steps wait for one another so long: a message for each would cost two processes a wake-up a step
+GATHER_S = 0.1  # what is told waits for more so long: a message for each step or request costs two processes a wake-up
 MAX_UNSENT_OBSERVATIONS = 1024
+MAX_OBSERVATIONS = 256  # in one message
 CALL_TIMEOUT_S = 5.0
 
 
@@ -159,13 +160,13 @@ class ObservationSender:
         self._address = address
         self._credentials = credentials
         self._reconnector = Reconnector(PEER, self._session)
-        self._unsent: deque[pb.ObserveRequest] = deque(maxlen=MAX_UNSENT_OBSERVATIONS)
+        self._unsent: deque[RequestObservation] = deque(maxlen=MAX_UNSENT_OBSERVATIONS)
         self._has_unsent = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def observe(self, observation: RequestObservation) -> None:
-        """Tells of one request; while the controller is away the newest are kept for it."""
-        self._unsent.append(observation_to_proto(observation))
+        """Tells of one request, soon; while the controller is away the newest are kept for it."""
+        self._unsent.append(observation)
         self._has_unsent.set()
 
     async def start(self) -> None:
@@ -192,10 +193,15 @@ class ObservationSender:
     async def _send(self, call: Any) -> None:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # told to whoever awaits the call as well
             while True:
-                while self._unsent:
-                    await call.write(self._unsent.popleft())
-                self._has_unsent.clear()
                 await self._has_unsent.wait()
+                await asyncio.sleep(GATHER_S)
+                while self._unsent:
+                    await call.write(observations_to_proto(self._take()))
+                self._has_unsent.clear()
+
+    def _take(self) -> list[RequestObservation]:
+        """The oldest of what is unsent, as many as go in one message."""
+        return [self._unsent.popleft() for _ in range(min(len(self._unsent), MAX_OBSERVATIONS))]
 
 
 class ControllerClient:

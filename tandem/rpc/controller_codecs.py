@@ -1,5 +1,7 @@
 """The controller's messages to values and back. What a peer may get wrong raises InvalidRequestError."""
 
+from collections.abc import Iterator, Sequence
+
 from tandem.errors import InvalidRequestError
 from tandem.partition.observations import LatencyStatistics, PhaseStatistics, RequestStatistics
 from tandem.partition.planner import AdmissionAdvice
@@ -101,6 +103,19 @@ def observation_to_proto(observation: RequestObservation) -> pb.ObserveRequest:
         num_waiting=observation.num_waiting,
         request_class=observation.request_class,
     )
+
+
+def observations_to_proto(observations: Sequence[RequestObservation]) -> pb.ObserveRequest:
+    """One message of all of them; there is at least one."""
+    first, *others = map(observation_to_proto, observations)
+    first.more.extend(others)
+    return first
+
+
+def observations_from_proto(message: pb.ObserveRequest) -> Iterator[RequestObservation]:
+    """See `observations_to_proto`."""
+    yield observation_from_proto(message)
+    yield from map(observation_from_proto, message.more)
 
 
 def observation_from_proto(message: pb.ObserveRequest) -> RequestObservation:

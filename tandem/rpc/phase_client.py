@@ -18,6 +18,7 @@ from tandem.rpc.codecs import (
     prefill_result_from_proto,
 )
 from tandem.rpc.peer_channel import peer_channel
+from tandem.rpc.phase_commands import PhaseCommands
 from tandem.rpc.reconnect import CHANNEL_OPTIONS, KEEPALIVE_OPTIONS, Reconnector
 from tandem.rpc.stubs.decode.v1.decode_pb2_grpc import DecodeServiceStub
 from tandem.rpc.stubs.prefill.v1.prefill_pb2_grpc import PrefillServiceStub
@@ -101,7 +102,7 @@ class PhaseClient:
         self._address = address
         self._credentials = credentials
         self._wire = _WIRES[phase]
-        self._commands: asyncio.Queue[PhaseCommand | None] | None = None  # of the open stream; None ends it
+        self._commands: PhaseCommands | None = None  # of the open stream
         self._in_flight: set[int] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -125,12 +126,12 @@ class PhaseClient:
         if self._commands is None:
             raise NotReadyError(f"{self._phase} is away")
         self._in_flight.add(sequence.lease_id)
-        self._commands.put_nowait(Submit(sequence))
+        self._commands.put(Submit(sequence))
 
     def abort(self, lease_id: int) -> None:
         """Asks for a sequence back; nothing to do when the phase is away."""
         if self._commands is not None:
-            self._commands.put_nowait(AbortSequence(lease_id))
+            self._commands.put(AbortSequence(lease_id))
 
     async def _session(self, listener: PhaseListener, connected: Callable[[], None]) -> None:
         async with peer_channel(self._address, _CHANNEL_OPTIONS, self._credentials) as channel:
@@ -138,17 +139,18 @@ class PhaseClient:
                 await self._stream(channel, listener, connected)
 
     async def _stream(self, channel: grpc.aio.Channel, listener: PhaseListener, connected: Callable[[], None]) -> None:
-        commands: asyncio.Queue[PhaseCommand | None] = asyncio.Queue()
-        call = self._wire.open(channel, self._encoded(commands))
+        commands = PhaseCommands(self._wire.encode)
+        call = self._wire.open(channel, commands.messages())
         try:
             await call.wait_for_connection()
             self._commands = commands
             connected()
             listener.phase_connected(self._phase)
             async for message in call:
+                commands.takes_more = message.takes_more
                 self._receive(self._wire.decode(message), listener)
         finally:
-            commands.put_nowait(None)  # grpc's writing task outlives a call that the peer ended
+            commands.close()  # grpc's writing task outlives a call that the peer ended
             call.cancel()
             self._lose(listener)
 
@@ -162,11 +164,6 @@ class PhaseClient:
         lost, self._in_flight, self._commands = frozenset(self._in_flight), set(), None
         _log.warning("phase.lost", phase=self._phase, address=self._address, num_sequences=len(lost))
         listener.phase_lost(self._phase, lost)
-
-    async def _encoded(self, commands: asyncio.Queue[PhaseCommand | None]) -> AsyncIterator[Any]:
-        """Until None."""
-        while (command := await commands.get()) is not None:
-            yield self._wire.encode(command)
 
 
 async def _serving(channel: grpc.aio.Channel) -> bool:

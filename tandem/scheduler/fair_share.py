@@ -56,7 +56,9 @@ class FairShare:
         levels = self._levels.setdefault(tenant, set())
         if level not in levels:
             levels.add(level)
-            self._lines.setdefault(level, SortedList()).add(self._account(tenant))
+            if level not in self._lines:
+                self._lines[level] = SortedList()
+            self._lines[level].add(self._account(tenant))
 
     def leave(self, tenant: str, level: float) -> None:
         """Nothing of it waits at that level any more; nothing happens when nothing did."""

@@ -70,7 +70,10 @@ class KvShare(Generic[Item]):
     def _enter(self, place: Place[Item]) -> None:
         entry = place.entry
         self._places[place.item] = place
-        self._tenants.setdefault(entry.tenant, _TenantLine()).add(place)
+        line = self._tenants.get(entry.tenant)
+        if line is None:
+            line = self._tenants[entry.tenant] = _TenantLine()
+        line.add(place)
         self._share.enter(entry.tenant, -entry.priority)
         self._note_oldest(entry.tenant)
 
@@ -125,7 +128,10 @@ class _TenantLine(Generic[Item]):
     def add(self, place: Place[Item]) -> None:
         """It waits from now on."""
         self._by_age.add(place)
-        self.by_priority.setdefault(place.entry.priority, RatioLine()).add(place)
+        line = self.by_priority.get(place.entry.priority)
+        if line is None:
+            line = self.by_priority[place.entry.priority] = RatioLine()
+        line.add(place)
 
     def discard(self, place: Place[Item]) -> None:
         """It waits no longer."""

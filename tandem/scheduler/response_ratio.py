@@ -59,7 +59,10 @@ class RatioLine(Generic[Item]):
 
     def add(self, place: Place[Item]) -> None:
         """It waits from now on."""
-        self._classes.setdefault(_class_of(place), by_age()).add(place)
+        number = _class_of(place)
+        if number not in self._classes:
+            self._classes[number] = by_age()
+        self._classes[number].add(place)
 
     def discard(self, place: Place[Item]) -> None:
         """It waits no longer. ValueError when it does not wait."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bench.micro.display import cost_table, memory_table
+from bench.micro.gateway import request_us, table
 from bench.micro.memory import kv_bytes, measure_services, weight_bytes
 from bench.micro.overhead import OperatorTime, overhead_shapes
 from bench.micro.processes import cpu_time, memory
@@ -129,10 +130,21 @@ def result() -> MicroResult:
         decisions=(),
         leases=(),
         gateway=(GatewayCost(16, 4096, 80.0, 55.0),),
+        gateway_request_us=1500.0,
         overhead=(StepOverhead(shape, 10.0, 9.5, 0.05),),
         segments=(SegmentSize("weights", 270 * MEGA, 269 * MEGA),),
         services=measure_services({"memd": os.getpid()}),
     )
+
+
+def test_what_a_request_costs_beside_its_tokens_follows_from_two_lengths():
+    """2 ms a request and 80 us a token, by hand."""
+    costs = [GatewayCost(16, 4096, 80.0 + 2000.0 / length, num_output_tokens=length) for length in (64, 400)]
+    alone = GatewayCost(1, 1024, 700.0, num_output_tokens=64)
+    assert request_us([alone, *costs]) == pytest.approx(2000.0)
+    assert request_us([alone, costs[0]]) is None, "one length says nothing"
+    caption = table([[alone, *costs], [alone, *costs]]).caption
+    assert "2000 (2000 to 2000) us" in str(caption)
 
 
 def test_growth_and_memory_are_drawn_and_told(tmp_path):
@@ -147,5 +159,6 @@ def test_growth_and_memory_are_drawn_and_told(tmp_path):
         for cell in column.cells
     ]
     assert "55 us a token" in told
+    assert "1500 us" in told
     assert "5.0 % of 10.0 ms" in told
     assert "formula 269.0" in told

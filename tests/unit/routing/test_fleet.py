@@ -95,6 +95,20 @@ def test_what_its_memd_published_is_found_and_what_it_removed_is_not(fleet, rout
     assert {name: each.num_exact_tokens for name, each in router.shown.items()} == {"a": 0, "b": 160, "c": 0}
 
 
+def test_what_is_placed_counts_as_sent_and_no_router_is_asked(fleet, router):
+    fleet.place(0, "b", prompt("x", 500))
+    assert fleet.items("b") == (0,)
+    assert not router.shown
+    fleet.route(1, prompt("y"))
+    assert {name: each.wait_s > 0 for name, each in router.shown.items()} == {"a": False, "b": True, "c": False}
+    with pytest.raises(ValueError, match="already"):
+        fleet.place(0, "a", prompt("x"))
+    with pytest.raises(KeyError):
+        fleet.place(2, "nobody", prompt("x"))
+    fleet.end(0)
+    assert fleet.items("b") == ()
+
+
 def test_an_end_without_news_is_no_cache(fleet, router):
     chosen = fleet.route(0, prompt("x")).replica_id
     fleet.end(0)

@@ -9,6 +9,7 @@ from tandem.errors import InvalidRequestError, NotReadyError
 from tandem.partition.status import ControllerStatus, PhaseStatus, ShareApplied
 from tandem.rpc import controller_client
 from tandem.rpc.controller_client import ControllerClient, ControllerLink, ObservationSender
+from tandem.rpc.controller_codecs import observations_to_proto
 from tandem.types import Phase, RequestObservation, Split, StepStatistics
 from tests.support.controller import HostedController
 from tests.support.sockets import short_run_dir
@@ -141,6 +142,21 @@ async def test_observations_reach_the_controller(hosted, sender):
         sender.observe(observation(number))
     await until(lambda: hosted.controller.status().requests.num_observed_total == 5)
     assert hosted.controller.status().requests.ttft.p50_ms == 100.0
+
+
+async def test_observations_of_a_moment_go_in_one_message(hosted, sender, monkeypatch):
+    sizes: list[int] = []
+
+    def counted(observations):
+        sizes.append(len(observations))
+        return observations_to_proto(observations)
+
+    monkeypatch.setattr(controller_client, "observations_to_proto", counted)
+    monkeypatch.setattr(controller_client, "MAX_OBSERVATIONS", 4)
+    for number in range(10):
+        sender.observe(observation(number))
+    await until(lambda: hosted.controller.status().requests.num_observed_total == 10)
+    assert sizes == [4, 4, 2]
 
 
 async def test_observations_wait_for_a_controller_that_is_away_up_to_a_bound(away, sender):

@@ -9,6 +9,8 @@ from tandem.rpc.controller_codecs import (
     hello_to_proto,
     observation_from_proto,
     observation_to_proto,
+    observations_from_proto,
+    observations_to_proto,
     status_from_proto,
     status_to_proto,
     step_from_proto,
@@ -42,6 +44,14 @@ def test_a_status_travels_with_what_is_promised_what_was_kept_and_what_is_advise
 def test_an_observation_travels_whole(request_class):
     told = RequestObservation("r", 100.0, 20.0, 80.0, 30.0, 10, 5, 3, True, 9, 2, request_class)
     assert observation_from_proto(observation_to_proto(told)) == told
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_observations_of_one_message_travel_in_order(count):
+    told = [RequestObservation(f"r{number}", 100.0, 20.0, 80.0, 30.0, 10, 5, 3, True, 9, 2) for number in range(count)]
+    message = pb.ObserveRequest.FromString(observations_to_proto(told).SerializeToString())
+    assert list(observations_from_proto(message)) == told
+    assert observation_from_proto(message) == told[0], "what an earlier release takes of it"
 
 
 @pytest.mark.parametrize("name", ["", "urgent"])

@@ -6,7 +6,7 @@ import gc
 import pytest
 
 from tandem.errors import NotReadyError
-from tandem.rpc.codecs import command_from_proto, decode_result_to_proto, prefill_result_to_proto
+from tandem.rpc.codecs import commands_from_proto, decode_result_to_proto, prefill_result_to_proto
 from tandem.rpc.phase_client import PhaseClient, ended_lease_ids
 from tandem.rpc.server import ServiceHost
 from tandem.rpc.stubs.decode.v1 import decode_pb2_grpc
@@ -38,6 +38,8 @@ class Peer:
         self.commands = asyncio.Queue()
         self.results = asyncio.Queue()
         self.num_refusals = 0
+        self.takes_more = True
+        self.num_messages = 0
 
     async def Run(self, request_iterator, context):  # noqa: N802
         if self.num_refusals:
@@ -46,12 +48,16 @@ class Peer:
 
         async def read():
             async for message in request_iterator:
-                self.commands.put_nowait(command_from_proto(message))
+                self.num_messages += 1
+                for command in commands_from_proto(message):
+                    self.commands.put_nowait(command)
 
         reader = asyncio.ensure_future(read())
         try:
             while (result := await self.results.get()) is not None:
-                yield ENCODE[self.phase](result)
+                message = ENCODE[self.phase](result)
+                message.takes_more = self.takes_more
+                yield message
         finally:
             reader.cancel()
 
@@ -134,6 +140,30 @@ async def test_commands_go_in_order_and_results_come_back(link):
     result = ending(link.phase, 1, 2)
     link.peer.results.put_nowait(result)
     assert await link.listener.next() == ("result", result)
+
+
+async def test_commands_of_one_turn_go_together_once_the_phase_has_said_that_it_takes_them(link):
+    await connected(link)
+    link.client.submit(spec(1))
+    assert await link.peer.commands.get() == Submit(spec(1))
+    link.peer.results.put_nowait(ending(link.phase, 1))
+    assert (await link.listener.next())[0] == "result"
+    told = [spec(lease_id) for lease_id in range(2, 12)]
+    for each in told:
+        link.client.submit(each)
+    assert [await link.peer.commands.get() for _ in told] == [Submit(each) for each in told]
+    assert link.peer.num_messages < 1 + len(told)
+
+
+async def test_a_phase_of_an_earlier_release_gets_each_command_alone(link):
+    link.peer.takes_more = False
+    await connected(link)
+    link.peer.results.put_nowait(ending(link.phase, 1))
+    assert (await link.listener.next())[0] == "result"
+    for lease_id in (2, 3, 4):
+        link.client.submit(spec(lease_id))
+    assert [await link.peer.commands.get() for _ in range(3)] == [Submit(spec(lease_id)) for lease_id in (2, 3, 4)]
+    assert link.peer.num_messages == 3
 
 
 async def test_a_loss_names_what_was_in_flight(link):

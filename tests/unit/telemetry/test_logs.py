@@ -62,6 +62,13 @@ def test_exceptions_stay_on_one_line(logged):
     assert "ValueError: two\nlines" in event["exception"]
 
 
+def test_what_leads_is_the_lines_own_whatever_the_fields(logged):
+    structlog.get_logger().warning("peer.away", service="other", level="none", timestamp=0, peer="memd")
+    (event,) = logged()
+    assert (event["service"], event["level"], event["peer"]) == ("memd", "warning", "memd")
+    assert isinstance(event["timestamp"], str)
+
+
 def test_values_that_json_does_not_know_are_written_as_text(logged, tmp_path):
     structlog.get_logger().info("file.read", path=tmp_path)
     assert logged()[0]["path"] == str(tmp_path)

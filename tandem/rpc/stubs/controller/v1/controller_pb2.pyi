@@ -247,6 +247,7 @@ class ObserveRequest(_message.Message):
     UNIX_NS_FIELD_NUMBER: _builtins.int
     NUM_WAITING_FIELD_NUMBER: _builtins.int
     REQUEST_CLASS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     ttft_ms: _builtins.float
     ttft_wait_ms: _builtins.float
@@ -264,6 +265,10 @@ class ObserveRequest(_message.Message):
     """requests in the gateway's queue"""
     request_class: _builtins.str
     """interactive | batch; empty: interactive"""
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___ObserveRequest]:
+        """ended after it: the gateway gathers what it has to say for a moment"""
+
     def __init__(
         self,
         *,
@@ -279,10 +284,11 @@ class ObserveRequest(_message.Message):
         unix_ns: _builtins.int = ...,
         num_waiting: _builtins.int = ...,
         request_class: _builtins.str = ...,
+        more: _abc.Iterable[Global___ObserveRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_cached_tokens", b"num_cached_tokens", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_waiting", b"num_waiting", "ok", b"ok", "request_class", b"request_class", "request_id", b"request_id", "tpot_ms", b"tpot_ms", "ttft_compute_ms", b"ttft_compute_ms", "ttft_ms", b"ttft_ms", "ttft_wait_ms", b"ttft_wait_ms", "unix_ns", b"unix_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "num_cached_tokens", b"num_cached_tokens", "num_output_tokens", b"num_output_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_waiting", b"num_waiting", "ok", b"ok", "request_class", b"request_class", "request_id", b"request_id", "tpot_ms", b"tpot_ms", "ttft_compute_ms", b"ttft_compute_ms", "ttft_ms", b"ttft_ms", "ttft_wait_ms", b"ttft_wait_ms", "unix_ns", b"unix_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

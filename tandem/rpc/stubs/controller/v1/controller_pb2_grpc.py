@@ -81,7 +81,7 @@ class ControllerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Observe(self, request_iterator, context):
-        """The gateway's observations, one a finished or failed request.
+        """The gateway's observations, one for each finished or failed request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,7 @@ class ControllerServiceStub:
     Link: _grpc.StreamStreamMultiCallable[_controller_pb2.LinkRequest, _controller_pb2.LinkResponse]
     """A phase's link: its steps go up, its share comes down. The first report must carry `hello`."""
     Observe: _grpc.StreamUnaryMultiCallable[_controller_pb2.ObserveRequest, _controller_pb2.ObserveResponse]
-    """The gateway's observations, one a finished or failed request."""
+    """The gateway's observations, one for each finished or failed request."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_controller_pb2.GetStatusRequest, _controller_pb2.GetStatusResponse]
     SetSplit: _grpc.UnaryUnaryMultiCallable[_controller_pb2.SetSplitRequest, _controller_pb2.SetSplitResponse]
     """Fixes the split by hand. INVALID_ARGUMENT outside (0, 100]."""
@@ -57,7 +57,7 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     Link: _aio.StreamStreamMultiCallable[_controller_pb2.LinkRequest, _controller_pb2.LinkResponse]  # type: ignore[assignment]
     """A phase's link: its steps go up, its share comes down. The first report must carry `hello`."""
     Observe: _aio.StreamUnaryMultiCallable[_controller_pb2.ObserveRequest, _controller_pb2.ObserveResponse]  # type: ignore[assignment]
-    """The gateway's observations, one a finished or failed request."""
+    """The gateway's observations, one for each finished or failed request."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_controller_pb2.GetStatusRequest, _controller_pb2.GetStatusResponse]  # type: ignore[assignment]
     SetSplit: _aio.UnaryUnaryMultiCallable[_controller_pb2.SetSplitRequest, _controller_pb2.SetSplitResponse]  # type: ignore[assignment]
     """Fixes the split by hand. INVALID_ARGUMENT outside (0, 100]."""
@@ -85,7 +85,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_controller_pb2.ObserveRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.ObserveResponse, _abc.Awaitable[_controller_pb2.ObserveResponse]]:
-        """The gateway's observations, one a finished or failed request."""
+        """The gateway's observations, one for each finished or failed request."""
 
     @_abc_1.abstractmethod
     def GetStatus(

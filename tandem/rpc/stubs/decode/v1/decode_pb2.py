@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from tandem.rpc.stubs.common.v1 import common_pb2 as tandem_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtandem/decode/v1/decode.proto\x12\x10tandem.decode.v1\x1a\x1dtandem/common/v1/common.proto\"c\n\nRunRequest\x12\x30\n\x06submit\x18\x01 \x01(\x0b\x32\x1e.tandem.common.v1.SequenceSpecH\x00\x12\x18\n\x0e\x61\x62ort_lease_id\x18\x02 \x01(\x04H\x00\x42\t\n\x07\x63ommand\"t\n\x0bRunResponse\x12\x31\n\x07outputs\x18\x01 \x03(\x0b\x32 .tandem.common.v1.SequenceOutput\x12\x32\n\x07\x64ropped\x18\x02 \x03(\x0b\x32!.tandem.common.v1.SequenceDropped2W\n\rDecodeService\x12\x46\n\x03Run\x12\x1c.tandem.decode.v1.RunRequest\x1a\x1d.tandem.decode.v1.RunResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtandem/decode/v1/decode.proto\x12\x10tandem.decode.v1\x1a\x1dtandem/common/v1/common.proto\"\x8f\x01\n\nRunRequest\x12\x30\n\x06submit\x18\x01 \x01(\x0b\x32\x1e.tandem.common.v1.SequenceSpecH\x00\x12\x18\n\x0e\x61\x62ort_lease_id\x18\x02 \x01(\x04H\x00\x12*\n\x04more\x18\x03 \x03(\x0b\x32\x1c.tandem.decode.v1.RunRequestB\t\n\x07\x63ommand\"\x88\x01\n\x0bRunResponse\x12\x31\n\x07outputs\x18\x01 \x03(\x0b\x32 .tandem.common.v1.SequenceOutput\x12\x32\n\x07\x64ropped\x18\x02 \x03(\x0b\x32!.tandem.common.v1.SequenceDropped\x12\x12\n\ntakes_more\x18\x03 \x01(\x08\x32W\n\rDecodeService\x12\x46\n\x03Run\x12\x1c.tandem.decode.v1.RunRequest\x1a\x1d.tandem.decode.v1.RunResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.rpc.stubs.decode.v1.decode_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNREQUEST']._serialized_start=82
-  _globals['_RUNREQUEST']._serialized_end=181
-  _globals['_RUNRESPONSE']._serialized_start=183
-  _globals['_RUNRESPONSE']._serialized_end=299
-  _globals['_DECODESERVICE']._serialized_start=301
-  _globals['_DECODESERVICE']._serialized_end=388
+  _globals['_RUNREQUEST']._serialized_start=83
+  _globals['_RUNREQUEST']._serialized_end=226
+  _globals['_RUNRESPONSE']._serialized_start=229
+  _globals['_RUNRESPONSE']._serialized_end=365
+  _globals['_DECODESERVICE']._serialized_start=367
+  _globals['_DECODESERVICE']._serialized_end=454
 # @@protoc_insertion_point(module_scope)

@@ -25,20 +25,26 @@ class RunRequest(_message.Message):
 
     SUBMIT_FIELD_NUMBER: _builtins.int
     ABORT_LEASE_ID_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     abort_lease_id: _builtins.int
     @_builtins.property
     def submit(self) -> _common_pb2.SequenceSpec:
         """token_ids ends with the token that prefill sampled; its KV is decode's first to write."""
+
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunRequest]:
+        """behind this one, in order: only to a phase that has said `takes_more`"""
 
     def __init__(
         self,
         *,
         submit: _common_pb2.SequenceSpec | None = ...,
         abort_lease_id: _builtins.int = ...,
+        more: _abc.Iterable[Global___RunRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["abort_lease_id", b"abort_lease_id", "command", b"command", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_lease_id", b"abort_lease_id", "command", b"command", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_lease_id", b"abort_lease_id", "command", b"command", "more", b"more", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["submit", "abort_lease_id"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
@@ -52,6 +58,9 @@ class RunResponse(_message.Message):
 
     OUTPUTS_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    TAKES_MORE_FIELD_NUMBER: _builtins.int
+    takes_more: _builtins.bool
+    """RunRequest.more is understood"""
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.SequenceOutput]:
         """One message a step carries every sequence's token."""
@@ -63,10 +72,11 @@ class RunResponse(_message.Message):
         *,
         outputs: _abc.Iterable[_common_pb2.SequenceOutput] | None = ...,
         dropped: _abc.Iterable[_common_pb2.SequenceDropped] | None = ...,
+        takes_more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "outputs", b"outputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "outputs", b"outputs", "takes_more", b"takes_more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

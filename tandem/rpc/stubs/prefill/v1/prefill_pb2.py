@@ -25,21 +25,21 @@ _sym_db = _symbol_database.Default()
 from tandem.rpc.stubs.common.v1 import common_pb2 as tandem_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftandem/prefill/v1/prefill.proto\x12\x11tandem.prefill.v1\x1a\x1dtandem/common/v1/common.proto\"c\n\nRunRequest\x12\x30\n\x06submit\x18\x01 \x01(\x0b\x32\x1e.tandem.common.v1.SequenceSpecH\x00\x12\x18\n\x0e\x61\x62ort_lease_id\x18\x02 \x01(\x04H\x00\x42\t\n\x07\x63ommand\"r\n\x0bRunResponse\x12/\n\tprefilled\x18\x01 \x03(\x0b\x32\x1c.tandem.prefill.v1.Prefilled\x12\x32\n\x07\x64ropped\x18\x02 \x03(\x0b\x32!.tandem.common.v1.SequenceDropped\"\x9f\x02\n\tPrefilled\x12\x30\n\x06output\x18\x01 \x01(\x0b\x32 .tandem.common.v1.SequenceOutput\x12\x0f\n\x07wait_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\x12\x33\n\x08segments\x18\x05 \x03(\x0b\x32!.tandem.prefill.v1.SegmentOutcome\x12#\n\x16num_publishable_tokens\x18\x06 \x01(\rH\x00\x88\x01\x01\x12+\n\x0b\x61pproximate\x18\x07 \x03(\x0b\x32\x16.tandem.common.v1.SpanB\x19\n\x17_num_publishable_tokens\"a\n\x0eSegmentOutcome\x12\x11\n\tnum_exact\x18\x01 \x01(\r\x12\x17\n\x0fnum_approximate\x18\x02 \x01(\r\x12\x14\n\x0cnum_computed\x18\x03 \x01(\r\x12\r\n\x05\x66ound\x18\x04 \x01(\x08\x32Z\n\x0ePrefillService\x12H\n\x03Run\x12\x1d.tandem.prefill.v1.RunRequest\x1a\x1e.tandem.prefill.v1.RunResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftandem/prefill/v1/prefill.proto\x12\x11tandem.prefill.v1\x1a\x1dtandem/common/v1/common.proto\"\x90\x01\n\nRunRequest\x12\x30\n\x06submit\x18\x01 \x01(\x0b\x32\x1e.tandem.common.v1.SequenceSpecH\x00\x12\x18\n\x0e\x61\x62ort_lease_id\x18\x02 \x01(\x04H\x00\x12+\n\x04more\x18\x03 \x03(\x0b\x32\x1d.tandem.prefill.v1.RunRequestB\t\n\x07\x63ommand\"\x86\x01\n\x0bRunResponse\x12/\n\tprefilled\x18\x01 \x03(\x0b\x32\x1c.tandem.prefill.v1.Prefilled\x12\x32\n\x07\x64ropped\x18\x02 \x03(\x0b\x32!.tandem.common.v1.SequenceDropped\x12\x12\n\ntakes_more\x18\x03 \x01(\x08\"\x9f\x02\n\tPrefilled\x12\x30\n\x06output\x18\x01 \x01(\x0b\x32 .tandem.common.v1.SequenceOutput\x12\x0f\n\x07wait_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12\x19\n\x11num_cached_tokens\x18\x04 \x01(\r\x12\x33\n\x08segments\x18\x05 \x03(\x0b\x32!.tandem.prefill.v1.SegmentOutcome\x12#\n\x16num_publishable_tokens\x18\x06 \x01(\rH\x00\x88\x01\x01\x12+\n\x0b\x61pproximate\x18\x07 \x03(\x0b\x32\x16.tandem.common.v1.SpanB\x19\n\x17_num_publishable_tokens\"a\n\x0eSegmentOutcome\x12\x11\n\tnum_exact\x18\x01 \x01(\r\x12\x17\n\x0fnum_approximate\x18\x02 \x01(\r\x12\x14\n\x0cnum_computed\x18\x03 \x01(\r\x12\r\n\x05\x66ound\x18\x04 \x01(\x08\x32Z\n\x0ePrefillService\x12H\n\x03Run\x12\x1d.tandem.prefill.v1.RunRequest\x1a\x1e.tandem.prefill.v1.RunResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tandem.rpc.stubs.prefill.v1.prefill_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNREQUEST']._serialized_start=85
-  _globals['_RUNREQUEST']._serialized_end=184
-  _globals['_RUNRESPONSE']._serialized_start=186
-  _globals['_RUNRESPONSE']._serialized_end=300
-  _globals['_PREFILLED']._serialized_start=303
-  _globals['_PREFILLED']._serialized_end=590
-  _globals['_SEGMENTOUTCOME']._serialized_start=592
-  _globals['_SEGMENTOUTCOME']._serialized_end=689
-  _globals['_PREFILLSERVICE']._serialized_start=691
-  _globals['_PREFILLSERVICE']._serialized_end=781
+  _globals['_RUNREQUEST']._serialized_start=86
+  _globals['_RUNREQUEST']._serialized_end=230
+  _globals['_RUNRESPONSE']._serialized_start=233
+  _globals['_RUNRESPONSE']._serialized_end=367
+  _globals['_PREFILLED']._serialized_start=370
+  _globals['_PREFILLED']._serialized_end=657
+  _globals['_SEGMENTOUTCOME']._serialized_start=659
+  _globals['_SEGMENTOUTCOME']._serialized_end=756
+  _globals['_PREFILLSERVICE']._serialized_start=758
+  _globals['_PREFILLSERVICE']._serialized_end=848
 # @@protoc_insertion_point(module_scope)

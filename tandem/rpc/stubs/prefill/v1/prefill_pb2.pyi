@@ -25,18 +25,24 @@ class RunRequest(_message.Message):
 
     SUBMIT_FIELD_NUMBER: _builtins.int
     ABORT_LEASE_ID_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     abort_lease_id: _builtins.int
     @_builtins.property
     def submit(self) -> _common_pb2.SequenceSpec: ...
+    @_builtins.property
+    def more(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunRequest]:
+        """behind this one, in order: only to a phase that has said `takes_more`"""
+
     def __init__(
         self,
         *,
         submit: _common_pb2.SequenceSpec | None = ...,
         abort_lease_id: _builtins.int = ...,
+        more: _abc.Iterable[Global___RunRequest] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["abort_lease_id", b"abort_lease_id", "command", b"command", "submit", b"submit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_lease_id", b"abort_lease_id", "command", b"command", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_lease_id", b"abort_lease_id", "command", b"command", "more", b"more", "submit", b"submit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["submit", "abort_lease_id"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
@@ -50,6 +56,9 @@ class RunResponse(_message.Message):
 
     PREFILLED_FIELD_NUMBER: _builtins.int
     DROPPED_FIELD_NUMBER: _builtins.int
+    TAKES_MORE_FIELD_NUMBER: _builtins.int
+    takes_more: _builtins.bool
+    """RunRequest.more is understood"""
     @_builtins.property
     def prefilled(self) -> _containers.RepeatedCompositeFieldContainer[Global___Prefilled]:
         """One message a step, for all sequences it concerns."""
@@ -61,10 +70,11 @@ class RunResponse(_message.Message):
         *,
         prefilled: _abc.Iterable[Global___Prefilled] | None = ...,
         dropped: _abc.Iterable[_common_pb2.SequenceDropped] | None = ...,
+        takes_more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "prefilled", b"prefilled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "prefilled", b"prefilled", "takes_more", b"takes_more"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
