@@ -18,7 +18,7 @@ from services.gateway.prospects import Prospects
 from services.gateway.queue import SequenceQueue
 from services.gateway.quotas import TenantQuotas
 from services.gateway.reporting import Reporter, Throughput
-from services.gateway.requests import Sequence
+from services.gateway.requests import Request, Sequence
 from services.gateway.routing_report import RoutingReporter
 from tandem.clock import Clock
 from tandem.config.settings import GatewayConfig
@@ -128,21 +128,8 @@ def make_replica(address: ReplicaAddress, links: Links, shared: Shared, notices:
 
     pool = PoolWatch(links.store, note_memd, notices.accepts)
     published = PublishedBlocks(lambda: pool.pool.num_all_blocks)
-    queue = SequenceQueue(
-        _dispatcher(config, PublishedPrefixes(lambda: pool.pool.num_blocks, published)),
-        shared.quotas,
-        lambda: pool.pool.block_size,
-        unix_ns,
-        lambda: shared.wake(orchestrator.dispatch),
-    )
-    builder = SegmentBuilder(
-        admit=lambda request: orchestrator.admit_build(request),  # noqa: PLW0108 - made below
-        note_entry=queue.note_entry,
-        tokenizer=shared.tokenizer,
-        draw_request_id=shared.draw_request_id,
-        clock=clock,
-        unix_ns=unix_ns,
-    )
+    queue = _queue(shared, pool, published, lambda: shared.wake(orchestrator.dispatch))
+    builder = _builder(shared, lambda request: orchestrator.admit_build(request), queue)  # noqa: PLW0108 - made below
     orchestrator = Orchestrator(
         ports=links.phases,
         leases=leases,
@@ -158,6 +145,25 @@ def make_replica(address: ReplicaAddress, links: Links, shared: Shared, notices:
         one_process=config.mode == "colocated",
     )
     return Replica(address, links, orchestrator, leases, pool, peers, prospects, published, hear)
+
+
+def _queue(
+    shared: Shared, pool: PoolWatch, published: PublishedBlocks, on_entered: Callable[[], object]
+) -> SequenceQueue:
+    view = PublishedPrefixes(lambda: pool.pool.num_blocks, published)
+    dispatcher = _dispatcher(shared.config, view)
+    return SequenceQueue(dispatcher, shared.quotas, lambda: pool.pool.block_size, shared.unix_ns, on_entered)
+
+
+def _builder(shared: Shared, admit: Callable[[Request], None], queue: SequenceQueue) -> SegmentBuilder:
+    return SegmentBuilder(
+        admit=admit,
+        note_entry=queue.note_entry,
+        tokenizer=shared.tokenizer,
+        draw_request_id=shared.draw_request_id,
+        clock=shared.clock,
+        unix_ns=shared.unix_ns,
+    )
 
 
 def _dispatcher(config: GatewayConfig, view: PrefixView) -> Dispatcher[Sequence]:
