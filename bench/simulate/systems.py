@@ -7,6 +7,7 @@ from bench.micro.table import StepShape, StepTime
 from bench.simulate.pace import CadenceSteps
 from bench.simulate.step_times import WHOLE_PERCENT, Contention, DeviceTable, table_of
 from tandem.device.cpu.cadence import SPLITS as CADENCE_SPLITS
+from tandem.device.cuda.sm_split import SmGroups, splits_of
 from tandem.errors import ConfigError
 from tandem.types import Phase, Split
 
@@ -201,7 +202,7 @@ def h200_system() -> System:
         ),
         switch=SwitchCost(delay_s=0.0, stall_ms=0.2),
         backend="mps-green",
-        splits=_splits(24, 36, 48, 61, 73, 85),
+        splits=splits_of(SmGroups(num_sms=132, group_sms=8, num_groups=16)),  # as the driver cuts it
         length_scale=1.0,
     )
 
@@ -232,6 +233,3 @@ def _h200_ms(percent: int, num_rows: int, num_read_keys: float, num_pairs: float
     attention_ms = max(num_read_keys * _KEY_BYTES / bytes_per_ms, num_pairs * 4.0 * 32 * 4096 / flops_per_ms)
     return _LAUNCH_MS + weights_ms + attention_ms
 
-
-def _splits(*prefill_percents: int) -> tuple[Split, ...]:
-    return tuple(Split(percent, 100 - percent) for percent in prefill_percents)
