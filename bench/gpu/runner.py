@@ -80,7 +80,7 @@ def run_section(task: Task, run: Run) -> SectionResult:
     if task.section.is_tests and run.is_dry:
         return _unrun(task.section, "needs a GPU: tests")
     with (
-        tempfile.TemporaryDirectory(prefix="tandem-gpu-") as name,
+        tempfile.TemporaryDirectory(prefix="tandem-gpu-", ignore_cleanup_errors=True) as name,
         environment_of(task.section, Path(name), is_dry=run.is_dry) as around,
     ):
         result = _run(task, run, Path(name), around.environ)

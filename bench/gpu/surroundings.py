@@ -13,6 +13,7 @@ from tandem.errors import DeviceError
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "/nonexistent"  # a pipe directory without a daemon
+LOOK_TIMEOUT_S = 12.0  # of the section's own time, should the driver wait for a daemon that never serves
 DRIVER_PROGRAMS = "/usr/local/nvidia/bin"  # where container runtimes put them, and a shell may not look
 
 
@@ -55,7 +56,7 @@ def _found_by_children(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _why_not_served(client: Mapping[str, str]) -> str:
     """A daemon alone is not enough; empty where it serves."""
-    search = look_from_child(client)
+    search = look_from_child(client, LOOK_TIMEOUT_S)
     if search.gpu is not None and search.gpu.has_mps:
         return ""
     return f"MPS: a daemon starts and serves nobody: {search.reason or 'attribute 133 is 0'}"

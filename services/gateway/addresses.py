@@ -70,7 +70,12 @@ def _read_fixed(entry: str) -> ReplicaAddress:
 
 
 def _read_dns(entry: str) -> DnsEntry:
-    return DnsEntry(*_host_and_port(entry.removeprefix(DNS), entry))
+    host, port = _host_and_port(entry.removeprefix(DNS), entry)
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise _wrong(entry, f"{host!r} is no host name") from error
+    return DnsEntry(host, port)
 
 
 def _host_and_port(text: str, entry: str) -> tuple[str, int]:

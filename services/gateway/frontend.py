@@ -239,6 +239,7 @@ class Frontend:
             arrival, self._model.tokenizer, self._config.max_buffered_tokens, call.resume or NOTHING_CAME
         )
         spent_s = self._clock.now() - arrived.clock_s
+        self._quotas.rates.check(call.tenant)  # again: others may have come while the prompt was read
         self._reception.admit(request, None if call.remaining_s is None else call.remaining_s - spent_s)
         self._quotas.rates.note_request(call.tenant, len(token_ids))
         return request

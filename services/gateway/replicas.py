@@ -1,7 +1,8 @@
 """The set of replicas: who there is, who is away, lost or leaving, and which of them a request goes to.
 
 A replica that does not answer keeps its requests until it has been away for `lost_s` and others serve: then they go on
-there, from their last tokens, which the gateway alone knows. One that is listed no more ends what it has.
+there, from their last tokens, which the gateway alone knows. One that is listed no more ends what it has, and one that
+is listed again meanwhile is opened anew then.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -107,9 +108,10 @@ class ReplicaSet:
     def check(self) -> None:
         """Carries out what time and the list ask for: to be called again and again."""
         for replica in self:
+            leaves = replica.name not in self._listed or self.state(replica) is ReplicaState.LEAVING
             if self._is_lost(replica):
                 self._lose(replica)
-            if replica.name not in self._listed:
+            if leaves:
                 self._leave(replica)
         for address in self._listed.values():
             if address.name not in self._replicas:

@@ -7,13 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from tandem.errors import ConfigError
+from tandem.rpc.sockets import make_run_dir
 
 NAME = "cache.secret"
 SECRET_BYTES = 32
 
 
 def server_secret(run_dir: Path) -> bytes:
-    """The run directory's, drawn at the first call. ConfigError when others could read it, or it is none."""
+    """The run directory's, drawn at the first call. ConfigError when others could read it, or it is none.
+
+    ConfigError also as of `make_run_dir`: nothing need have been there before.
+    """
+    make_run_dir(run_dir)
     path = run_dir / NAME
     with suppress(FileExistsError):
         _create(path)

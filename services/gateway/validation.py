@@ -19,6 +19,7 @@ LOGIT_BIAS_BOUND = 100.0
 MAX_SEED = 2**64 - 1
 MAX_INT = 2**31 - 1
 MIN_TEMPERATURE = 1e-3  # logits divided by less overflow float32; there the draw is the greedy one anyway
+MIN_REPETITION_PENALTY = 1e-3  # likewise; there what has been said is all that is drawn anyway
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,7 @@ def _sampling(fields: SamplingFields, drawn_seed: int, limits: Limits) -> Sampli
         top_p=_number("top_p", fields.top_p, 1.0, 0.0, 1.0, low_included=False),
         top_k=_integer("top_k", fields.top_k, 0, 0, MAX_INT),
         min_p=_number("min_p", fields.min_p, 0.0, 0.0, 1.0),
-        repetition_penalty=_number(
-            "repetition_penalty", fields.repetition_penalty, 1.0, 0.0, math.inf, low_included=False
-        ),
+        repetition_penalty=_repetition_penalty(fields),
         presence_penalty=_number("presence_penalty", fields.presence_penalty, 0.0, -penalty, penalty),
         frequency_penalty=_number("frequency_penalty", fields.frequency_penalty, 0.0, -penalty, penalty),
         seed=_integer("seed", fields.seed, drawn_seed, 0, MAX_SEED),
@@ -146,6 +145,11 @@ def _sampling(fields: SamplingFields, drawn_seed: int, limits: Limits) -> Sampli
 def _temperature(fields: SamplingFields) -> float:
     temperature = _number("temperature", fields.temperature, 1.0, 0.0, math.inf)
     return temperature if temperature >= MIN_TEMPERATURE else 0.0
+
+
+def _repetition_penalty(fields: SamplingFields) -> float:
+    penalty = _number("repetition_penalty", fields.repetition_penalty, 1.0, 0.0, math.inf, low_included=False)
+    return max(penalty, MIN_REPETITION_PENALTY)
 
 
 def _number(

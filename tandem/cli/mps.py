@@ -22,7 +22,7 @@ from tandem.device.cuda.mps import (
     MpsControl,
     MpsDirectories,
 )
-from tandem.errors import DeviceError, NotReadyError
+from tandem.errors import DeviceError, DeviceFaultError, NotReadyError
 from tandem.types import Phase
 
 FOLDER = "mps"
@@ -36,7 +36,7 @@ def find_mps(
     """The daemon that this deployment uses, whether it runs or not; None where there is no use for one."""
     wanted = any(deployment.partition_backends[service] in WITH_MPS for service in _clients(deployment))
     program = shutil.which(CONTROL_PROGRAM, path=environ.get("PATH"))
-    if not wanted or program is None or search().gpu is None:
+    if not wanted or program is None or not _has_gpu(search):
         return None
     return MpsControl(_directories(deployment, environ), environ, program)
 
@@ -106,6 +106,14 @@ def end_client(mps: MpsControl, pid: int, console: Console) -> None:
             console.print(f"ended the work of pid {pid} on the GPU")
     except DeviceError as error:
         console.print(str(error))
+
+
+def _has_gpu(search: Callable[[], GpuSearch]) -> bool:
+    """Also when its MPS serves nobody now."""
+    try:
+        return search().gpu is not None
+    except DeviceFaultError:
+        return True
 
 
 def _clients(deployment: Deployment) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import grpc
 
+from tandem.errors import ConfigError
 from tandem.rpc.gateway_channel import CHANNEL_OPTIONS
 from tandem.rpc.tls import TlsFiles, channel_credentials
 
@@ -15,10 +16,14 @@ from tandem.rpc.tls import TlsFiles, channel_credentials
 @dataclass(frozen=True, slots=True)
 class Access:
     """An API key, where the gateway wants one, and TLS, where its port has it. A key goes where the address leads:
-    give it to plain text on this machine alone."""
+    give it to plain text on this machine alone. ConfigError: a key that no call can carry."""
 
     api_key: str = field(default="", repr=False)
     tls: TlsFiles | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise ConfigError("api_key", "has characters that no key has; leave out what stands around it in its file")
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

@@ -2,19 +2,24 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
 
 from tandem.clock import MonotonicClock
+from tandem.errors import NotReadyError
 from tandem.rpc import gateway_codecs as codecs
 from tandem.rpc.access import Access, open_async_channel
+from tandem.rpc.cancelling import raise_if_cancelled
 from tandem.rpc.gateway_values import Answer, CallOptions, Messages, ModelInfo, Piece, Prompt, ServerStatus
 from tandem.rpc.resuming import Attempts, RequestT, RetryPolicy
 from tandem.rpc.status import error_from_rpc, is_from_server
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2 as pb
 from tandem.rpc.stubs.gateway.v1 import gateway_pb2_grpc as pb_grpc
+
+CLOSED = "the client was closed"
 
 _Result = TypeVar("_Result")
 
@@ -28,9 +33,11 @@ class AsyncGatewayClient:
         self._retry = retry or RetryPolicy()
         self._clock = MonotonicClock()
         self._reached = False
+        self._closed = asyncio.Event()
 
     async def close(self) -> None:
-        """Ends the connection and every call on it."""
+        """Ends the connection and every call on it: NotReadyError for whoever waits for one."""
+        self._closed.set()
         await self._channel.close()
 
     def generate(self, prompt: Prompt, options: CallOptions) -> AsyncGenerator[Piece, None]:
@@ -49,7 +56,8 @@ class AsyncGatewayClient:
         while True:
             try:
                 once = pb.GenerateOnceRequest(request=attempts.request)
-                return codecs.answers(await self._stub.GenerateOnce(once, timeout=attempts.time_left_s))
+                with self._closing_named():
+                    return codecs.answers(await self._stub.GenerateOnce(once, timeout=attempts.time_left_s))
             except grpc.aio.AioRpcError as failure:
                 await self._wait(attempts, failure)
 
@@ -72,7 +80,8 @@ class AsyncGatewayClient:
 
     async def _ask(self, call: Awaitable[_Result]) -> _Result:
         try:
-            result = await call
+            with self._closing_named():
+                result = await call
         except grpc.aio.AioRpcError as failure:
             raise error_from_rpc(failure) from failure
         self._reached = True
@@ -87,11 +96,12 @@ class AsyncGatewayClient:
         while True:
             call = method(attempts.request, timeout=attempts.time_left_s)
             try:
-                async for message in call:
-                    response = unwrap(message)
-                    self._reached = True
-                    attempts.note(response)
-                    yield codecs.piece(response)
+                with self._closing_named():
+                    async for message in call:
+                        response = unwrap(message)
+                        self._reached = True
+                        attempts.note(response)
+                        yield codecs.piece(response)
                 return
             except grpc.aio.AioRpcError as failure:
                 if attempts.complete:
@@ -105,4 +115,20 @@ class AsyncGatewayClient:
         self._reached = self._reached or is_from_server(failure)
         if not self._reached:
             raise error_from_rpc(failure) from failure
-        await asyncio.sleep(attempts.pause_s(failure))
+        try:
+            async with asyncio.timeout(attempts.pause_s(failure)):
+                await self._closed.wait()
+        except TimeoutError:
+            return
+        raise NotReadyError(CLOSED) from failure
+
+    @contextmanager
+    def _closing_named(self) -> Iterator[None]:
+        """To grpc, a call that `close` has ended is a cancelled one, as if its task had been cancelled."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            raise_if_cancelled()
+            if self._closed.is_set():
+                raise NotReadyError(CLOSED) from None
+            raise

@@ -29,7 +29,7 @@ def generate_request(prompt: Prompt, options: CallOptions) -> pb.GenerateRequest
     request = pb.GenerateRequest(
         request_id=_text("request_id", options.request_id),
         sampling=_sampling(options.sampling),
-        priority=options.priority,
+        priority=_priority(options.priority),
         cache_salt=_text("cache_salt", options.cache_salt),
         reuse=None if options.reuse is None else _reuse(options.reuse),
     )
@@ -46,7 +46,7 @@ def chat_request(messages: Messages, options: CallOptions) -> pb.ChatRequest:
         request_id=_text("request_id", options.request_id),
         messages=_messages(messages),
         sampling=_sampling(options.sampling),
-        priority=options.priority,
+        priority=_priority(options.priority),
         cache_salt=_text("cache_salt", options.cache_salt),
         reuse=None if options.reuse is None else _reuse(options.reuse),
     )
@@ -202,7 +202,22 @@ def _segment_usage(segment: pb.SegmentUsage) -> SegmentUsage:
 
 def _reuse(reuse: Reuse) -> pb.Reuse:
     segments = [_segment(f"reuse.segments[{number}]", segment) for number, segment in enumerate(reuse.segments)]
-    return pb.Reuse(ratio=reuse.ratio, segments=segments)
+    return pb.Reuse(ratio=_ratio(reuse.ratio), segments=segments)
+
+
+def _priority(priority: int) -> int:
+    try:
+        return pb.GenerateRequest(priority=priority).priority
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError("priority", f"cannot be {priority!r}: {error}") from error
+
+
+def _ratio(ratio: float | None) -> float | None:
+    try:
+        pb.Reuse(ratio=ratio)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError("reuse.ratio", f"cannot be {ratio!r}: {error}") from error
+    return ratio
 
 
 def _segment(field: str, segment: Span | str) -> pb.Segment:

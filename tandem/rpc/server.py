@@ -180,7 +180,7 @@ def _server_options(max_message_bytes: int, *, are_shared: bool) -> list[tuple[s
     return [
         ("grpc.so_reuseport", int(are_shared)),
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),  # grpc's own is a minute, also for keepalive's pings

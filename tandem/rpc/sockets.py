@@ -80,7 +80,7 @@ def claim_socket(path: Path) -> SocketClaim:
     ConfigError when the directory is somebody else's, when a live process has the socket, or when `path` is
     something that is no socket.
     """
-    _make_run_dir(path.parent)
+    make_run_dir(path.parent)
     lock_fd = _lock(path)
     try:
         _clear(path)
@@ -90,7 +90,8 @@ def claim_socket(path: Path) -> SocketClaim:
     return SocketClaim(path, lock_fd)
 
 
-def _make_run_dir(run_dir: Path) -> None:
+def make_run_dir(run_dir: Path) -> None:
+    """Open to this user alone. ConfigError when it cannot be made, or is somebody else's."""
     try:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = run_dir.stat().st_uid

@@ -199,6 +199,16 @@ def test_a_value_that_no_field_can_hold_names_it(client, sampling, field):
     assert caught.value.field == f"sampling.{field}"
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"), [({"priority": 2**40}, "priority"), ({"reuse": Reuse("much")}, "reuse.ratio")]
+)
+def test_a_field_that_cannot_hold_its_value_is_named(client, fields, field):
+    for begin in (lambda: client.generate("x", **fields), lambda: client.chat([], **fields)):
+        with pytest.raises(errors.InvalidRequestError) as caught:
+            begin()
+        assert caught.value.field == field
+
+
 def test_what_cannot_be_sent_is_refused_by_name(client):
     with pytest.raises(errors.InvalidRequestError) as caught:
         client.generate("lone \udc80")
@@ -345,3 +355,38 @@ def test_closing_ends_the_wait_for_a_server(unsteady):
     with pytest.raises(errors.NotReadyError, match="closed"):
         next(stream)
     closing.join()
+
+
+async def test_closing_on_asyncio_is_no_cancellation_of_who_reads(recorder):
+    recorder.pieces = [pb.GenerateResponse(text_delta="a")]
+    client = AsyncClient(recorder.address)
+    stream = client.generate("x")
+    assert (await anext(stream)).text_delta == "a"
+    reading = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0.05)
+    await client.close()
+    with pytest.raises(errors.NotReadyError, match="closed"):
+        await reading
+
+
+async def test_who_is_cancelled_on_asyncio_is_told_so(recorder):
+    async with AsyncClient(recorder.address) as client:
+        asking = asyncio.create_task(anext(client.generate("x")))
+        await asyncio.sleep(0.05)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert recorder.ended.wait(20), "the server sees the cancellation"
+
+
+async def test_closing_on_asyncio_ends_the_wait_for_a_server(unsteady):
+    patient = RetryPolicy(give_up_s=1000, first_pause_s=1000, last_pause_s=1000)
+    client = AsyncClient(unsteady.address, patient)
+    stream = client.generate("x")
+    assert [(await anext(stream)).text_delta for _ in "01"] == ["0", "1"]
+    waiting = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0.1)
+    await client.close()
+    async with asyncio.timeout(20):
+        with pytest.raises(errors.NotReadyError, match="closed"):
+            await waiting

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tandem.device.cuda.driver import DriverApi, check, open_driver
-from tandem.errors import DeviceError
+from tandem.errors import DeviceError, DeviceFaultError
 
 ENV_PERCENTAGE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 NAME_BYTES = 256
@@ -50,9 +50,14 @@ class GpuSearch:
 
 
 def find_gpu(open_the_driver: Callable[[], DriverApi] = open_driver) -> GpuSearch:
-    """The first device. Initialises the driver, which makes this process a client of MPS where it runs."""
+    """The first device. Initialises the driver, which makes this process a client of MPS where it runs.
+
+    DeviceFaultError: there is one, for another process: MPS serves nobody new while it recovers from a fault.
+    """
     try:
         return GpuSearch(read_gpu(open_the_driver()))
+    except DeviceFaultError:
+        raise
     except DeviceError as error:
         return GpuSearch(None, str(error))
 

@@ -3,24 +3,24 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from tandem.device.cuda.driver import DriverApi, open_driver
 from tandem.device.cuda.gpu import GpuFacts, GpuSearch, find_gpu
 from tandem.device.cuda.primary_context import PrimaryContext
-from tandem.errors import DeviceError
+from tandem.errors import DeviceError, DeviceFaultError
 
 TIMEOUT_S = 60.0
 DEVICE_ORDINAL = 0
 FREE = "free"
 
 
-def look_from_child(environ: Mapping[str, str]) -> GpuSearch:
-    """What a process that is started with `environ` finds."""
+def look_from_child(environ: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> GpuSearch:
+    """What a process that is started with `environ` finds; nothing, when that takes longer."""
     try:
-        found = _answer(environ)
+        found = _answer(environ, timeout_s=timeout_s)
     except DeviceError as error:
         return GpuSearch(None, f"looking for a GPU failed: {error}")
     return GpuSearch(_facts(found["gpu"]) if found["gpu"] else None, found["reason"])
@@ -39,12 +39,20 @@ def free_memory(driver: DriverApi) -> dict[str, int]:
     return {"free_bytes": PrimaryContext(driver, DEVICE_ORDINAL).free_bytes()}
 
 
-def _answer(environ: Mapping[str, str], *arguments: str) -> dict[str, Any]:
+def look(open_the_driver: Callable[[], DriverApi] = open_driver) -> GpuSearch:
+    """What `look_from_child` is told. A GPU that serves nobody now is none, with the reason."""
+    try:
+        return find_gpu(open_the_driver)
+    except DeviceFaultError as error:
+        return GpuSearch(None, str(error))
+
+
+def _answer(environ: Mapping[str, str], *arguments: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """Of this module in a process of its own. DeviceError."""
     command = [sys.executable, "-P", "-m", __name__, *arguments]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module
-            command, env=dict(environ), capture_output=True, text=True, check=True, timeout=TIMEOUT_S
+            command, env=dict(environ), capture_output=True, text=True, check=True, timeout=timeout_s
         )
         answer: dict[str, Any] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
@@ -58,4 +66,4 @@ def _facts(found: dict[str, object]) -> GpuFacts:
 
 
 if __name__ == "__main__":
-    json.dump(free_memory(open_driver()) if FREE in sys.argv[1:] else asdict(find_gpu()), sys.stdout)
+    json.dump(free_memory(open_driver()) if FREE in sys.argv[1:] else asdict(look()), sys.stdout)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -213,7 +214,7 @@ def test_a_daemon_that_serves_nobody_is_none(
     programs |= {"program": (0, 0)}
     seen: list[str] = []
 
-    def look(environ: Mapping[str, str]) -> GpuSearch:
+    def look(environ: Mapping[str, str], timeout_s: float) -> GpuSearch:
         seen.append(environ[ENV_PIPE_DIRECTORY])
         return GpuSearch(GpuFacts("H200", (13, 0), (9, 0), 132, 1 << 37, has_mps))
 
@@ -222,6 +223,33 @@ def test_a_daemon_that_serves_nobody_is_none(
     result = run_section(a_task(replace(PROGRAM, surroundings=Surroundings.MPS)), a_run(tmp_path))
     assert (len(seen), result.status) == (1, SectionStatus.PASSED)
     assert ("serves nobody" in str(result.values.get("no_mps"))) is not has_mps
+
+
+LINGERS = """#!/bin/sh
+[ "$1" = -d ] || exit 0
+cd "$CUDA_MPS_LOG_DIRECTORY"
+setsid timeout 5 sh -c 'i=0; while : > $i; do i=$(((i + 1) % 5000)); done' > /dev/null 2>&1 &
+"""
+
+
+def test_a_daemon_that_still_writes_when_its_folder_goes_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: dict[str, tuple[float, int]]
+) -> None:
+    programs |= {"program": (0, 0)}
+    program = tmp_path / fake_mps_control.PROGRAM
+    program.write_text(LINGERS)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(surroundings, "look_from_child", lambda *_: GpuSearch(None, "none"))
+    result = run_section(a_task(replace(PROGRAM, surroundings=Surroundings.MPS)), a_run(tmp_path))
+    assert result.status is SectionStatus.PASSED
+
+
+def test_a_driver_that_waits_for_a_daemon_leaves_each_section_half_of_its_time() -> None:
+    with_mps = [stage for stage in STAGES if any(each.surroundings is Surroundings.MPS for each in stage.sections)]
+    assert with_mps
+    assert min(stage.weight for stage in with_mps) / 2 >= surroundings.LOOK_TIMEOUT_S
 
 
 # --- what tests came to

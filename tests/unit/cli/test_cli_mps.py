@@ -14,6 +14,7 @@ from tandem.cli.deployment import Deployment, Overrides, make_run_dir, resolve
 from tandem.cli.mps import environments, find_mps, start_mps, stop_clients, stop_mps
 from tandem.cli.supervision import DaemonState, Supervisor, render_conf
 from tandem.device.cuda.gpu import GpuFacts, GpuSearch
+from tandem.errors import DeviceFaultError
 from tests.support import fake_mps_control
 
 H200 = GpuFacts("H200", (13, 0), (9, 0), 132, 1 << 37, has_mps=False)
@@ -57,6 +58,13 @@ def test_a_machine_without_a_gpu_or_without_the_program_has_no_mps(run_dir, envi
     ours = deployment(run_dir)
     assert find_mps(ours, environ, lambda: GpuSearch(None, "none")) is None
     assert find_mps(ours, {"PATH": "/nonexistent"}, found) is None
+
+
+def test_a_daemon_that_recovers_from_a_fault_is_there_all_the_same(run_dir, environ):
+    def refused() -> GpuSearch:
+        raise DeviceFaultError("cuInit: CUDA_ERROR_MPS_SERVER_NOT_READY (807)")
+
+    assert find_mps(deployment(run_dir), environ, refused) is not None
 
 
 @pytest.mark.parametrize("backend", ["cpu-affinity", "timeshare"])

@@ -1,10 +1,11 @@
 import pytest
+from cuda.bindings import driver as real
 
 from tandem.device.cpu.affinity import CpuAffinityBackend
 from tandem.device.cuda.gpu import ENV_PERCENTAGE, find_gpu
 from tandem.device.partition_backends import PARTITION_BACKENDS, choose_partition_backend, make_partition_backend
 from tandem.device.whole import WholeDeviceBackend
-from tandem.errors import ConfigError, DeviceError
+from tandem.errors import ConfigError, DeviceError, DeviceFaultError
 from tandem.types import Phase, Split
 from tests.support.partition_backends import GpuProcess
 
@@ -73,6 +74,15 @@ def test_auto_is_one_of_them(tmp_path):
     backend.apply(Phase.DECODE, Split(50, 50))
     assert backend.name == "mps-green"
     assert len(gpu.sms) == 64
+
+
+@pytest.mark.parametrize("phases", [[Phase.DECODE], list(Phase)])
+@pytest.mark.parametrize("name", ["auto", "timeshare"])
+def test_no_processor_s_backend_is_taken_while_mps_recovers_from_a_fault(name, phases, tmp_path):
+    gpu = GpuProcess()
+    gpu.cuda.base.sticky = real.CUresult.CUDA_ERROR_MPS_SERVER_NOT_READY
+    with pytest.raises(DeviceFaultError):
+        make_partition_backend(name, gpu.site(phases, tmp_path, {}))
 
 
 @pytest.mark.parametrize("name", ["mps-green", "mps-percentage"])

@@ -134,5 +134,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
         Client("localhost:1", access=Access(tls=TlsFiles(cert="cert.pem")))
 
 
+@pytest.mark.parametrize("key", ["secret\n", "sécret"])
+def test_a_key_that_no_call_can_carry_is_refused(key):
+    with pytest.raises(ConfigError, match="api_key") as caught:
+        Access(key)
+    assert key not in str(caught.value)
+
+
 def test_a_key_is_in_no_representation():
     assert "secret" not in repr(Access("secret"))

@@ -39,7 +39,9 @@ def test_nothing_listed_is_the_one_of_the_run_directory():
     assert listed.by_name == ()
 
 
-@pytest.mark.parametrize("text", ["relative/path", "host", "host:0", "host:65533", "dns:host", ":7000", "/a,b:1,/a"])
+@pytest.mark.parametrize(
+    "text", ["relative/path", "host", "host:0", "host:65533", "dns:host", "dns:a..b:7000", ":7000", "/a,b:1,/a"]
+)
 def test_a_wrong_entry_is_named(text):
     with pytest.raises(ConfigError, match=r"gateway\.replicas: '"):
         read_replicas(text, "/own")

@@ -195,6 +195,20 @@ async def test_who_leaves_ends_what_it_has_and_gets_nothing(sites):
     assert len(sites.gateway.replicas.serving) == 2
 
 
+async def test_who_is_listed_again_while_it_leaves_is_opened_anew(sites):
+    request = await sites.request(LONG)
+    home, both = sites.where(request), list(map(in_directory, ("/a", "/b")))
+    sites.gateway.replicas.follow([address for address in both if address.name != home.name])
+    sites.gateway.replicas.follow(both)
+    assert sites.where(await sites.request(LONG)) is not home
+    home.prefilled(A, FinishReason.STOP)
+    assert text_of(await read_all(request)) == ""
+    sites.gateway.replicas.check()
+    assert sites.closed == [home.name]
+    await home.up()
+    assert len(sites.gateway.replicas.serving) == 2
+
+
 async def test_who_leaves_and_is_lost_gives_away_what_it_has(sites):
     request = await sites.request(LONG)
     home = sites.where(request)

@@ -86,6 +86,11 @@ async def until(condition):
         await asyncio.sleep(0.001)
 
 
+async def test_an_answer_may_be_larger_than_what_is_accepted(server):
+    text = "é" * (MAX_MESSAGE_BYTES // 2 - 10)
+    assert len((await server.stub.Tokenize(pb.TokenizeRequest(text=text))).token_ids) == len(text.encode())
+
+
 async def test_a_stream_of_whole_characters(server):
     server.phases.start()
     pieces = await collect(server.stub.Generate(request()))

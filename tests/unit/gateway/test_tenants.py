@@ -1,10 +1,11 @@
 """Who may call, what each tenant may use, and what none of them learns of another."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
-from services.gateway.frontend import Call
+from services.gateway.frontend import INLINE_CHARS, Call
 from services.gateway.listening import directory, gateway_port
 from services.gateway.reuse import ReuseFields
 from services.gateway.secret_file import NAME, server_secret
@@ -24,6 +25,7 @@ from tandem.kv.contents import domain_of
 from tandem.rpc.listening import is_loopback
 from tandem.types import ContentKind, FinishReason, SegmentOutcome, SegmentReuse
 from tests.support.gateway_fakes import Rig, settle
+from tests.support.gateway_world import FakeStore, byte_model
 
 REMOTE, LOCAL = "ipv4:10.0.0.1:4000", "unix:"
 SECRET = bytes(range(32))
@@ -154,6 +156,12 @@ def test_the_secret_is_drawn_once_and_for_its_owner_alone(tmp_path):
     (tmp_path / NAME).chmod(0o644)
     with pytest.raises(ConfigError, match="run_dir"):
         server_secret(tmp_path)
+
+
+def test_the_secret_needs_no_run_directory_before_it(tmp_path):
+    run_dir = tmp_path / "new" / "run"
+    assert server_secret(run_dir) == server_secret(run_dir)
+    assert run_dir.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_secret_that_is_none_is_refused(tmp_path):
@@ -301,6 +309,17 @@ async def test_rates_have_quotas(rig):
     with pytest.raises(QueueFullError, match="tokens_per_minute") as caught:
         await rig.request("x", tenant="slow")
     assert caught.value.retry_delay_s == pytest.approx(1.0)  # 60 were there, 90 were used, 30 have come back
+
+
+async def test_rates_hold_for_prompts_that_are_read_at_the_same_time(path):
+    def keyed(clock: ManualClock) -> KeyedDirectory:
+        return KeyedDirectory(path, SECRET, clock)
+
+    rig = await Rig(model=byte_model(40_000), store=FakeStore(num_blocks=2_500), tenants=keyed).up()
+    long = "x" * (INLINE_CHARS + 1)
+    calls = (rig.request(long, tenant="slow", max_tokens=4) for _ in range(3))
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["QueueFullError", "QueueFullError", "Request"]
 
 
 async def test_answers_count_towards_the_rate_of_tokens(rig):

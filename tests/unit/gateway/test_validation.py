@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from services.gateway.validation import (
+    MIN_TEMPERATURE,
     Limits,
     SamplingFields,
     check_prompt,
@@ -13,6 +15,7 @@ from services.gateway.validation import (
     seed_of_answer,
 )
 from tandem.errors import InvalidRequestError
+from tandem.runner.adjustments import adjust
 from tandem.types import SamplingSpec
 
 LIMITS = Limits(vocab_size=100, max_context_tokens=64, max_tokens_default=32, max_n=4, eos_token_ids=(2, 3))
@@ -48,6 +51,13 @@ BAD = [(name, value) for name, (_, bad) in NUMBERS.items() for value in bad]
 @pytest.mark.parametrize(("name", "value"), GOOD)
 def test_a_value_in_range_is_taken(name, value):
     assert getattr(resolved(**{name: value}).sampling, name) == value
+
+
+@pytest.mark.parametrize("penalty", [1e-45, 1e-38])
+def test_no_penalty_is_so_small_that_logits_overflow(penalty):
+    sampling, row = resolved(repetition_penalty=penalty).sampling, torch.full((LIMITS.vocab_size,), 1e4)
+    adjust(row, sampling, [1], [2], ())
+    assert (row / MIN_TEMPERATURE).isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)

@@ -48,6 +48,25 @@ def test_half_a_configuration_of_tls_is_refused():
 
 
 @needs_openssl
+def test_files_that_do_not_fit_are_named_and_not_the_port(tmp_path: Path):
+    service, other = make_certificate(tmp_path, "memd"), make_certificate(tmp_path, "other")
+    broken = tmp_path / "broken.pem"
+    broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    for cert, key in ((service.cert, other.key), (str(broken), service.key), (service.key, service.cert)):
+        with pytest.raises(ConfigError, match=r"memd\.tls_cert: .* no certificate and its key"):
+            replica_ports("memd", MemdConfig(listen="127.0.0.1:7000", tls_cert=cert, tls_key=key))
+    for authority in (str(broken), service.key):
+        files = {"tls_cert": service.cert, "tls_key": service.key, "tls_client_ca": authority}
+        with pytest.raises(ConfigError, match=r"memd\.tls_client_ca: .* no certificate"):
+            replica_ports("memd", MemdConfig(listen="127.0.0.1:7000", **files))
+        with pytest.raises(ConfigError, match=r"gateway\.replica_tls_ca: .* no certificate"):
+            replica_credentials(GatewayConfig(replica_tls_ca=authority))
+    pair = {"replica_tls_cert": service.cert, "replica_tls_key": other.key}
+    with pytest.raises(ConfigError, match=r"gateway\.replica_tls_cert: .* no certificate and its key"):
+        replica_credentials(GatewayConfig(replica_tls_ca=service.cert, **pair))
+
+
+@needs_openssl
 async def test_only_who_shows_a_certificate_reaches_a_port_with_tls(tmp_path: Path):
     service, gateway = make_certificate(tmp_path, "memd"), make_certificate(tmp_path, "gateway")
     config = MemdConfig(listen="0.0.0.0:7000", tls_cert=service.cert, tls_key=service.key, tls_client_ca=gateway.cert)

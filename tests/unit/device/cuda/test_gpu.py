@@ -1,9 +1,11 @@
+import os
+
 import pytest
 from cuda.bindings import driver as real
 
 from tandem.device.cuda.gpu import ENV_PERCENTAGE, find_gpu, read_gpu, running_percentage
 from tandem.device.cuda.health import check_device
-from tandem.device.cuda.look import free_memory
+from tandem.device.cuda.look import free_memory, look, look_from_child
 from tandem.device.cuda.percentage import PercentageBackend
 from tandem.device.partition import Applied, RestartRequired
 from tandem.errors import DeviceError, DeviceFaultError
@@ -30,6 +32,20 @@ def test_a_driver_without_a_device_says_why(mps_cuda):
     cuda = mps_cuda()
     cuda.base.spec.num_devices = 0
     assert find_gpu(lambda: cuda).reason == "cuDeviceGet: CUDA_ERROR_INVALID_DEVICE (101)"
+
+
+def test_a_gpu_whose_mps_recovers_from_a_fault_is_not_taken_for_none(mps_cuda):
+    cuda = mps_cuda()
+    cuda.base.sticky = real.CUresult.CUDA_ERROR_MPS_SERVER_NOT_READY
+    with pytest.raises(DeviceFaultError, match="MPS_SERVER_NOT_READY"):
+        find_gpu(lambda: cuda)
+    assert look(lambda: cuda).reason == "cuDeviceGet: CUDA_ERROR_MPS_SERVER_NOT_READY (807)"
+
+
+def test_a_driver_that_never_answers_is_given_up_in_time():
+    search = look_from_child(os.environ, timeout_s=0.001)
+    assert search.gpu is None
+    assert "timed out after 0.001 seconds" in search.reason
 
 
 @pytest.mark.parametrize(("text", "percent"), [(None, 100), ("", 100), ("40", 40), ("12.5", 12.5), ("100", 100)])
