@@ -26,7 +26,7 @@ def draw_tokens(logits: torch.Tensor, samplings: Sequence[SamplingSpec], positio
 
     Temperature 0 takes the likeliest, the first of equals. Any other divides the logits; top-k, top-p and min-p cut;
     the token is where the distribution function, in the order of token ids, passes the uniform number of the row's seed
-    and position. Of `samplings`, nothing else is looked at.
+    and position. Of `samplings`, nothing else is looked at. A row without a finite greatest logit gets some token.
     """
     drawn = [index for index, sampling in enumerate(samplings) if sampling.temperature > 0.0]
     if len(drawn) == len(samplings):
@@ -44,7 +44,9 @@ def _draw(logits: torch.Tensor, samplings: Sequence[SamplingSpec], positions: Se
     temperatures = logits.new_tensor([[sampling.temperature] for sampling in samplings])
     shifted = logits - logits.amax(-1, keepdim=True)  # no temperature can make this overflow upwards
     # In place where it can be: fresh memory of this size costs more than the arithmetic.
-    probs = keep_likely(shifted.div_(temperatures).softmax(-1), samplings)
+    probs = shifted.div_(temperatures).softmax(-1)
+    probs[probs[:, 0].isnan()] = 1.0  # rows of no numbers: one must not fail its whole step
+    probs = keep_likely(probs, samplings)
     uniform = uniforms([sampling.seed for sampling in samplings], positions)
     token_ids: list[int] = _invert(probs, torch.from_numpy(uniform).to(logits.device)[:, None]).tolist()
     return token_ids

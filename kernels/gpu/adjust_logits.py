@@ -9,6 +9,7 @@ from triton import language as tl
 from kernels.gpu.sampling_rows import IN_PROMPT, SamplingRows
 
 _IN_PROMPT = tl.constexpr(IN_PROMPT)
+_GREATEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,15 @@ def _adjust(
     vocab_size: tl.constexpr,
     chunk: tl.constexpr,
 ) -> None:
-    """One chunk of one row; lists of tokens are short, so each chunk looks for all of them."""
+    """One chunk of one row; lists of tokens are short, so each chunk looks for all of them.
+
+    What is not a number is never the likeliest: a comparison of numbers alone finds a token of the vocabulary.
+    """
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = part * chunk + tl.arange(0, chunk)
     inside = token < vocab_size
     score = tl.load(logits + row * vocab_size + token, mask=inside, other=float("-inf"))
+    score = tl.where(score == score, score, float("-inf"))
     for index in range(0, tl.load(num_biased + row)):
         biased = tl.load(biased_ids + row * max_biased + index)
         score = tl.where(token == biased, score + tl.load(bias + row * max_biased + index), score)
@@ -86,7 +91,7 @@ def _adjust(
     if counts >= 0:
         marks = tl.load(seen + counts * vocab_size + token, mask=inside, other=0)
         penalty = tl.load(repetition_penalty + row)
-        repeated = tl.where(score > 0, tl.div_rn(score, penalty), score * penalty)
+        repeated = tl.minimum(tl.where(score > 0, tl.div_rn(score, penalty), score * penalty), _GREATEST)
         score = tl.where(marks > 0, repeated, score)
         count = marks & (_IN_PROMPT - 1)
         by_count = tl.load(presence_penalty + row) + tl.load(frequency_penalty + row) * count.to(tl.float64)

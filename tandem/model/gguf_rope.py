@@ -26,9 +26,10 @@ def read_rope_scaling(
     fields: Fields, architecture: str, header: GgufHeader, rope_theta: float, head_dim: int
 ) -> RopeScaling | None:
     """None where rope is not scaled. UnsupportedModelError for every scaling but Llama 3's."""
-    kind = fields.text(f"{architecture}.rope.scaling.type", "none")
-    linear = fields.number(f"{architecture}.rope.scale_linear", 1.0)
-    if kind != "none" or linear != 1.0:
+    linear = fields.number(f"{architecture}.rope.scale_linear", 1.0)  # the older key
+    factor = fields.number(f"{architecture}.rope.scaling.factor", linear)
+    kind = fields.text(f"{architecture}.rope.scaling.type", "none" if factor in (0.0, 1.0) else "linear")
+    if kind != "none":
         raise UnsupportedModelError(f"{fields.origin}: rope scaling {kind!r} is not built; Llama 3's is")
     tensor = header.tensors.get(_DIVISORS)
     return None if tensor is None else _from_divisors(header, tensor, rope_theta, head_dim)

@@ -10,8 +10,9 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from tandem.errors import ModelFormatError, UnsupportedModelError
 from tandem.model.config import ModelConfig
 from tandem.model.digest import files_digest
-from tandem.model.gguf_file import read_gguf
+from tandem.model.gguf_file import GgufFile, read_gguf
 from tandem.model.gguf_header import GgufTensor
+from tandem.model.registry import get_family
 
 _PERMUTED_FAMILIES = ("llama", "mistral")  # llama.cpp's converter for Llama reorders; those for Qwen do not
 
@@ -27,6 +28,7 @@ class GgufSource:
         self._path = path
         self._tensors = file.tensors
         _check_quantisations(path, file.tensors)
+        _check_all_used(path, file)
 
     def digest(self) -> str:
         """SHA-256 over the file."""
@@ -69,6 +71,16 @@ def _check_quantisations(path: Path, tensors: dict[str, GgufTensor]) -> None:
     for kind, tensor in examples.items():
         if not _is_dequantisable(kind):
             raise UnsupportedModelError(f"{path}: tensor {tensor.name!r}: {kind.name} values are not built")
+
+
+def _check_all_used(path: Path, file: GgufFile) -> None:
+    """A tensor that the family does not have, such as a bias, would be left out of every product."""
+    parameters = get_family(file.config.family).parameters(file.config)
+    used = {source for parameter in parameters for source in parameter.sources}
+    for hf_name, tensor in file.tensors.items():
+        if hf_name not in used:
+            problem = f"tensor {tensor.name!r} in {file.config.family} is not built"
+            raise UnsupportedModelError(f"{path}: {problem}")
 
 
 def _is_dequantisable(kind: GGMLQuantizationType) -> bool:

@@ -36,10 +36,13 @@ def _penalises(sampling: SamplingSpec) -> bool:
 
 
 def _penalise_repetition(row: torch.Tensor, penalty: float, token_ids: Sequence[int]) -> None:
-    """CTRL (Keskar et al. 2019, section 4.1), with negative logits multiplied so that they fall, too."""
+    """CTRL (Keskar et al. 2019, section 4.1), with negative logits multiplied so that they fall, too.
+
+    A penalty near 0 leads to the greatest number, not past it: beside an infinite logit nothing can be drawn.
+    """
     seen = torch.from_numpy(np.unique(np.array(token_ids, dtype=np.int64)))
     logits = row[seen]
-    row[seen] = torch.where(logits > 0, logits / penalty, logits * penalty)
+    row[seen] = torch.where(logits > 0, logits / penalty, logits * penalty).clamp(max=torch.finfo(row.dtype).max)
 
 
 def _penalise_output(row: torch.Tensor, sampling: SamplingSpec, output_token_ids: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
 """What only a GPU can show of the kernels: CUDA graphs of them, where programs run, products that are not rounded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from kernels.gpu.sample_tokens import sample_tokens
 from kernels.gpu.sampling_rows import RowRequest, pack_rows
 from kernels.gpu.sm_probe import probe_sms
 from kernels.gpu.sm_use import sm_use
+from kernels.quantised import WeightFormat, dequantise, quantise
 from tandem.types import SamplingSpec
 from tests.support.attention_cases import PagedStep, dense_attention, sequences_of
 from tests.support.gpu import SKIP_REASON
@@ -66,6 +68,14 @@ def test_a_captured_draw_advances_with_its_positions() -> None:
 def test_float32_products_are_not_rounded() -> None:
     x, weight = (torch.randn(3, 512, device=CUDA).bfloat16(), torch.randn(40, 512, device=CUDA).bfloat16())
     exact = x.double() @ weight.double().T
+    torch.testing.assert_close(linear_float32(x, weight).double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_float32_products_with_quantised_weights_are_not_rounded() -> None:
+    x, values = torch.randn(3, 512, device=CUDA).bfloat16(), torch.randn(48, 512)
+    on_host = quantise(values, WeightFormat.INT8)
+    weight = replace(on_host, digits=on_host.digits.to(CUDA), scales=on_host.scales.to(CUDA))
+    exact = x.double() @ dequantise(weight, torch.bfloat16).double().T
     torch.testing.assert_close(linear_float32(x, weight).double(), exact, rtol=1e-5, atol=1e-4)
 
 

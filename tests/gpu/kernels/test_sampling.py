@@ -105,6 +105,22 @@ def test_the_sets_draw_looks_at_nothing_else(device: torch.device) -> None:
     assert draw_tokens(logits.to(device), samplings, positions) == reference(logits, samplings, positions)
 
 
+def test_a_penalty_near_0_leads_to_the_samplers_token(device: torch.device) -> None:
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(4))
+    logits[:, 7] = 5.0
+    draws = [Draw(SamplingSpec(repetition_penalty=1e-40, seed=seed), 3, [7], []) for seed in range(4)]
+    token_ids, _ = sample_on(device, logits, draws)
+    assert token_ids == [drawn.token_id for drawn in sample(logits, draws)] == [7] * 4
+
+
+@pytest.mark.parametrize("first", [0, 4096], ids=["all", "the last chunk"])
+def test_a_token_is_named_even_where_there_is_no_number(device: torch.device, first: int) -> None:
+    logits = torch.zeros(4, VOCAB, device=device)
+    logits[:, first:] = float("nan")
+    samplings = [SamplingSpec(temperature=0.0), SamplingSpec(), SamplingSpec(top_k=3), SamplingSpec(top_p=0.5)]
+    assert all(0 <= token_id < max(first, 1) for token_id in draw_tokens(logits, samplings, range(4)))
+
+
 def test_too_many_biased_tokens_are_refused() -> None:
     request = RowRequest(SamplingSpec(logit_bias={1: 1.0, 2: 1.0}), 0)
     with pytest.raises(ValueError, match="2 tokens"):

@@ -155,11 +155,12 @@ def test_native_reads_no_further_than_its_rows(native: DrawTokens) -> None:
     assert native(logits, samplings, [1, 2, 3]) == native(logits.clone(), samplings, [1, 2, 3])
 
 
-def test_native_names_a_token_even_where_there_is_no_number(native: DrawTokens) -> None:
-    logits = torch.full((8, 130), float("nan"))
-    logits[4:] = float("-inf")
-    samplings = [GREEDY, SamplingSpec(), SamplingSpec(top_k=3), SamplingSpec(top_p=0.5)] * 2
-    assert all(0 <= token_id < 130 for token_id in native(logits, samplings, range(8)))
+def test_a_token_is_named_even_where_there_is_no_number(draw_tokens: DrawTokens) -> None:
+    logits = torch.full((12, 130), float("nan"))
+    logits[4:8] = float("-inf")
+    logits[8:, 3:] = 0.0
+    samplings = [GREEDY, SamplingSpec(), SamplingSpec(top_k=3), SamplingSpec(top_p=0.5)] * 3
+    assert all(0 <= token_id < 130 for token_id in draw_tokens(logits, samplings, range(12)))
 
 
 def test_native_refuses_what_it_would_misread(native: DrawTokens) -> None:

@@ -1,6 +1,7 @@
 """GGUF files against the `gguf` package's own reader and transformers' own import."""
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -97,6 +98,47 @@ def test_other_rope_divisors_are_refused(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf", extra_tensors={"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)})
     with pytest.raises(UnsupportedModelError, match=r"tiny\.gguf.*rope_freqs"):
         read_gguf(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize(
+    ("entries", "scales"),
+    [
+        ({"scaling.factor": 4.0}, True),
+        ({"scale_linear": 4.0}, True),
+        ({"scaling.factor": 1.0, "scale_linear": 4.0}, False),
+        ({"scaling.factor": 0.0}, False),
+        ({"scaling.type": "none", "scaling.factor": 4.0}, False),
+    ],
+    ids=str,
+)
+def test_a_scaling_without_a_type_is_linear(entries: dict[str, Any], scales: bool, tmp_path: Path) -> None:
+    """As llama.cpp reads it."""
+    path = tmp_path / "tiny.gguf"
+    write_tiny_gguf(path, replaced={f"llama.rope.{key}": value for key, value in entries.items()})
+    if scales:
+        with pytest.raises(UnsupportedModelError, match=r"tiny\.gguf: rope scaling 'linear' is not built"):
+            read_gguf(path)
+    else:
+        assert read_gguf(path).config.rope_scaling is None
+
+
+@pytest.mark.parametrize("name", ["ffn_up.bias", "ffn_down.bias", "attn_norm.bias", "attn_q_norm.weight"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_tensor_that_the_family_does_not_have_is_refused(name: str, layer: int, tmp_path: Path) -> None:
+    path, tensor = tmp_path / "tiny.gguf", f"blk.{layer}.{name}"
+    write_tiny_gguf(path, extra_tensors={tensor: np.ones(16, dtype=np.float32)})
+    with pytest.raises(UnsupportedModelError, match=rf"tiny\.gguf: tensor '{tensor}' in llama is not built"):
+        open_model(str(path), tmp_path)
+
+
+def test_biases_of_a_file_with_a_sliding_window_are_refused(tmp_path: Path) -> None:
+    write_tiny_gguf(
+        tmp_path / "tiny.gguf",
+        replaced={"llama.attention.sliding_window": 128},
+        extra_tensors={"blk.0.attn_q.bias": np.ones(64, dtype=np.float32)},
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'blk\.0\.attn_q\.bias' in mistral is not built"):
+        open_model(str(tmp_path / "tiny.gguf"), tmp_path)
 
 
 def _transformers_divisors(factor: float) -> np.ndarray:

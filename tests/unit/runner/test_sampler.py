@@ -222,6 +222,14 @@ def test_repetition_penalty_equals_transformers(penalty: float) -> None:
     assert not torch.equal(actual, row)
 
 
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}], ids=str)
+def test_a_repetition_penalty_near_0_leaves_a_token_to_draw(settings: dict[str, Any]) -> None:
+    logits = torch.full((1, 60), -1.0)
+    logits[0, 7] = 5.0
+    sampling = SamplingSpec(repetition_penalty=1e-40, **settings)
+    assert ids(sample(logits, [draw(sampling, prompt_token_ids=(7, 8))])) == [7]
+
+
 def test_presence_and_frequency_look_at_the_output_alone() -> None:
     row = torch.zeros(6)
     sampling = SamplingSpec(presence_penalty=0.5, frequency_penalty=0.25)
