@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from services.memd.description import Description, identity_of, write_description
+from services.memd.description import Description, differences, identity_of, write_description
 from services.memd.loader_protocol import LoadPlan
 from services.memd.loading import Loader
 from services.memd.store import LocalStore, StorageFacts
@@ -18,7 +18,7 @@ from tandem.clock import Clock
 from tandem.config.settings import MemdConfig
 from tandem.device.cpu.memory import MemfdExporter
 from tandem.device.memory import ExportedSegment, MemoryExporter, SegmentHandle, SegmentKind
-from tandem.errors import ConfigError, NotReadyError, StorageLostError
+from tandem.errors import ConfigError, DeviceError, ModelError, NotReadyError, StorageLostError
 from tandem.kv.layout import LAYOUT, KvLayout
 from tandem.kv.ledger import Ledger
 from tandem.kv.records import ledger_bytes
@@ -110,6 +110,8 @@ async def load_storage(
         description = Description(identity, plan, layout)
         weights, kv = await asyncio.to_thread(_make_segments, exporter, plan, layout)
         await child.fill(weights, kv)
+    if differences(identity, identity_of(config)):
+        raise ModelError(f"{config.model}: changed while it was read")
     weights.seal()
     ledger = MemfdExporter().create("ledger", ledger_bytes(layout.num_blocks, layout.block_size))
     segments = Segments(weights, kv, ledger, write_description(description))
@@ -129,7 +131,7 @@ async def load_storage(
 
 
 def plan_kv(config: MemdConfig, plan: LoadPlan, kind: SegmentKind) -> KvLayout:
-    """As many blocks as fit into ``memd.kv_bytes``. ConfigError when they are too few to serve."""
+    """As many blocks as fit into ``memd.kv_bytes``. ConfigError when they are too few to serve; DeviceError."""
     kv_bytes = config.kv_bytes or default_kv_bytes(plan, kind)
     model = ModelConfig.from_json(plan.model_config_json)
 
@@ -149,6 +151,8 @@ def plan_kv(config: MemdConfig, plan: LoadPlan, kind: SegmentKind) -> KvLayout:
         need = f"{MIN_BLOCKS} blocks of {block_bytes} bytes need {MIN_BLOCKS * block_bytes}"
         raise ConfigError("memd.kv_bytes", f"{kv_bytes} bytes hold {num_blocks} KV blocks; {need}")
     check_reserve(config, layout(num_blocks))
+    if kind is SegmentKind.MEMFD:
+        _check_memory(config, plan, layout(num_blocks))
     return layout(num_blocks)
 
 
@@ -157,6 +161,18 @@ def check_reserve(config: MemdConfig, layout: KvLayout) -> None:
     if config.reserve_blocks >= layout.num_blocks:
         raise ConfigError(
             "memd.reserve_blocks", f"{config.reserve_blocks} of {layout.num_blocks} blocks leave none to prompts"
+        )
+
+
+def _check_memory(config: MemdConfig, plan: LoadPlan, layout: KvLayout) -> None:
+    """DeviceError when the machine has less than will be taken of it: a memfd alone takes nothing when it is made."""
+    weight_bytes = WeightManifest.from_json(plan.manifest_json).total_bytes
+    kv_bytes = layout.total_bytes if config.touch_kv else 0
+    if weight_bytes + kv_bytes > plan.free_bytes:
+        weights, kv, free = (f"{size >> 20} MiB" for size in (weight_bytes, kv_bytes, plan.free_bytes))
+        raise DeviceError(
+            f"weights ({weights}) and KV ({kv}) need more than the {free} that are available: free memory, "
+            "or lower memd.kv_bytes"
         )
 
 

@@ -91,5 +91,9 @@ def _files(location: ModelLocation) -> list[Path]:
 
 
 def _stamp(path: Path) -> list[Any]:
-    status = path.stat()
+    """A link to nothing has a name alone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [str(path)]
     return [str(path), status.st_size, status.st_mtime_ns]

@@ -28,7 +28,7 @@ _log = structlog.get_logger()
 
 
 class RefusedError(Exception):
-    """This connection gets nothing; the others go on. Never leaves this module."""
+    """This connection gets nothing; the others go on. Never leaves its server: this one, or the keeper."""
 
 
 class HandleServer:

@@ -69,7 +69,7 @@ class Keeper:
         self._segments: tuple[ReceivedSegment, ...] = ()
 
     def serve(self, connection: socket.socket) -> None:
-        """One request. RefusedError, OSError: it was none, or its sender has gone; what is held is as it was."""
+        """One request. RefusedError: it was none, and nothing is changed. OSError: its sender is gone or slow."""
         refuse_others(connection)
         request = read_request(connection, self._clock)
         connection.setblocking(False)  # an answer is short: who has no room for it reads nothing

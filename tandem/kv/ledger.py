@@ -16,7 +16,7 @@ from tandem.kv.blocks import BlockState
 from tandem.kv.check import check
 from tandem.kv.index import HolderEntry, HolderProcesses, LeaseEntry, LedgerIndex
 from tandem.kv.layout import num_blocks_for
-from tandem.kv.occupants import NOBODYS, Occupants
+from tandem.kv.occupants import NOBODYS, Occupants, check_domain
 from tandem.kv.outcomes import EndedLease, Expiry, LedgerStatistics
 from tandem.kv.policy import LeaseFate, grant_size, lease_fate
 from tandem.kv.published import PublishedBlocks, check_whole
@@ -102,7 +102,10 @@ class Ledger:
     def acquire_sequence(
         self, holder_id: int, lease_id: int, request_id: str, create: bool, *, now_s: float, domain: bytes = b""
     ) -> SequenceLease:
-        """Makes the holder the one who works on the lease. NotFoundError: no holder, or no lease and not `create`."""
+        """Makes the holder the one who works on the lease. NotFoundError: no holder, or no lease and not `create`.
+
+        LeaseError: it cannot be opened by that id, for that domain, or beside so many.
+        """
         self._index.holder(holder_id)
         if create and lease_id not in self._index.leases:
             self._open_lease(lease_id, request_id, now_s, domain)
@@ -302,6 +305,7 @@ class Ledger:
     def _open_lease(self, lease_id: int, request_id: str, now_s: float, domain: bytes) -> LeaseEntry:
         if lease_id == 0:
             raise LeaseError("0 is no lease id")
+        check_domain(domain)
         slot = self._index.take_lease_slot()
         self.occupants.open_lease(slot, domain)
         self._records.open_lease(slot, lease_id, request_id, now_s)

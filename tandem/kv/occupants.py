@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tandem.errors import LeaseError
 from tandem.kv.contents import DOMAIN_BYTES, domain_of
 from tandem.kv.records import Array, LedgerRecords
 from tandem.types import Block
@@ -27,6 +28,12 @@ ANYBODYS = b"\xff" * DOMAIN_BYTES
 def domain_in(namespace: bytes, named: bytes = b"") -> bytes:
     """Of a sequence: by its namespace, or, where it has none, by name. Without either it is not even of its own."""
     return domain_of(namespace) if namespace else named or ANYBODYS
+
+
+def check_domain(domain: bytes) -> None:
+    """LeaseError when it neither is one nor empty: not known."""
+    if len(domain) not in (0, DOMAIN_BYTES):
+        raise LeaseError(f"a domain has {DOMAIN_BYTES} bytes, not {len(domain)}")
 
 
 def must_wipe(occupant: bytes, domain: bytes) -> bool:

@@ -14,8 +14,8 @@ pin       the block: pinned                                      some are: whoev
 withdraw  each block is unpublished; one in no lease: FREE       CACHED, not published: it becomes FREE
 claim     reference; block: the count, then LEASED; the          CACHED with a reference: it becomes LEASED;
           lease's sealed tokens after all                        what the lease has is sealed, and no more
-unclaim   the lease's sealed tokens 0; from its end each block   what the lease still has is sealed; a block
-          as release                                             that is in no lease is as after a release
+unclaim   the lease's sealed tokens 0; from its end each block   what of it is published is sealed; a block
+          as release                                             that is FREE with a reference loses that
 fork      lease OPEN; for each block its reference, then the     more references than counted: counted anew;
           count; the sealed tokens after all                     the child is shorter, and expires
 release   lease ENDING; for each block the count, then FREE or   the ENDING lease is ended, its blocks counted
@@ -56,16 +56,17 @@ def repair(records: LedgerRecords) -> Repairs:
     """Finishes or undoes what was half done; may itself be killed and run again."""
     ending = records.leases["state"] == LeaseState.ENDING
     ended = _references_of(records, records.leases["lease_id"][ending])
-    kept = (records.references["lease_id"] != 0) & ~ended
+    unclaimed = _references_to_free(records) & ~ended
+    kept = (records.references["lease_id"] != 0) & ~ended & ~unclaimed
     counts = _per_block(records, kept)
     repairs = Repairs(
         num_ended_leases=int(ending.sum()),
         num_joined_blocks=_join(records, counts),
         num_recounted_blocks=_recount(records, counts),
-        num_freed_blocks=_free(records, counts, left=_per_block(records, ended) > 0),
+        num_freed_blocks=_free(records, counts, left=_per_block(records, ended) > 0) + int(unclaimed.sum()),
         num_sealed_leases=_seal(records, kept),
     )
-    records.references["lease_id"][ended] = 0
+    records.references["lease_id"][ended | unclaimed] = 0
     records.leases["state"][ending] = LeaseState.UNUSED
     return repairs
 
@@ -74,6 +75,13 @@ def _references_of(records: LedgerRecords, lease_ids: Array) -> Array:
     """Mask of the references that belong to the leases."""
     lease_id = records.references["lease_id"]
     mask: Array = (lease_id != 0) & np.isin(lease_id, lease_ids)
+    return mask
+
+
+def _references_to_free(records: LedgerRecords) -> Array:
+    """Mask of the references to blocks that have left their last lease, and say so."""
+    free = (records.blocks["state"] == BlockState.FREE) & (records.blocks["num_references"] == 0)
+    mask: Array = (records.references["lease_id"] != 0) & np.isin(records.references["block_id"], np.flatnonzero(free))
     return mask
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; not in the fcntl module
 MEMINFO = Path("/proc/meminfo")
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int:
@@ -32,9 +32,15 @@ def _numbers() -> Iterator[int]:
     for line in MEMINFO.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             yield int(line.split()[1]) << 10
-    limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.exists() else "max"
-    if limit != "max":
-        yield int(limit)
+    limit = CGROUP / "memory.max"
+    if limit.exists() and (max_bytes := limit.read_text().strip()) != "max":
+        yield max(0, int(max_bytes) - _kept_bytes())
+
+
+def _kept_bytes() -> int:
+    """Of what the control group has: all but the cached files, which go when the memory is wanted."""
+    sizes = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    return int((CGROUP / "memory.current").read_text()) - int(sizes["active_file"]) - int(sizes["inactive_file"])
 
 
 class MemfdSegment(OwnedSegment):

@@ -35,13 +35,14 @@ def test_a_truncated_file_is_refused():
     os.close(fd)
 
 
-def test_the_limit_of_the_control_group_counts(tmp_path, monkeypatch):
-    meminfo, limit = tmp_path / "meminfo", tmp_path / "memory.max"
+def test_what_the_control_group_has_left_counts(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 100 kB\nMemAvailable:   50 kB\n")
     monkeypatch.setattr(memory, "MEMINFO", meminfo)
-    monkeypatch.setattr(memory, "CGROUP_LIMIT", limit)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert available_bytes() == 50 << 10
-    limit.write_text("max\n")
-    assert available_bytes() == 50 << 10
-    limit.write_text("1024\n")
-    assert available_bytes() == 1024
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 100\nfile 800\nshmem 400\ninactive_file 300\nactive_file 100\n")
+    for limit, left in (("max", 50 << 10), ("1024", 1024 - (900 - 400)), ("100", 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert available_bytes() == left

@@ -91,6 +91,7 @@ def scene() -> tuple[bytearray, Ledger, dict[str, Callable[[], object]]]:
         "withdraw all": lambda: claim_and_withdraw_all(ledger, decode),
         "withdraw the pinned": lambda: (ledger.published.pin([key(0)], 2), ledger.published.withdraw_all()),
         "unclaim": lambda: unclaim(ledger, decode),
+        "unclaim the withdrawn": lambda: unclaim_withdrawn(ledger, decode),
         "release published": lambda: claim_and_release(ledger, decode),
         "abandon": lambda: ledger.abandon_sequences([100, 200]),
         "let go": lambda: abandon_and_let_go(ledger, prefill),
@@ -113,6 +114,13 @@ def publish_and_release(ledger: Ledger, holder: int) -> None:
 
 def unclaim(ledger: Ledger, holder: int) -> None:
     ledger.claim_prefix(holder, 500, [key(0), key(1)], 0, now_s=0.0)
+    ledger.claim_prefix(holder, 500, [], 0, now_s=0.0)
+
+
+def unclaim_withdrawn(ledger: Ledger, holder: int) -> None:
+    """Nothing keeps its blocks: they become free, not cached."""
+    ledger.claim_prefix(holder, 500, [key(0), key(1)], 0, now_s=0.0)
+    ledger.published.withdraw(NAMESPACE)
     ledger.claim_prefix(holder, 500, [], 0, now_s=0.0)
 
 
@@ -178,7 +186,18 @@ def everything_can_be_given_back(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["extend", "fork", "release", "release shared", "claim", "unclaim", "release published", "withdraw"]
+    "name",
+    [
+        "extend",
+        "fork",
+        "release",
+        "release shared",
+        "claim",
+        "unclaim",
+        "unclaim the withdrawn",
+        "release published",
+        "withdraw",
+    ],
 )
 def test_the_repair_itself_may_be_killed(name):
     def torn(line: int) -> bytearray | None:

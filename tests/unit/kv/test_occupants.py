@@ -2,6 +2,7 @@
 
 import pytest
 
+from tandem.errors import LeaseError
 from tandem.kv.contents import domain_of
 from tandem.kv.ledger import Ledger
 from tandem.kv.occupants import ANYBODYS, NOBODYS, domain_in, entered, must_wipe
@@ -145,6 +146,13 @@ def test_whenever_memd_is_killed_no_block_is_said_to_hold_less_than_it_may(pool:
             break
         killed_at += 5
     assert killed_at > 50
+
+
+@pytest.mark.parametrize("domain", [b"a", A[:-1], A + b"a"])
+def test_what_is_no_domain_opens_no_lease_and_leaves_nothing(pool: Pool, domain: bytes) -> None:
+    with pytest.raises(LeaseError, match=f"a domain has {len(A)} bytes, not {len(domain)}"):
+        pool.open(domain)
+    pool.ledger.check()
 
 
 def test_a_fork_is_of_its_parents_domain(pool: Pool) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tandem.config.settings import MemdConfig
 from tandem.device.cpu.memory import MemfdExporter
 from tandem.device.memory import SegmentKind
 from tandem.errors import ConfigError, DeviceError, ModelError, UnsupportedModelError
-from tests.support.memd import PLAN
+from tests.support.memd import MANIFEST, PLAN
 
 ROOT = Path(__file__).parents[3]
 BLOCK_BYTES = 2 * 2 * 1 * 8 * 2 * 4  # layers, keys and values, heads, head_dim, bytes, tokens
@@ -112,6 +113,18 @@ def test_a_reserve_of_everything_is_refused():
 async def test_memory_that_is_not_there_is_refused():
     with pytest.raises(DeviceError, match="segment kv needs"):
         await load(config("works"), available_bytes=BLOCK_BYTES * 31)
+
+
+def test_weights_and_kv_need_their_memory_together():
+    """Neither has taken any when the other is made."""
+    kv_bytes, weight_bytes = BLOCK_BYTES * 32, MANIFEST.total_bytes
+    enough = replace(PLAN, free_bytes=kv_bytes + weight_bytes)
+    short = replace(PLAN, free_bytes=kv_bytes + weight_bytes - 1)
+    assert plan_kv(config("works"), enough, SegmentKind.MEMFD).num_blocks == 32
+    with pytest.raises(DeviceError, match=r"weights \(0 MiB\) and KV \(0 MiB\) .* lower memd\.kv_bytes"):
+        plan_kv(config("works"), short, SegmentKind.MEMFD)
+    assert plan_kv(config("works", touch_kv=False), short, SegmentKind.MEMFD).num_blocks == 32
+    assert plan_kv(config("works"), short, SegmentKind.CUDA_VMM).num_blocks == 32, "there the second takes what is left"
 
 
 def test_a_plan_survives_the_wire():

@@ -24,7 +24,7 @@ from tandem.config.settings import KEEPER_SOCKET, MemdConfig
 from tandem.device.cpu.memory import MemfdExporter
 from tandem.device.cuda.vmm_export import VmmExporter
 from tandem.device.memory import ExportedSegment, MemoryExporter, SegmentKind
-from tandem.errors import ConfigError, LedgerCorruptError, NotReadyError
+from tandem.errors import ConfigError, LedgerCorruptError, ModelError, NotReadyError
 from tandem.kv.records import LedgerRecords
 from tandem.kv.store import SequenceUpdate
 from tandem.rpc.segments import ReceivedSegment
@@ -164,6 +164,36 @@ def test_a_model_file_that_has_changed_is_another_model(config, tmp_path, folder
     assert differences(before, identity_of(named)) == ""
     file.write_text("other weights")
     assert differences(before, identity_of(named)).startswith("files: ")
+
+
+def test_a_link_to_nothing_beside_the_model_hides_no_change(config, tmp_path):
+    (tmp_path / "other.json").symlink_to(tmp_path / "nothing")
+    file = tmp_path / "model.safetensors"
+    file.write_text("weights")
+    named = config.model_copy(update={"model": str(tmp_path)})
+    before = identity_of(named)
+    file.write_text("other weights")
+    assert differences(before, identity_of(named)).startswith("files: ")
+
+
+@pytest.mark.parametrize("changes", [True, False])
+async def test_a_model_whose_files_change_while_they_are_read_is_refused(config, tmp_path, changes):
+    file = tmp_path / "model.gguf"
+    file.write_text("a model")
+    named = config.model_copy(update={"model": str(file)})
+
+    class Slow(FilledAtOnce):
+        async def fill(self, weights: ExportedSegment, kv: ExportedSegment) -> None:
+            await super().fill(weights, kv)
+            if changes:
+                file.write_text("a later model")
+
+    loading = load_storage(named, MemfdExporter(), ManualClock(100.0), lambda *_: Slow())
+    if changes:
+        with pytest.raises(ModelError, match=f"{file}: changed while it was read"):
+            await loading
+    else:
+        await loading
 
 
 async def test_a_ledger_that_contradicts_itself_is_begun_anew(config):

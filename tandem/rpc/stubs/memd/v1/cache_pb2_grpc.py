@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class CacheServiceStub:
-    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served on memd's own
-    socket alone, in a folder that is open to its user alone.
+    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served where
+    MemoryService is: on a socket in a folder that is open to memd's user alone, and on `memd.listen` where that is set.
     """
 
     def __init__(self, channel):
@@ -59,8 +59,8 @@ class CacheServiceStub:
 
 
 class CacheServiceServicer:
-    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served on memd's own
-    socket alone, in a folder that is open to its user alone.
+    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served where
+    MemoryService is: on a socket in a folder that is open to memd's user alone, and on `memd.listen` where that is set.
     """
 
     def ListCache(self, request, context):
@@ -123,8 +123,8 @@ def add_CacheServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CacheService:
-    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served on memd's own
-    socket alone, in a folder that is open to its user alone.
+    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served where
+    MemoryService is: on a socket in a folder that is open to memd's user alone, and on `memd.listen` where that is set.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CacheServiceStub:
-    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served on memd's own
-    socket alone, in a folder that is open to its user alone.
+    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served where
+    MemoryService is: on a socket in a folder that is open to memd's user alone, and on `memd.listen` where that is set.
     """
 
     @_typing.overload
@@ -47,8 +47,8 @@ class CacheServiceStub:
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
-    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served on memd's own
-    socket alone, in a folder that is open to its user alone.
+    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served where
+    MemoryService is: on a socket in a folder that is open to memd's user alone, and on `memd.listen` where that is set.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -63,8 +63,8 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served on memd's own
-    socket alone, in a folder that is open to its user alone.
+    """What memd keeps of prompts that were computed: for operators, and for views of it elsewhere. Served where
+    MemoryService is: on a socket in a folder that is open to memd's user alone, and on `memd.listen` where that is set.
     """
 
     @_abc_1.abstractmethod
