@@ -156,11 +156,12 @@ class Controller:
         """Records what a phase did with a decision."""
         record = self._phases[phase]
         record.status = replace(record.status, applied_decision_id=applied.decision_id, applied_detail=applied.detail)
-        self._metrics.split_applied.labels(phase).inc()
         now_s = self._clock.now()
         split = self._history.applied(phase, applied, now_s)
-        if split is not None and not applied.restart_required:
-            self._monitor.applied(phase, split, now_s)
+        if not applied.restart_required:
+            self._metrics.split_applied.labels(phase).inc()
+            if split is not None:
+                self._monitor.applied(phase, split, now_s)
         _log.info(
             "split.applied",
             phase=phase,

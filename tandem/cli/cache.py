@@ -90,6 +90,8 @@ def rm(
     """
     if not (namespaces or everything or salt is not None or tenant):
         raise click.UsageError("name a NAMESPACE, a --salt, a --tenant, or --all")
+    if tenant and (namespaces or salt is not None):
+        raise click.UsageError("--tenant is for all that its domain has: it stands without a NAMESPACE and --salt")
     deployment = resolve(Overrides(where["config_file"], where["run_dir"]), os.environ)
     if everything:
         _remove(deployment, "all", CacheClient.remove_all)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from tandem.cli.deployment import Overrides, deployment_options, replica_option, resolve
 from tandem.cli.output import new_console
@@ -72,13 +72,13 @@ def resume(replica: int, config_file: Path | None, run_dir: Path | None) -> None
 
 
 def parse_split(text: str) -> Split:
-    """``X,Y`` in percent; what is out of range the controller refuses. InvalidRequestError."""
+    """``X,Y`` in percent. InvalidRequestError: they are none, or out of (0, 100]."""
     try:
         prefill_percent, decode_percent = (int(part) for part in text.split(","))
     except ValueError:
         raise InvalidRequestError("split", f"{text!r} is not X,Y in percent, for instance 40,60") from None
-    if min(prefill_percent, decode_percent) < 0:
-        raise InvalidRequestError("split", f"{text!r} has a share below 0")
+    if not all(0 < percent <= 100 for percent in (prefill_percent, decode_percent)):
+        raise InvalidRequestError("split", f"{text!r} has a share outside (0, 100]")
     return Split(prefill_percent, decode_percent)
 
 
@@ -86,7 +86,8 @@ def status_table(status: ControllerStatus) -> Table:
     """The decision in force, then a row a phase."""
     state = "paused" if status.is_paused else "decides"
     decision = status.decision
-    table = Table("phase", "share", "process", "backend", "in force", title=f"planner {status.planner} {state}")
+    columns = (Column(name, overflow="fold") for name in ("phase", "share", "process", "backend", "in force"))
+    table = Table(*columns, title=f"planner {status.planner} {state}")
     table.caption = f"decision {decision.decision_id}: {decision.reason}"
     if status.admission is not None:
         table.caption += f"\nadmit {_admitted(status.admission)}: {status.admission.reason}"
@@ -99,8 +100,10 @@ def status_table(status: ControllerStatus) -> Table:
 
 
 def history_table(records: tuple[DecisionRecord, ...]) -> Table:
-    """A row a decision, oldest first; latencies are those of the requests seen last."""
-    table = Table("id", "UTC", "split", "TTFT p99", "TPOT p99", "predicted", "admit", "applied", "reason")
+    """A row a decision, oldest first; latencies are those of the requests seen last. On 80 columns too nothing is cut."""
+    whole = (Column(name, no_wrap=True) for name in ("id", "UTC", "split"))
+    folded = ("TTFT p99", "TPOT p99", "predicted", "admit", "applied", "reason")
+    table = Table(*whole, *(Column(name, overflow="fold") for name in folded))
     for record in records:
         split = f"{record.decision.split.prefill_percent},{record.decision.split.decode_percent}"
         when = datetime.fromtimestamp(record.unix_ns / NANO, UTC).strftime("%H:%M:%S")

@@ -91,7 +91,8 @@ class Deployment:
     def _gateway_flags(self) -> list[str]:
         replicas = as_setting(self.run_dir, self.num_replicas)
         port = ["--port", str(self.port)] if self.port is not None else []
-        return [*(["--replicas", replicas] if replicas else []), *port]
+        mode = ["--mode", self.gateway.mode]  # phases that are one process end together, whoever of them is the cause
+        return [*mode, *(["--replicas", replicas] if replicas else []), *port]
 
     def _replica_flags(self, service: str, replica: int) -> list[str]:
         port = self.metrics_ports[service]

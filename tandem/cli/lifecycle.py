@@ -71,7 +71,7 @@ def up(
 ) -> None:
     """Start all services and show one answer.
 
-    The default model is downloaded first (98 MB) where it is not there yet. Run again it starts nothing anew.
+    The default model is downloaded first (98 MB) where it is not there yet. Run again it starts only what was stopped.
     """
     console = new_console()
     overrides = Overrides(config_file, run_dir, model, port, mode, num_replicas, has_gateway=not no_gateway)
@@ -139,9 +139,10 @@ def _ensure_started(deployment: Deployment, supervisor: Supervisor, console: Con
     conf = render_conf(deployment, environments(deployment, mps))
     state = supervisor.state()
     if state is DaemonState.RUNNING:
-        if supervisor.conf_path.read_text() != conf:
+        if not supervisor.is_started_with(conf):
             raise ConfigError("run_dir", f"{deployment.run_dir} runs with other settings; `tandem down` ends it first")
         console.print(f"already running in {deployment.run_dir}")
+        supervisor.start_stopped()
         return False
     if state is DaemonState.ENDING:
         with console.status("waiting for the last one to end"):
@@ -220,23 +221,31 @@ def _stay(supervisor: Supervisor) -> None:
 
 @contextlib.contextmanager
 def _ended_on_exit(deployment: Deployment, supervisor: Supervisor, console: Console) -> Iterator[None]:
-    """Ctrl-C and SIGTERM lead to the end of all services, which a second one does not hurry."""
+    """Ctrl-C and SIGTERM lead to the end of all services, which a second one does not hurry.
+
+    A start that is refused leaves alone what ran before.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    is_ours = supervisor.state() is not DaemonState.RUNNING
     try:
         yield
     except KeyboardInterrupt:
+        is_ours = True
         console.print()
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        if supervisor.state() is not DaemonState.ABSENT:
+        if is_ours and supervisor.state() is not DaemonState.ABSENT:
             _bring_down(deployment, supervisor, console)
 
 
 @contextlib.contextmanager
 def _exclusive(run_dir: Path) -> Iterator[None]:
     """One `tandem up` at a time looks whether it runs and starts it."""
-    descriptor = os.open(run_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(run_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError("run_dir", f"cannot write into {run_dir}: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

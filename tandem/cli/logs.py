@@ -1,5 +1,6 @@
 """`tandem logs`."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -56,11 +57,12 @@ def logs(
     console = new_console()
     for name, event in recent(followers, num_lines):
         _print(console, name, event)
-    while follow:
-        for follower in followers:
-            for line in follower.new_lines():
-                _print(console, follower.service, parse_line(line))
-        time.sleep(POLL_S)
+    with contextlib.suppress(KeyboardInterrupt):
+        while follow:
+            for follower in followers:
+                for line in follower.new_lines():
+                    _print(console, follower.service, parse_line(line))
+            time.sleep(POLL_S)
 
 
 @dataclass(slots=True)

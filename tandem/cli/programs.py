@@ -8,6 +8,7 @@ from tandem.config.local_replicas import replica_dir
 
 CONF_NAME = "supervisord.conf"  # in the run directory, as `tandem up` has written it
 GATEWAY = "gateway"
+COLOCATED = "colocated"
 KEEPER = "keeper"
 WATCHDOG = "watchdog"
 HELPERS = (KEEPER, WATCHDOG)  # programs that are no services

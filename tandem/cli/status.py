@@ -18,13 +18,14 @@ from tandem.cli.asking import ask_controller, ask_gateway, ask_memd
 from tandem.cli.deployment import Deployment, Overrides, deployment_options, resolve
 from tandem.cli.health import Health
 from tandem.cli.output import new_console
-from tandem.cli.programs import GATEWAY, parse_program
+from tandem.cli.programs import COLOCATED, GATEWAY, parse_program
 from tandem.cli.readiness import ServiceView, look
 from tandem.cli.supervision import Supervisor
 from tandem.errors import DeadlineError, NotReadyError, TandemError
 from tandem.kv.store import StorageStatistics
 from tandem.partition.status import ControllerStatus, PhaseStatus
 from tandem.rpc.gateway_values import ServerStatus
+from tandem.types import Phase
 
 REFRESH_S = 1.0
 MIB = 1 << 20
@@ -121,13 +122,20 @@ def _draw_facts(facts: list[tuple[str, str]]) -> Text:
 
 def _facts(report: Report) -> list[tuple[str, str]]:
     facts = _gateway_facts(report.gateway) if GATEWAY in report.services else []
+    linked = _linked_phases(report.services)
     for number, replica in report.replicas.items():
         title = [(f"replica {number}", "")] if len(report.replicas) > 1 else []
-        facts += [*title, *_controller_facts(replica.controller), *_storage_facts(replica.storage)]
+        facts += [*title, *_controller_facts(replica.controller, linked), *_storage_facts(replica.storage)]
     return facts
 
 
-def _controller_facts(controller: ControllerStatus | None) -> list[tuple[str, str]]:
+def _linked_phases(services: dict[str, ServiceView]) -> frozenset[Phase]:
+    """Those that have a link to the controller of their own: both in one process report as the first."""
+    are_one = any(parse_program(name).service == COLOCATED for name in services)
+    return frozenset({Phase.PREFILL} if are_one else Phase)
+
+
+def _controller_facts(controller: ControllerStatus | None, linked: frozenset[Phase]) -> list[tuple[str, str]]:
     if controller is None:
         return [("split", "the controller does not answer")]
     split, requests = controller.decision.split, controller.requests
@@ -136,7 +144,7 @@ def _controller_facts(controller: ControllerStatus | None) -> list[tuple[str, st
     tpot = f"TPOT p50 {requests.tpot.p50_ms:.1f} ms, p99 {requests.tpot.p99_ms:.1f} ms"
     return [
         ("split", f"{shares} ({controller.planner}: {controller.decision.reason})"),
-        *((f"{phase.phase}", _phase_fact(phase)) for phase in controller.phases),
+        *((f"{phase.phase}", _phase_fact(phase)) for phase in controller.phases if phase.phase in linked),
         ("latency", f"{ttft} · {tpot} · {_counted(requests.num_observed_total, 'request')} seen"),
     ]
 

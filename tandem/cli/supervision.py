@@ -40,6 +40,7 @@ MPS_DIRECTORIES = (ENV_PIPE_DIRECTORY, ENV_LOG_DIRECTORY)
 START_SECS = 5  # a service that dies sooner is restarted with growing delays, later ones at once
 START_RETRIES = 1000
 KILL_MARGIN_S = 10  # beyond the drain, before SIGKILL
+NOT_STARTED_AGAIN = frozenset({"STOPPED", "FATAL"})  # states that supervisord leaves a process in
 POLL_S = 0.1
 BOOT_TIMEOUT_S = 15.0
 
@@ -197,6 +198,13 @@ class Supervisor:
         """Its configuration, as last started."""
         return self._run_dir / CONF_NAME
 
+    def is_started_with(self, conf: str) -> bool:
+        """Whether that was its configuration; no, too, when the file has gone from under it."""
+        try:
+            return self.conf_path.read_text() == conf
+        except FileNotFoundError:
+            return False
+
     def state(self) -> DaemonState:
         """Whether it answers; a socket file left by a killed one does not."""
         try:
@@ -208,7 +216,10 @@ class Supervisor:
         return DaemonState.RUNNING
 
     def start(self, conf: str) -> None:
-        """Writes `conf` and starts supervisord as a daemon. NotReadyError, with what it said, when it does not."""
+        """Writes `conf` and starts supervisord as a daemon. NotReadyError, with what it said, when it does not.
+
+        ConfigError when there is no room for `conf`.
+        """
         self._write_conf(conf)
         result = subprocess.run(  # noqa: S603 - our own interpreter and file
             [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(self.conf_path)],
@@ -247,6 +258,12 @@ class Supervisor:
         with contextlib.suppress(_AlreadySoError):
             self._call("startProcess", service, False)
 
+    def start_stopped(self) -> None:
+        """Starts what was stopped and not started again, or given up; does not wait for it."""
+        for process in self.processes().values():
+            if process.state in NOT_STARTED_AGAIN:
+                self.start_service(process.service)
+
     def request_shutdown(self) -> None:
         """Asks it to stop all services in order and then itself."""
         with contextlib.suppress(_EndingError):
@@ -257,8 +274,11 @@ class Supervisor:
         self._wait(lambda: self.state() is DaemonState.ABSENT, timeout_s, "supervisord has not ended")
 
     def _write_conf(self, conf: str) -> None:
-        self.conf_path.touch(mode=0o600)
-        self.conf_path.write_text(conf)
+        try:
+            self.conf_path.touch(mode=0o600)
+            self.conf_path.write_text(conf)
+        except OSError as error:
+            raise ConfigError("run_dir", f"cannot write {self.conf_path}: {error.strerror}") from error
 
     def _call(self, method: str, *arguments: object) -> Any:
         transport = SupervisorTransport(None, None, f"unix://{self._run_dir / SOCKET_NAME}")

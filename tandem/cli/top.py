@@ -1,6 +1,7 @@
 """`tandem top`: the deployment over the last minutes."""
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -21,9 +22,23 @@ from tandem.config.local_replicas import replica_dir
 from tandem.errors import NotReadyError
 
 
+def _finite(context: click.Context, option: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of seconds.", context, option)
+    return value
+
+
 @click.command()
 @click.option("--once", is_flag=True, help="Print one frame and end.")
-@click.option("--interval", "interval_s", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="s")
+@click.option(
+    "--interval",
+    "interval_s",
+    type=click.FloatRange(min=0.1),
+    callback=_finite,
+    default=1.0,
+    show_default=True,
+    help="Seconds between two frames.",
+)
 @replica_option
 @deployment_options
 def top(*, once: bool, interval_s: float, replica: int, config_file: Path | None, run_dir: Path | None) -> None:

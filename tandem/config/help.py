@@ -54,4 +54,6 @@ def _bound(rule: Any) -> str:
         return f"greater than {rule.gt}"
     if isinstance(rule, annotated_types.Le):
         return f"at most {rule.le}"
+    if isinstance(rule, annotated_types.Lt):
+        return f"less than {rule.lt}"
     return ""

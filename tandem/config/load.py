@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, overload
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from tandem.config.help import expectation, help_text
 from tandem.config.settings import (
+    KEEPER_SOCKET,
     SERVICES,
     CommonConfig,
     ControllerConfig,
@@ -32,7 +33,7 @@ COMMON = "common"
 ENV_PREFIX = "TANDEM_"
 ENV_CONFIG_FILE = "TANDEM_CONFIG"
 MAX_SOCKET_PATH_BYTES = 107
-_SOCKET_NAMES = (*(f"{service}.sock" for service in SERVICES), "memd.fd.sock")
+_SOCKET_NAMES = (*(f"{service}.sock" for service in SERVICES), "memd.fd.sock", KEEPER_SOCKET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +178,15 @@ def _checked(service: str, setting: Setting) -> Any:
     field = SERVICES[service].model_fields[setting.key]
     try:
         return _parse(field, setting)
-    except ValidationError as error:
+    except ValueError as error:
         problem = f"got {setting.value!r} from {setting.origin}; expected {expectation(field)}"
         raise ConfigError(f"{setting.section}.{setting.key}", problem) from error
 
 
 def _parse(field: FieldInfo, setting: Setting) -> Any:
+    """ValueError, of which pydantic's is one: not of the field's type. An empty path would be the present folder."""
+    if field.annotation is Path and setting.value == "":
+        raise ValueError("an empty path")
     adapter: TypeAdapter[Any] = TypeAdapter(cast("type[Any]", Annotated[field.annotation, field]))
     if setting.is_text:
         return adapter.validate_strings(setting.value)
@@ -190,10 +194,18 @@ def _parse(field: FieldInfo, setting: Setting) -> Any:
 
 
 def _with_absolute_paths(config: CommonConfig) -> CommonConfig:
-    run_dir = config.run_dir.absolute()
+    run_dir = _absolute("run_dir", config.run_dir)
     longest = max(len(bytes(run_dir / name)) for name in _SOCKET_NAMES)
     if longest > MAX_SOCKET_PATH_BYTES:
         allowed = len(bytes(run_dir)) - (longest - MAX_SOCKET_PATH_BYTES)
         problem = f"{run_dir} is too long for unix sockets; choose one of at most {allowed} bytes (--run-dir)"
         raise ConfigError(f"{COMMON}.run_dir", problem)
-    return config.model_copy(update={"run_dir": run_dir, "cache_dir": config.cache_dir.absolute()})
+    return config.model_copy(update={"run_dir": run_dir, "cache_dir": _absolute("cache_dir", config.cache_dir)})
+
+
+def _absolute(key: str, path: Path) -> Path:
+    """A ~ is the home folder in a file and in the environment too, where no shell has seen it."""
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(f"{COMMON}.{key}", f"{path}: {error}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tandem.cli.supervision import Supervisor
 from tandem.client import Client
 from tests.support.sockets import free_port
 
@@ -101,6 +102,15 @@ def test_up_again_starts_nothing_and_shows_an_answer(shell):
     assert "already running" in output
     assert "Paris" in output
     assert shell.pids() == before
+
+
+def test_up_starts_what_an_interrupted_restart_has_left_stopped(shell):
+    before = shell.pids()
+    Supervisor(shell.run_dir).stop_service("controller")
+    shell.ok("up")
+    after = shell.pids()
+    assert after.pop("controller") != before.pop("controller")
+    assert after == before
 
 
 def test_up_with_other_settings_is_refused(shell):

@@ -1,10 +1,12 @@
 """`tandem controller` against a real controller, and what its tables say."""
 
 import asyncio
+import io
 import threading
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from tandem.cli.controller import history_table, status_table
 from tandem.cli.main import main
@@ -55,11 +57,11 @@ def test_a_split_by_hand_then_the_planner_again(ask):
     assert "hand" in recorded
 
 
-@pytest.mark.parametrize("split", ["", "30", "a,b", "0,50", "30,101", "1,2,3"])
+@pytest.mark.parametrize("split", ["", "30", "a,b", "0,50", "30,101", "1,2,3", "nan,50", "99999999999,50"])
 def test_a_split_that_is_none_is_refused_by_name(ask, split):
     failed = ask("set", split)
     assert failed.exit_code == 1
-    assert "split" in failed.output
+    assert failed.output.startswith("Error: split: ")
 
 
 def test_nobody_to_ask(tmp_path):
@@ -80,6 +82,10 @@ def test_tables_of_what_has_gone_and_what_was_answered():
         AppliedShare(Phase.PREFILL, ShareApplied(3, True, "x", 1.25), 30.0),
     )
     table = history_table((DecisionRecord(decision, 0, RequestStatistics(), None, applied, advice),))
+    narrow = Console(file=io.StringIO(), width=80)
+    narrow.print(table)
+    assert "00:00:00" in narrow.file.getvalue()
+    assert "…" not in narrow.file.getvalue()
     assert list(table.columns[6].cells) == ["40 %"]
     assert list(table.columns[7].cells) == [
         "decode after 20 ms (stood 1.2 ms), prefill after 30 ms (needs a new process)"

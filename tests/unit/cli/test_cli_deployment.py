@@ -8,6 +8,7 @@ from tandem.cli.deployment import Overrides, gateway_address, make_run_dir, reso
 from tandem.cli.lifecycle import up
 from tandem.cli.programs import Program, parse_program, replica_dirs
 from tandem.cli.supervision import render_conf
+from tandem.config.load import load_config
 from tandem.errors import ConfigError
 
 
@@ -46,6 +47,11 @@ def test_only_the_gateway_is_given_the_port(tmp_path):
     assert deployment.gateway.port == 0
     assert deployment.flags("gateway")[-2:] == ["--port", "0"]
     assert "--port" not in deployment.flags("memd")
+
+
+def test_the_gateway_is_told_when_both_phases_are_one_process(tmp_path):
+    deployment = resolve(Overrides(run_dir=tmp_path, mode="colocated"), {})
+    assert load_config("gateway", deployment.flags("gateway"), {}).mode == "colocated"
 
 
 def test_a_bad_key_of_any_service_is_refused_by_name(tmp_path):

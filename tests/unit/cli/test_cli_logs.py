@@ -1,6 +1,10 @@
 import json
+from unittest.mock import Mock
+
+from click.testing import CliRunner
 
 from tandem.cli.logs import Follower, recent
+from tandem.cli.main import main
 
 
 def line(event: str, second: int) -> str:
@@ -14,6 +18,15 @@ def test_the_newest_events_of_all_services_in_their_order(tmp_path):
     shown = [(service, event.name) for service, event in recent(followers, 4)]
     assert shown == [("b", "b1"), ("a", "a2"), ("a", "trace of a2"), ("b", "b2")]
     assert recent(followers, 0) == []
+
+
+def test_who_follows_ends_it_in_good_order(tmp_path, monkeypatch):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "memd.log").write_text(line("m1", 1))
+    monkeypatch.setattr("tandem.cli.logs.time", Mock(sleep=Mock(side_effect=KeyboardInterrupt)))
+    followed = CliRunner().invoke(main, ["logs", "-f", "--run-dir", str(tmp_path)])
+    assert (followed.exit_code, followed.stderr) == (0, "")
+    assert followed.stdout.endswith("memd       m1\n")
 
 
 def test_only_what_is_added_is_followed_and_only_whole_lines(tmp_path):

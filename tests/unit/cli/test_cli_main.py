@@ -51,7 +51,19 @@ def test_every_command_has_help():
         assert invoke(name, "--help").exit_code == 0
 
 
-@pytest.mark.parametrize("words", [["nonsense"], ["restart"], ["restart", "gpu"], ["up", "--port", "70000"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["restart"],
+        ["restart", "gpu"],
+        ["up", "--port", "70000"],
+        ["top", "--interval", "nan"],
+        ["top", "--interval", "inf"],
+        ["cache", "rm", "abc", "--tenant", "acme"],
+        ["cache", "rm", "--salt", "s", "--tenant", "acme"],
+    ],
+)
 def test_wrong_usage_is_status_2(words):
     assert invoke(*words).exit_code == 2
 

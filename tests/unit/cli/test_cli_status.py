@@ -68,3 +68,12 @@ def test_the_split_and_each_phase_are_shown():
     assert "not connected to the controller" in text
     assert "step p50 20.0 ms, p99 31.0 ms · 80.0 tokens/s · cores 1" in text
     assert "TTFT p50 120 ms, p99 300 ms · TPOT p50 21.5 ms, p99 40.0 ms · 7 requests seen" in text
+
+
+def test_of_both_phases_in_one_process_none_is_missed():
+    phases = (PhaseStatus(Phase.PREFILL, True, 9), PhaseStatus(Phase.DECODE))
+    controller = ControllerStatus(Decision(1, Split(50, 50), "x"), "static", phases, RequestStatistics())
+    services = {"colocated": ServiceView(Health.SERVING, ProcessView("colocated", "RUNNING", 9, 1, 1), "")}
+    text = drawn(Report(services, None, {0: ReplicaReport(controller, None)}))
+    assert "prefill    step" in text
+    assert "not connected" not in text

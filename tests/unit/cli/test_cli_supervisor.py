@@ -11,7 +11,7 @@ import pytest
 
 from tandem.cli.deployment import Overrides, make_run_dir, resolve
 from tandem.cli.supervision import DaemonState, Supervisor, render_conf
-from tandem.errors import NotReadyError
+from tandem.errors import ConfigError, NotReadyError
 
 PROGRAM = """
 [program:memd]
@@ -73,6 +73,15 @@ def test_a_service_stops_and_starts_with_a_new_process(supervisor):
     assert running(supervisor, besides=before.pid).pid != before.pid
 
 
+def test_what_was_stopped_and_not_started_again_is_started(supervisor):
+    before = running(supervisor)
+    supervisor.start_stopped()
+    assert running(supervisor).pid == before.pid
+    supervisor.stop_service("memd")
+    supervisor.start_stopped()
+    assert running(supervisor, besides=before.pid).pid != before.pid
+
+
 def test_a_service_that_is_killed_comes_back(supervisor):
     before = running(supervisor)
     before.kill()
@@ -105,3 +114,16 @@ def test_it_starts_over_what_a_killed_one_left(supervisor, run_dir):
 def test_what_supervisord_says_against_its_configuration_is_told(run_dir):
     with pytest.raises(NotReadyError, match=r"did not start.*nonsense"):
         Supervisor(run_dir).start(conf_of(run_dir) + "autorestart = nonsense\n")
+
+
+def test_a_full_disk_is_one_error_with_the_folder(run_dir):
+    supervisor = Supervisor(run_dir)
+    supervisor.conf_path.symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"run_dir: cannot write .*: No space left on device"):
+        supervisor.start(conf_of(run_dir))
+
+
+def test_a_configuration_that_has_gone_is_another_one(supervisor, run_dir):
+    assert supervisor.is_started_with(conf_of(run_dir))
+    supervisor.conf_path.unlink()
+    assert not supervisor.is_started_with(conf_of(run_dir))

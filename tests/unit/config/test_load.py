@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from tandem.config.load import load_config
-from tandem.config.settings import SERVICES, CommonConfig
+from tandem.config.settings import KEEPER_SOCKET, SERVICES, CommonConfig
 from tandem.errors import ConfigError
 
 
@@ -110,6 +110,8 @@ def test_no_hint_where_nothing_is_close():
         ("memd", "--lease-ttl-s", "nan", "memd.lease_ttl_s", "a number, greater than 0"),
         ("memd", "--lease-ttl-s", "inf", "memd.lease_ttl_s", "a number, greater than 0"),
         ("memd", "--dtype", "int3", "memd.dtype", "one of 'auto', 'bfloat16', 'float32'"),
+        ("memd", "--pin-fraction", "1", "memd.pin_fraction", "a number, at least 0, less than 1"),
+        ("memd", "--run-dir", "", "common.run_dir", "a path"),
         ("memd", "--drain-timeout-s", "-1", "common.drain_timeout_s", "a number, greater than 0"),
         ("gateway", "--port", "65536", "gateway.port", "an integer, at least 0, at most 65535"),
         ("controller", "--prefill-percent", "101", "controller.prefill_percent", "an integer, at least 1, at most 100"),
@@ -167,13 +169,22 @@ def test_relative_paths_are_made_absolute(monkeypatch, tmp_path):
     assert (config.run_dir, config.cache_dir) == (Path.cwd() / "r", Path.cwd() / "c")
 
 
+@pytest.mark.parametrize("key", ["run_dir", "cache_dir"])
+def test_the_home_folder_is_meant_where_no_shell_sees_it(monkeypatch, tmp_path, config_file, key):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = config_file(f"[common]\n{key} = '~/x'\n")
+    assert getattr(load_config("memd", ["--config", path], {}), key) == tmp_path / "x"
+    assert getattr(load_config("memd", [], {f"TANDEM_{key.upper()}": "~/x"}), key) == tmp_path / "x"
+    assert refusal(environ={f"TANDEM_{key.upper()}": "~nobody-at-all/x"}).key == f"common.{key}"
+
+
 def test_run_dir_leaves_room_for_every_socket():
-    longest = "/" + "x" * (107 - len("/controller.sock") - 1)
-    config = load_config("controller", ["--run-dir", longest], {})
-    assert len(os.fsencode(config.socket("controller").removeprefix("unix:"))) == 107
+    longest = "/" + "x" * (107 - len("/" + KEEPER_SOCKET) - 1)
+    config = load_config("memd", ["--run-dir", longest], {})
+    assert len(os.fsencode(config.run_dir / KEEPER_SOCKET)) == 107
     error = refusal("memd", ["--run-dir", longest + "x"])
     assert error.key == "common.run_dir"
-    assert "at most 91 bytes" in str(error)
+    assert "at most 90 bytes" in str(error)
 
 
 def test_run_dir_is_measured_in_bytes():

@@ -151,6 +151,12 @@ async def test_a_newer_process_of_a_phase_takes_the_link_over(controller):
     assert await told(new) == Split(40, 60)
 
 
+def test_a_share_that_needs_a_new_process_is_not_counted_as_put_in_force(controller, registry):
+    controller.open_link(DECODE)
+    controller.report_applied(Phase.DECODE, ShareApplied(1, True, "20 %", 0.0))
+    assert not registry.get_sample_value("tandem:split_applied_total", {"phase": "decode"})
+
+
 def test_a_phase_that_comes_back_starts_with_nothing_applied(controller):
     link = controller.open_link(DECODE)
     controller.report_applied(Phase.DECODE, ShareApplied(1, False, "cores 1", 1.0))

@@ -1,15 +1,19 @@
 """docker-compose.replicas.yml over docker-compose.yml, as the engine's own reader merges them where it is installed."""
 
 import os
+import re
 import shutil
 import subprocess
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from tandem.cli.deployment import Overrides, resolve
 from tandem.cli.lifecycle import up
+from tandem.cli.supervision import render_conf
 from tandem.config.load import load_config
 from tandem.config.settings import MODES, ReplicaConfig
 from tandem.rpc.names import SERVICE_NAMES
@@ -42,6 +46,18 @@ def port_of(address: str) -> int:
 def test_replicas_join_the_five_services_and_the_keeper(merged):
     assert set(merged["services"]) == {*MODES["semi-pd"], "keeper", "replica"}
     assert merged["services"]["replica"]["image"] == merged["services"]["gateway"]["image"]
+
+
+def test_the_run_directory_of_a_replica_has_room_for_all_logs():
+    (run,) = (each for each in yaml.safe_load(FILES[1].read_text())["services"]["replica"]["tmpfs"] if "/run/" in each)
+    conf = ConfigParser(interpolation=None)
+    conf.read_string(render_conf(resolve(Overrides(has_gateway=False), {}), {}))
+    programs = [conf[name] for name in conf.sections() if name.startswith("program:")]
+    logs_mb = sum(
+        int(program["stdout_logfile_maxbytes"].removesuffix("MB")) * (1 + int(program["stdout_logfile_backups"]))
+        for program in programs
+    )
+    assert int(re.search(r"size=(\d+)m", run).group(1)) > logs_mb
 
 
 def test_the_gateway_finds_its_own_and_all_others_where_they_listen(merged):
