@@ -232,4 +232,3 @@ def _h200_ms(percent: int, num_rows: int, num_read_keys: float, num_pairs: float
     weights_ms = max(_WEIGHT_BYTES / bytes_per_ms, num_rows * _FLOPS_A_ROW / flops_per_ms)
     attention_ms = max(num_read_keys * _KEY_BYTES / bytes_per_ms, num_pairs * 4.0 * 32 * 4096 / flops_per_ms)
     return _LAUNCH_MS + weights_ms + attention_ms
-

@@ -10,8 +10,8 @@ from tandem.errors import QueueFullError
 
 
 class WaitingPlaces:
-    """Requests of which no phase has had anything yet. When they are too many, tenants with less than their part of
-    the places may still come, up to that part: who floods the queue shuts out nobody else."""
+    """Requests of which no phase has had anything yet. When they, or their prompts' tokens, are too many, tenants with
+    less than their part may still come, up to that part: who floods the queue shuts out nobody else."""
 
     def __init__(self, bounds: Bounds, completions: RateMeter, outlook: Outlook) -> None:
         self._bounds = bounds
@@ -43,8 +43,11 @@ class WaitingPlaces:
 
     def check_tokens(self, arrival: Arrival) -> None:
         """For its prompt, where others wait already. QueueFullError says when to come back."""
-        num_tokens = self._num_tokens + len(arrival.prompt_token_ids)
-        if self._requests and num_tokens > self._bounds.max_waiting_tokens and not arrival.resumed:
+        if arrival.resumed or not self._requests:
+            return
+        num_prompt_tokens, most = len(arrival.prompt_token_ids), self._bounds.max_waiting_tokens
+        num_own = self._tokens_by_tenant[arrival.tenant] + num_prompt_tokens
+        if self._num_tokens + num_prompt_tokens > most and num_own > self._part(arrival.tenant, most):
             raise self._full(f"prompts of {self._num_tokens} tokens are waiting")
 
     def add(self, request: Request) -> None:
@@ -83,6 +86,6 @@ class WaitingPlaces:
         delay_s = retry_delay_s(len(self), self._completions.per_second())
         return QueueFullError(f"{what}; try again in {delay_s:.0f} s", delay_s)
 
-    def _part(self, tenant: str, max_waiting: int) -> int:
-        """All parts together are never more than twice the places."""
-        return max_waiting // len(self._num_by_tenant.keys() | {tenant})
+    def _part(self, tenant: str, most: int) -> int:
+        """Of n tenants at most `most` x (1 + 1/2 + ... + 1/n) wait: the k-th to come shares with k."""
+        return most // len(self._num_by_tenant.keys() | {tenant})

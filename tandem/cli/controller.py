@@ -100,7 +100,7 @@ def status_table(status: ControllerStatus) -> Table:
 
 
 def history_table(records: tuple[DecisionRecord, ...]) -> Table:
-    """A row a decision, oldest first; latencies are those of the requests seen last. On 80 columns too nothing is cut."""
+    """A row a decision, oldest first; latencies are those of the requests seen last. 80 columns cut nothing."""
     whole = (Column(name, no_wrap=True) for name in ("id", "UTC", "split"))
     folded = ("TTFT p99", "TPOT p99", "predicted", "admit", "applied", "reason")
     table = Table(*whole, *(Column(name, overflow="fold") for name in folded))

@@ -39,6 +39,8 @@ def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is PydanticUndefined:
         return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
     return str(default) or "empty"
 
 

@@ -60,7 +60,3 @@ class CacheJournal:
     def listen(self, listener: Callable[[], None]) -> None:
         """It is called after each event, and must not raise."""
         self._listeners.add(listener)
-
-    def ignore(self, listener: Callable[[], None]) -> None:
-        """It is called no more."""
-        self._listeners.discard(listener)

@@ -28,13 +28,6 @@ from tandem.types import (
 )
 
 
-def sampling_to_proto(spec: SamplingSpec) -> common.SamplingSpec:
-    """See `SamplingSpec`."""
-    message = common.SamplingSpec()
-    _fill_sampling(message, spec)
-    return message
-
-
 def sampling_from_proto(message: common.SamplingSpec) -> SamplingSpec:
     """See `SamplingSpec`."""
     return SamplingSpec(
@@ -52,23 +45,9 @@ def sampling_from_proto(message: common.SamplingSpec) -> SamplingSpec:
     )
 
 
-def stop_to_proto(spec: StopSpec) -> common.StopSpec:
-    """See `StopSpec`."""
-    message = common.StopSpec()
-    _fill_stop(message, spec)
-    return message
-
-
 def stop_from_proto(message: common.StopSpec) -> StopSpec:
     """See `StopSpec`."""
     return StopSpec(message.max_tokens, message.min_tokens, tuple(message.stop_token_ids))
-
-
-def sequence_to_proto(spec: SequenceSpec) -> common.SequenceSpec:
-    """See `SequenceSpec`."""
-    message = common.SequenceSpec()
-    _fill_sequence(message, spec)
-    return message
 
 
 def sequence_from_proto(message: common.SequenceSpec) -> SequenceSpec:

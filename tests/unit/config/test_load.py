@@ -114,6 +114,7 @@ def test_no_hint_where_nothing_is_close():
         ("memd", "--run-dir", "", "common.run_dir", "a path"),
         ("memd", "--drain-timeout-s", "-1", "common.drain_timeout_s", "a number, greater than 0"),
         ("gateway", "--port", "65536", "gateway.port", "an integer, at least 0, at most 65535"),
+        ("memd", "--pin-fraction", "1", "memd.pin_fraction", "a number, at least 0, less than 1"),
         ("controller", "--prefill-percent", "101", "controller.prefill_percent", "an integer, at least 1, at most 100"),
     ],
 )
@@ -161,6 +162,12 @@ def test_help_lists_every_key_with_its_meaning(service, capsys):
         assert field.description
         assert field.description in text
     assert ("TANDEM_MEMD_" in text) == (service == "memd")
+
+
+def test_help_writes_what_a_file_may_hold(capsys):
+    with pytest.raises(SystemExit):
+        load_config("memd", ["--help"], {})
+    assert "--touch-kv  (true or false; default true)" in capsys.readouterr().out
 
 
 def test_relative_paths_are_made_absolute(monkeypatch, tmp_path):

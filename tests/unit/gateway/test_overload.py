@@ -29,6 +29,19 @@ async def test_the_prompts_that_wait_have_a_bound_in_tokens():
     await rig.assert_all_released()
 
 
+async def test_a_tenant_whose_prompts_fill_the_queue_shuts_out_nobody_else():
+    rig = await rig_with(max_waiting_tokens=100)
+    kept = [await rig.request(prompt, tenant="flood") for prompt in ("running", "x" * 50, "x" * 50)]
+    kept.append(await rig.request("x" * 50, tenant="other"))
+    for tenant in ("flood", "other"):
+        with pytest.raises(QueueFullError, match="150 tokens"):
+            await rig.request("y", tenant=tenant)
+    kept.append(await rig.request("x" * 33, tenant="third"))
+    for request in kept:
+        rig.gateway.frontend.cancel(request)
+    await rig.assert_all_released()
+
+
 async def test_what_is_refused_is_not_even_tokenised(monkeypatch):
     rig = await rig_with(max_waiting=1)
     kept = [await rig.request() for _ in range(2)]
