@@ -83,7 +83,7 @@ def _adjust(
     token = part * chunk + tl.arange(0, chunk)
     inside = token < vocab_size
     score = tl.load(logits + row * vocab_size + token, mask=inside, other=float("-inf"))
-    score = tl.where(score == score, score, float("-inf"))
+    score = tl.where(score == score, score, float("-inf"))  # noqa: PLR0124 - not so of what is no number
     for index in range(0, tl.load(num_biased + row)):
         biased = tl.load(biased_ids + row * max_biased + index)
         score = tl.where(token == biased, score + tl.load(bias + row * max_biased + index), score)
