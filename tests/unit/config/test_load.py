@@ -114,7 +114,6 @@ def test_no_hint_where_nothing_is_close():
         ("memd", "--run-dir", "", "common.run_dir", "a path"),
         ("memd", "--drain-timeout-s", "-1", "common.drain_timeout_s", "a number, greater than 0"),
         ("gateway", "--port", "65536", "gateway.port", "an integer, at least 0, at most 65535"),
-        ("memd", "--pin-fraction", "1", "memd.pin_fraction", "a number, at least 0, less than 1"),
         ("controller", "--prefill-percent", "101", "controller.prefill_percent", "an integer, at least 1, at most 100"),
     ],
 )
